@@ -1,0 +1,254 @@
+//! The configuration: what an operator may say, checked before anything starts.
+//!
+//! `cli` collects the sources (file, flags, `--set`) and calls [`load`]; the rest of the server
+//! sees only the plain values below. Every value has a default, so an empty file is a valid one.
+//! A key exists only if something enforces it. Nothing here opens sockets or touches the store.
+
+pub mod url;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use url::{Scheme, Url};
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where clients pull; never empty.
+    pub listen: Vec<SocketAddr>,
+    /// Metrics and health; never on the data port.
+    pub admin: SocketAddr,
+    /// Shard threads; `None` is one per core.
+    pub shards: Option<usize>,
+    pub log: Log,
+    pub store: StoreConfig,
+    pub limits: Limits,
+    /// In the order of the file.
+    pub projects: Vec<Project>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    pub format: LogFormat,
+    /// A tracing filter: `info`, or `info,entrepot::upstream=debug`.
+    pub level: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// Exactly one, until several disks are supported.
+    pub paths: Vec<PathBuf>,
+    pub capacity: Capacity,
+    /// Bytes of one segment; `None` lets the store choose by its capacity.
+    pub segment: Option<u64>,
+    /// A body at least this long gets a segment of its own.
+    pub solo_min: u64,
+    /// Bodies up to this long are also held in memory.
+    pub small_max: u64,
+    /// How much memory those may take together.
+    pub small_budget: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Capacity {
+    /// Of the file system that holds the store; more than 0, at most 100.
+    Percent(f64),
+    Bytes(u64),
+}
+
+impl Capacity {
+    /// The budget in bytes on a file system of `file_system_len` bytes.
+    pub fn bytes(self, file_system_len: u64) -> u64 {
+        match self {
+            // f64 is exact to 2^53 bytes (8 PiB), and a budget needs no last byte.
+            Capacity::Percent(percent) => (file_system_len as f64 * percent / 100.0) as u64,
+            Capacity::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+/// What one process lets its clients and upstreams take. R4: everything is bounded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Longest request head. Tokens of large registries reach 8 KiB.
+    pub head_len_max: usize,
+    /// Client connections over all shards; one more is closed at once.
+    pub connections_max: usize,
+    /// A kept-alive connection without a request is closed after this.
+    pub idle_timeout: Duration,
+    /// A request head must be complete this long after its first byte.
+    pub head_timeout: Duration,
+    /// A client that takes no byte for this long loses its connection.
+    pub send_timeout: Duration,
+    /// Fills running at once over all shards; a further miss gets 503 with Retry-After.
+    pub fills_max: usize,
+    /// Followers of one fill; a further one gets 503 with Retry-After.
+    pub followers_max: usize,
+    /// A body that claims to be longer is relayed and not stored.
+    pub body_max: u64,
+    /// How long SIGTERM waits for fills and responses.
+    pub drain_timeout: Duration,
+}
+
+const KIB: u64 = 1 << 10;
+const GIB: u64 = 1 << 30;
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            head_len_max: 16 * KIB as usize,
+            // 10,000 idle clients and as many sockets as half of a common LimitNOFILE.
+            connections_max: 16_384,
+            // Above the 60 s after which common clients and balancers give up on their side.
+            idle_timeout: Duration::from_secs(75),
+            head_timeout: Duration::from_secs(10),
+            // A client writing to a slow disk pauses for seconds, hardly for a minute.
+            send_timeout: Duration::from_secs(60),
+            fills_max: 1_024,
+            followers_max: 16_384,
+            // The largest model layers seen in public registries are below 100 GiB.
+            body_max: 128 * GIB,
+            // Well below the 90 s after which systemd kills.
+            drain_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A path prefix with its ordered upstreams and its rules.
+#[derive(Clone, Debug)]
+pub struct Project {
+    /// A valid first component of a repository name.
+    pub name: String,
+    /// Registry hosts (`host` or `host:port`) that `?ns=` may ask for here.
+    pub serves: Vec<String>,
+    /// Names without a prefix belong here; true for at most one project.
+    pub default: bool,
+    pub access: Option<Access>,
+    /// The first tier whose expression matches a tag decides; the last one has none.
+    pub freshness: Vec<Tier>,
+    pub stale: Stale,
+    /// Tried in order; never empty.
+    pub upstreams: Vec<Upstream>,
+}
+
+impl Project {
+    /// How long a tag is served without asking upstream whether it moved.
+    pub fn fresh_for(&self, tag: &str) -> Duration {
+        let tier = self.freshness.iter().find(|tier| match &tier.tags {
+            Some(tags) => tags.is_match(tag),
+            None => true,
+        });
+        tier.map_or(Duration::ZERO, |tier| tier.for_)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Whoever reaches the listener may pull, private repositories included.
+    Anonymous,
+}
+
+#[derive(Clone, Debug)]
+pub struct Tier {
+    /// Unanchored; `None` matches every tag.
+    pub tags: Option<regex::Regex>,
+    pub for_: Duration,
+}
+
+/// How old a tag's last check may be when its cached copy stands in for a failed upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stale {
+    pub unreachable: Duration,
+    pub server_error: Duration,
+    pub rate_limited: Duration,
+    pub not_found: Duration,
+    pub denied: Duration,
+}
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+impl Default for Stale {
+    fn default() -> Stale {
+        Stale {
+            unreachable: DAY.saturating_mul(30),
+            server_error: DAY.saturating_mul(30),
+            rate_limited: DAY.saturating_mul(30),
+            // A deleted or forbidden tag is an answer, not a failure.
+            not_found: Duration::ZERO,
+            denied: Duration::ZERO,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    pub url: Url,
+    /// Set exactly when `password` is.
+    pub username: Option<String>,
+    pub password: Option<Secret>,
+    /// Of the TCP and the TLS handshake together, for each address tried.
+    pub connect_timeout: Duration,
+    /// An upstream that sends no byte for this long has failed.
+    pub read_timeout: Duration,
+    pub tls_verify: bool,
+    /// PEM certificates trusted beside the system's.
+    pub ca_file: Option<PathBuf>,
+    /// An inactive upstream is never asked.
+    pub active: bool,
+}
+
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Hub's storage was seen to pause for tens of seconds and go on.
+pub const READ_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A password. Neither Debug nor Display shows it (R11).
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret {
+    value: String,
+    source: SecretSource,
+}
+
+/// Where a password was found; printed in its stead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SecretSource {
+    Inline,
+    File(PathBuf),
+    Env(String),
+}
+
+/// Written for every inline password.
+pub const MASK: &str = "***";
+
+impl Secret {
+    pub fn new(value: String, source: SecretSource) -> Secret {
+        Secret { value, source }
+    }
+
+    /// The password itself, for the request that needs it.
+    pub fn expose(&self) -> &str {
+        &self.value
+    }
+
+    pub fn source(&self) -> &SecretSource {
+        &self.source
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(MASK)
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(MASK)
+    }
+}
