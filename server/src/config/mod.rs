@@ -4,6 +4,16 @@
 //! sees only the plain values below. Every value has a default, so an empty file is a valid one.
 //! A key exists only if something enforces it. Nothing here opens sockets or touches the store.
 
+mod credentials;
+pub mod error;
+mod load;
+mod print;
+mod project;
+mod section;
+#[cfg(test)]
+mod tests;
+mod tree;
+pub mod units;
 pub mod url;
 
 use std::fmt;
@@ -11,6 +21,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use error::{Cause, Place, Problem, Problems};
+pub use load::{Flag, FlagValue, Loaded, SHARDS_MAX, Sources, load};
+pub use print::print;
 pub use url::{Scheme, Url};
 
 #[derive(Clone, Debug)]
@@ -98,7 +111,9 @@ pub struct Limits {
 }
 
 const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
 
 impl Default for Limits {
     fn default() -> Limits {

@@ -1,0 +1,177 @@
+//! Writes a configuration as TOML that [`load`](super::load) reads back to the same values.
+//!
+//! Passwords are masked; those from a file or the environment are written as where they are.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use super::section::quote;
+use super::units::{format_duration, format_size};
+use super::{Access, Capacity, Config, Limits, Log, LogFormat, MASK, Project, SecretSource};
+use super::{StoreConfig, Tier, Upstream};
+
+pub fn print(config: &Config) -> String {
+    let mut out = String::new();
+    line(
+        &mut out,
+        "# Durations: ms, s, m, h, d, w. Sizes: B, KiB, MiB, GiB, TiB.",
+    );
+    let listen: Vec<_> = config.listen.iter().map(|address| text(address)).collect();
+    line(&mut out, &format!("listen = [{}]", listen.join(", ")));
+    line(&mut out, &format!("admin = {}", text(&config.admin)));
+    match config.shards {
+        Some(shards) => line(&mut out, &format!("shards = {shards}")),
+        None => line(&mut out, "# shards: one per core"),
+    }
+    print_log(&mut out, &config.log);
+    print_store(&mut out, &config.store);
+    print_limits(&mut out, &config.limits);
+    for project in &config.projects {
+        print_project(&mut out, project);
+    }
+    out
+}
+
+fn line(out: &mut String, line: &str) {
+    out.push_str(line);
+    out.push('\n');
+}
+
+fn key(out: &mut String, key: &str, value: impl std::fmt::Display) {
+    // Writing to a String cannot fail.
+    let _ = writeln!(out, "{key} = {value}");
+}
+
+/// A TOML string.
+fn text(value: &dyn std::fmt::Display) -> String {
+    toml::Value::from(value.to_string()).to_string()
+}
+
+fn path(path: &Path) -> String {
+    text(&path.display())
+}
+
+fn print_log(out: &mut String, log: &Log) {
+    line(out, "\n[log]");
+    let format = match log.format {
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    };
+    key(out, "format", text(&format));
+    key(out, "level", text(&log.level));
+}
+
+fn print_store(out: &mut String, store: &StoreConfig) {
+    line(out, "\n[store]");
+    let paths: Vec<_> = store.paths.iter().map(|dir| path(dir)).collect();
+    key(out, "paths", format!("[{}]", paths.join(", ")));
+    let capacity = match store.capacity {
+        Capacity::Percent(percent) => format!("{percent}%"),
+        Capacity::Bytes(bytes) => format_size(bytes),
+    };
+    key(out, "capacity", text(&capacity));
+    match store.segment {
+        Some(segment) => key(out, "segment", text(&format_size(segment))),
+        None => line(out, "# segment: chosen by the capacity"),
+    }
+    key(out, "solo_min", text(&format_size(store.solo_min)));
+    key(out, "small_max", text(&format_size(store.small_max)));
+    key(out, "small_budget", text(&format_size(store.small_budget)));
+}
+
+fn print_limits(out: &mut String, limits: &Limits) {
+    line(out, "\n[limits]");
+    key(
+        out,
+        "head_len_max",
+        text(&format_size(limits.head_len_max as u64)),
+    );
+    key(out, "connections_max", limits.connections_max);
+    key(
+        out,
+        "idle_timeout",
+        text(&format_duration(limits.idle_timeout)),
+    );
+    key(
+        out,
+        "head_timeout",
+        text(&format_duration(limits.head_timeout)),
+    );
+    key(
+        out,
+        "send_timeout",
+        text(&format_duration(limits.send_timeout)),
+    );
+    key(out, "fills_max", limits.fills_max);
+    key(out, "followers_max", limits.followers_max);
+    key(out, "body_max", text(&format_size(limits.body_max)));
+    key(
+        out,
+        "drain_timeout",
+        text(&format_duration(limits.drain_timeout)),
+    );
+}
+
+fn print_project(out: &mut String, project: &Project) {
+    let name = quote(&project.name);
+    line(out, &format!("\n[project.{name}]"));
+    let serves: Vec<_> = project.serves.iter().map(|host| text(host)).collect();
+    key(out, "serves", format!("[{}]", serves.join(", ")));
+    key(out, "default", project.default);
+    if project.access == Some(Access::Anonymous) {
+        key(out, "access", text(&"anonymous"));
+    }
+    let tiers: Vec<_> = project.freshness.iter().map(tier).collect();
+    key(out, "freshness", format!("[{}]", tiers.join(", ")));
+    let stale = &project.stale;
+    let classes = [
+        ("unreachable", stale.unreachable),
+        ("server_error", stale.server_error),
+        ("rate_limited", stale.rate_limited),
+        ("not_found", stale.not_found),
+        ("denied", stale.denied),
+    ];
+    let classes =
+        classes.map(|(class, time)| format!("{class} = {}", text(&format_duration(time))));
+    key(out, "stale", format!("{{ {} }}", classes.join(", ")));
+    for upstream in &project.upstreams {
+        line(out, &format!("[[project.{name}.upstream]]"));
+        print_upstream(out, upstream);
+    }
+}
+
+fn tier(tier: &Tier) -> String {
+    let time = text(&format_duration(tier.for_));
+    match &tier.tags {
+        Some(tags) => format!("{{ tags = {}, for = {time} }}", text(tags)),
+        None => format!("{{ for = {time} }}"),
+    }
+}
+
+fn print_upstream(out: &mut String, upstream: &Upstream) {
+    key(out, "url", text(&upstream.url));
+    if let Some(username) = &upstream.username {
+        key(out, "username", text(username));
+    }
+    match upstream.password.as_ref().map(|password| password.source()) {
+        Some(SecretSource::Inline) => key(out, "password", text(&MASK)),
+        Some(SecretSource::File(file)) => key(out, "password_file", path(file)),
+        Some(SecretSource::Env(name)) => key(out, "password_env", text(name)),
+        None => {}
+    }
+    key(
+        out,
+        "connect_timeout",
+        text(&format_duration(upstream.connect_timeout)),
+    );
+    key(
+        out,
+        "read_timeout",
+        text(&format_duration(upstream.read_timeout)),
+    );
+    key(out, "tls_verify", upstream.tls_verify);
+    if let Some(file) = &upstream.ca_file {
+        key(out, "ca_file", path(file));
+    }
+    key(out, "active", upstream.active);
+}

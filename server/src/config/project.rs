@@ -1,0 +1,267 @@
+//! Reads `[project.*]`: names, routes, freshness, stale times, upstreams.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use regex::RegexBuilder;
+
+use super::credentials;
+use super::error::{Cause, Place};
+use super::section::{Section, Sink};
+use super::url::{self, Url};
+use super::{Access, CONNECT_TIMEOUT, MIB, Project, READ_TIMEOUT, Stale, Tier, Upstream};
+
+/// What a tag expression may take when compiled. The default of the crate, 10 MiB, times a
+/// hundred tiers would be more than the rest of the server.
+const REGEX_LEN_MAX: usize = MIB as usize;
+
+const HOST_EXPECTED: &str = "a registry host, such as \"docker.io\" or \"registry.example:5000\"";
+
+pub fn read_all(
+    root: &Section<'_>,
+    listen: &[SocketAddr],
+    warnings: &Sink,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Vec<Project> {
+    let mut projects = Vec::new();
+    let mut claims = Claims::default();
+    for (name, section) in root.named_tables("project") {
+        if !is_project_name(name) {
+            section.wrong(section.place(), Cause::ProjectName(name.to_owned()));
+        }
+        projects.push(read(name, section, &mut claims, listen, warnings, env));
+    }
+    projects
+}
+
+/// What only one project can have.
+#[derive(Default)]
+struct Claims {
+    default: Option<(String, Place)>,
+    hosts: Vec<(String, String, Place)>,
+}
+
+fn read(
+    name: &str,
+    section: Section<'_>,
+    claims: &mut Claims,
+    listen: &[SocketAddr],
+    warnings: &Sink,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Project {
+    let project = Project {
+        name: name.to_owned(),
+        serves: read_serves(name, &section, claims),
+        default: read_default(name, &section, claims),
+        access: section.word("access", &[("anonymous", Access::Anonymous)]),
+        freshness: read_freshness(&section),
+        stale: read_stale(section.table("stale")),
+        upstreams: read_upstreams(&section, warnings, env),
+    };
+    if project.upstreams.is_empty() {
+        section.wrong(
+            section.place(),
+            Cause::NoUpstream(super::section::quote(name)),
+        );
+    }
+    refuse_open_to_all(&project, &section, listen);
+    section.finish();
+    project
+}
+
+/// OCI distribution spec, "Pulling manifests": one component of a repository name. `v2` would
+/// make `/v2/v2/…` ambiguous.
+fn is_project_name(name: &str) -> bool {
+    let alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let edges = name.bytes().next().is_some_and(alphanumeric)
+        && name.bytes().last().is_some_and(alphanumeric);
+    let mut separators = name.split(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
+    let separated = separators.all(|between| {
+        matches!(between, "" | "." | "_" | "__") || between.bytes().all(|byte| byte == b'-')
+    });
+    edges && separated && name != "v2" && name.len() <= 128
+}
+
+fn read_serves(name: &str, section: &Section<'_>, claims: &mut Claims) -> Vec<String> {
+    let mut serves = Vec::new();
+    for (text, place) in section.texts("serves").unwrap_or_default() {
+        let host = text.to_ascii_lowercase();
+        if !is_registry_host(&host) {
+            section.wrong_value("serves", place, text, HOST_EXPECTED);
+            continue;
+        }
+        if let Some((_, project, at)) = claims.hosts.iter().find(|claim| claim.0 == host) {
+            let (project, at) = (project.clone(), at.clone());
+            let host = host.clone();
+            section.wrong(place, Cause::ServedTwice { host, project, at });
+        }
+        claims
+            .hosts
+            .push((host.clone(), name.to_owned(), place.clone()));
+        serves.push(host);
+    }
+    serves
+}
+
+fn is_registry_host(text: &str) -> bool {
+    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port != 0);
+    match text.split_once(':') {
+        Some((host, port)) => url::is_host_name(host) && is_port(port),
+        None => url::is_host_name(text),
+    }
+}
+
+fn read_default(name: &str, section: &Section<'_>, claims: &mut Claims) -> bool {
+    if section.boolean("default") != Some(true) {
+        return false;
+    }
+    let place = section.place_of("default").unwrap_or(section.place());
+    match &claims.default {
+        Some((project, at)) => {
+            let (project, at) = (project.clone(), at.clone());
+            section.wrong(place, Cause::DefaultTwice { project, at });
+        }
+        None => claims.default = Some((name.to_owned(), place.clone())),
+    }
+    true
+}
+
+fn read_freshness(section: &Section<'_>) -> Vec<Tier> {
+    let mut tiers: Vec<Tier> = Vec::new();
+    for tier in section.tables("freshness").unwrap_or_default() {
+        if tiers.last().is_some_and(|last| last.tags.is_none()) {
+            tier.wrong(tier.place(), Cause::CatchAllNotLast);
+        }
+        let tags = tier.text("tags").and_then(|(text, place)| {
+            let regex = RegexBuilder::new(text).size_limit(REGEX_LEN_MAX).build();
+            let wrong = |error: regex::Error| Cause::Regex {
+                key: tier.key("tags"),
+                error: error.to_string(),
+            };
+            regex.map_err(|error| tier.wrong(place, wrong(error))).ok()
+        });
+        let for_ = tier.duration("for", Duration::ZERO);
+        if tier.place_of("for").is_none() {
+            missing("for", &tier);
+        }
+        tiers.push(Tier {
+            tags,
+            for_: for_.unwrap_or_default(),
+        });
+        tier.finish();
+    }
+    if tiers.last().is_none_or(|last| last.tags.is_some()) {
+        let for_ = Duration::ZERO;
+        tiers.push(Tier { tags: None, for_ });
+    }
+    tiers
+}
+
+fn missing(key: &'static str, section: &Section<'_>) {
+    let title = section.title().to_owned();
+    section.wrong(
+        section.place(),
+        Cause::Missing {
+            key,
+            section: title,
+        },
+    );
+}
+
+fn read_stale(section: Option<Section<'_>>) -> Stale {
+    let mut stale = Stale::default();
+    let Some(section) = section else {
+        return stale;
+    };
+    for (key, time) in [
+        ("unreachable", &mut stale.unreachable),
+        ("server_error", &mut stale.server_error),
+        ("rate_limited", &mut stale.rate_limited),
+        ("not_found", &mut stale.not_found),
+        ("denied", &mut stale.denied),
+    ] {
+        *time = section.duration(key, Duration::ZERO).unwrap_or(*time);
+    }
+    section.finish();
+    stale
+}
+
+fn read_upstreams(
+    section: &Section<'_>,
+    warnings: &Sink,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Vec<Upstream> {
+    let sections = section.tables("upstream").unwrap_or_default();
+    sections
+        .into_iter()
+        .map(|section| read_upstream(section, warnings, env))
+        .collect()
+}
+
+fn read_upstream(
+    section: Section<'_>,
+    warnings: &Sink,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Upstream {
+    let at_least = Duration::from_millis(1);
+    let (username, password) = credentials::read(&section, warnings, env);
+    let upstream = Upstream {
+        url: read_url(&section),
+        username,
+        password,
+        connect_timeout: section
+            .duration("connect_timeout", at_least)
+            .unwrap_or(CONNECT_TIMEOUT),
+        read_timeout: section
+            .duration("read_timeout", at_least)
+            .unwrap_or(READ_TIMEOUT),
+        tls_verify: section.boolean("tls_verify").unwrap_or(true),
+        ca_file: credentials::read_ca_file(&section),
+        active: section.boolean("active").unwrap_or(true),
+    };
+    credentials::warn_of_exposure(&upstream, section.place(), warnings);
+    section.finish();
+    upstream
+}
+
+fn read_url(section: &Section<'_>) -> Url {
+    let Some((text, place)) = section.text("url") else {
+        if section.place_of("url").is_none() {
+            missing("url", section);
+        }
+        return unknown_url();
+    };
+    text.parse().unwrap_or_else(|error| {
+        let key = section.key("url");
+        // A url with userinfo may hold a password: it is not repeated.
+        let found = match error {
+            url::UrlError::Userinfo => "(not shown)".to_owned(),
+            _ => text.to_owned(),
+        };
+        section.wrong(place, Cause::Url { key, found, error });
+        unknown_url()
+    })
+}
+
+/// Stands in for a wrong one until the configuration is refused for it.
+fn unknown_url() -> Url {
+    Url {
+        scheme: url::Scheme::Https,
+        host: String::new(),
+        port: 443,
+    }
+}
+
+/// Who may pull is not decided per client yet, so private content must not leak before.
+fn refuse_open_to_all(project: &Project, section: &Section<'_>, listen: &[SocketAddr]) {
+    let private = project
+        .upstreams
+        .iter()
+        .any(|upstream| upstream.password.is_some());
+    let open = listen.iter().find(|address| !address.ip().is_loopback());
+    if let (true, None, Some(listen)) = (private, project.access, open) {
+        let project = super::section::quote(&project.name);
+        let listen = *listen;
+        section.wrong(section.place(), Cause::OpenToAll { project, listen });
+    }
+}
