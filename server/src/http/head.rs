@@ -1,0 +1,580 @@
+//! The request head: request line and field lines (RFC 9112 §2–§6).
+//!
+//! The connection loop calls `parse_request` with all bytes it holds, again when more arrive.
+//! The answer for a head does not depend on how it was cut into reads. Nothing is allocated:
+//! the head borrows the bytes and keeps the place of each field line.
+//! Stricter than RFC 9112 where it leaves a choice: no bare CR or LF, no folding, one
+//! `Content-Length`, only the chunked coding (R7).
+
+use thiserror::Error;
+
+use super::field::{self, ConnectionOptions, TransferCodings};
+
+/// Most field lines a head may have whatever the limits say: their places are kept in an array.
+pub const FIELDS_CEILING: usize = 64;
+/// Longest head whatever the limits say: places are 16 bits wide.
+pub const HEAD_LEN_CEILING: usize = u16::MAX as usize;
+
+/// Bounds on one head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Octets of the whole head, the empty line included; at most `HEAD_LEN_CEILING`.
+    pub head_len_max: usize,
+    /// Field lines; at most `FIELDS_CEILING`.
+    pub fields_max: usize,
+    /// Octets of the request target.
+    pub target_len_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            // A bearer token of a cloud registry takes up to 8 KiB; as much again for the rest.
+            head_len_max: 16 << 10,
+            // Clients send 4 to 12 lines, the longest chain of proxies seen adds about 20.
+            fields_max: FIELDS_CEILING,
+            // RFC 9112 §3: at least 8000 octets for the request line are recommended.
+            target_len_max: 8 << 10,
+        }
+    }
+}
+
+/// Enough bytes, or not yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Parsed<T> {
+    Complete(T),
+    Partial,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    Get,
+    Head,
+    Post,
+    Put,
+    Patch,
+    Delete,
+    Options,
+    Connect,
+    Other,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Version {
+    Http10,
+    Http11,
+}
+
+/// How the end of a request body is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    None,
+    Length(u64),
+    Chunked,
+}
+
+/// The broken rule. Each ends the connection: what follows such a head cannot be trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum HeadError {
+    #[error("carriage return without line feed")]
+    BareCarriageReturn,
+    #[error("line feed without carriage return")]
+    BareLineFeed,
+    #[error("chunked is not the last transfer coding")]
+    ChunkedNotFinal,
+    #[error("more than one Content-Length")]
+    DuplicateContentLength,
+    #[error("more than one Host")]
+    DuplicateHost,
+    #[error("head too long")]
+    HeadTooLong,
+    #[error("invalid Content-Length")]
+    InvalidContentLength,
+    #[error("invalid field name")]
+    InvalidFieldName,
+    #[error("invalid field value")]
+    InvalidFieldValue,
+    #[error("invalid Host")]
+    InvalidHost,
+    #[error("invalid method")]
+    InvalidMethod,
+    #[error("invalid status line")]
+    InvalidStatusLine,
+    #[error("invalid request target")]
+    InvalidTarget,
+    #[error("invalid Transfer-Encoding")]
+    InvalidTransferCoding,
+    #[error("invalid HTTP version")]
+    InvalidVersion,
+    #[error("Content-Length together with Transfer-Encoding")]
+    LengthWithTransferCoding,
+    #[error("no Host")]
+    MissingHost,
+    #[error("obsolete line folding")]
+    ObsoleteLineFolding,
+    #[error("request target too long")]
+    TargetTooLong,
+    #[error("too many field lines")]
+    TooManyFields,
+    #[error("Transfer-Encoding in HTTP/1.0")]
+    TransferCodingInHttp10,
+    #[error("unknown expectation")]
+    UnknownExpectation,
+    #[error("unknown transfer coding")]
+    UnknownTransferCoding,
+    #[error("unsupported HTTP version")]
+    UnsupportedVersion,
+    #[error("whitespace before the colon of a field line")]
+    WhitespaceBeforeColon,
+}
+
+impl HeadError {
+    /// The status a client is answered with before its connection is closed.
+    pub fn status(self) -> u16 {
+        match self {
+            HeadError::TargetTooLong => 414,
+            HeadError::UnknownExpectation => 417,
+            HeadError::HeadTooLong | HeadError::TooManyFields => 431,
+            HeadError::UnknownTransferCoding => 501,
+            HeadError::UnsupportedVersion => 505,
+            _ => 400,
+        }
+    }
+}
+
+/// A complete request head. Borrows the bytes it was parsed from.
+#[derive(Clone)]
+pub struct RequestHead<'b> {
+    pub method: Method,
+    /// Origin form (`/path?query`), `*`, or the authority of a CONNECT. Of a target in absolute
+    /// form this is the path and query: scheme and authority are cut off.
+    pub target: &'b str,
+    pub version: Version,
+    pub framing: Framing,
+    /// Whether the client will send another request after this one.
+    pub keep_alive: bool,
+    /// Whether the client waits for `100 Continue` before it sends the body.
+    pub expect_continue: bool,
+    /// Octets of the head; the body or the next head starts there.
+    pub len: usize,
+    bytes: &'b [u8],
+    places: [Place; FIELDS_CEILING],
+    count: usize,
+}
+
+/// Where the name and the value of a field line are, in octets from the start of the head.
+#[derive(Clone, Copy, Default)]
+struct Place {
+    name: u16,
+    name_len: u16,
+    value: u16,
+    value_len: u16,
+}
+
+impl<'b> RequestHead<'b> {
+    /// The value of the first line with this name, given in lower case.
+    pub fn field(&self, name_lower: &str) -> Option<&'b [u8]> {
+        self.fields(name_lower).next()
+    }
+
+    /// The values of all lines with this name, given in lower case, in their order.
+    pub fn fields(&self, name_lower: &str) -> impl Iterator<Item = &'b [u8]> {
+        let wanted = name_lower.as_bytes();
+        let places = self.places[..self.count].iter();
+        places
+            .filter(move |place| usize::from(place.name_len) == wanted.len())
+            .map(|place| place.of(self.bytes))
+            .filter(move |(name, _)| name.eq_ignore_ascii_case(wanted))
+            .map(|(_, value)| value)
+    }
+
+    /// All field lines in their order, names as the client wrote them.
+    pub fn lines(&self) -> impl Iterator<Item = (&'b [u8], &'b [u8])> {
+        let places = self.places[..self.count].iter();
+        places.map(|place| place.of(self.bytes))
+    }
+}
+
+impl Place {
+    fn of<'b>(&self, bytes: &'b [u8]) -> (&'b [u8], &'b [u8]) {
+        let (name, value) = (usize::from(self.name), usize::from(self.value));
+        (
+            &bytes[name..name + usize::from(self.name_len)],
+            &bytes[value..value + usize::from(self.value_len)],
+        )
+    }
+}
+
+/// Parses one request head from the start of `bytes`, which may hold more than it.
+pub fn parse_request<'b>(
+    bytes: &'b [u8],
+    limits: &Limits,
+) -> Result<Parsed<RequestHead<'b>>, HeadError> {
+    let len_max = limits.head_len_max.min(HEAD_LEN_CEILING);
+    let mut scanner = Scanner {
+        bytes: &bytes[..bytes.len().min(len_max)],
+        at: 0,
+    };
+    match scanner.head(limits) {
+        Ok(head) => Ok(Parsed::Complete(head)),
+        Err(Stop::Refused(error)) => Err(error),
+        Err(Stop::Short) if bytes.len() >= len_max => Err(HeadError::HeadTooLong),
+        Err(Stop::Short) => Ok(Parsed::Partial),
+    }
+}
+
+/// Why scanning ended before the head did.
+enum Stop {
+    Short,
+    Refused(HeadError),
+}
+
+impl From<HeadError> for Stop {
+    fn from(error: HeadError) -> Stop {
+        Stop::Refused(error)
+    }
+}
+
+struct Scanner<'b> {
+    bytes: &'b [u8],
+    at: usize,
+}
+
+impl<'b> Scanner<'b> {
+    fn head(&mut self, limits: &Limits) -> Result<RequestHead<'b>, Stop> {
+        self.leading_empty_line()?;
+        let method = self.method()?;
+        let target = self.target(method, limits.target_len_max)?;
+        let version = self.version()?;
+        let mut head = RequestHead {
+            method,
+            target,
+            version,
+            framing: Framing::None,
+            keep_alive: false,
+            expect_continue: false,
+            len: 0,
+            bytes: self.bytes,
+            places: [Place::default(); FIELDS_CEILING],
+            count: 0,
+        };
+        let meaning = self.field_lines(&mut head, limits.fields_max.min(FIELDS_CEILING))?;
+        head.len = self.at;
+        head.framing = meaning.framing(version)?;
+        head.keep_alive = meaning.connection.keep_alive(version);
+        // RFC 9110 §10.1.1: the expectation of an HTTP/1.0 request is ignored.
+        head.expect_continue = meaning.expect_continue && version == Version::Http11;
+        Ok(head)
+    }
+
+    /// RFC 9112 §2.2: one empty line before the request line is ignored.
+    fn leading_empty_line(&mut self) -> Result<(), Stop> {
+        match self.bytes {
+            [b'\r', b'\n', ..] => self.at = 2,
+            [] | [b'\r'] => return Err(Stop::Short),
+            [b'\r', ..] => return Err(HeadError::BareCarriageReturn.into()),
+            [b'\n', ..] => return Err(HeadError::BareLineFeed.into()),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn method(&mut self) -> Result<Method, Stop> {
+        let method = self.take(field::token_len);
+        // RFC 9112 §3: single spaces separate the three parts of the request line.
+        if self.next()? != b' ' || method.is_empty() {
+            return Err(HeadError::InvalidMethod.into());
+        }
+        // RFC 9110 §9.1: the method is case-sensitive.
+        Ok(match method {
+            b"GET" => Method::Get,
+            b"HEAD" => Method::Head,
+            b"POST" => Method::Post,
+            b"PUT" => Method::Put,
+            b"PATCH" => Method::Patch,
+            b"DELETE" => Method::Delete,
+            b"OPTIONS" => Method::Options,
+            b"CONNECT" => Method::Connect,
+            _ => Method::Other,
+        })
+    }
+
+    fn target(&mut self, method: Method, len_max: usize) -> Result<&'b str, Stop> {
+        let target = self.take(field::target_len);
+        if target.len() > len_max {
+            return Err(HeadError::TargetTooLong.into());
+        }
+        match self.next()? {
+            b' ' => {}
+            // A request line of two parts is HTTP/0.9.
+            b'\r' | b'\n' => return Err(HeadError::InvalidVersion.into()),
+            _ => return Err(HeadError::InvalidTarget.into()),
+        }
+        let target = std::str::from_utf8(target).map_err(|_| HeadError::InvalidTarget)?;
+        Ok(path_and_query(method, target)?)
+    }
+
+    fn version(&mut self) -> Result<Version, Stop> {
+        let rest = &self.bytes[self.at..];
+        let version = match rest {
+            [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'1', ..] => Version::Http11,
+            [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'0', ..] => Version::Http10,
+            _ => return Err(refused_version(rest)),
+        };
+        self.at += VERSION.len();
+        self.line_end(HeadError::InvalidVersion)?;
+        Ok(version)
+    }
+
+    fn field_lines(
+        &mut self,
+        head: &mut RequestHead<'b>,
+        fields_max: usize,
+    ) -> Result<Meaning, Stop> {
+        let mut meaning = Meaning::default();
+        loop {
+            match self.peek()? {
+                b'\r' => break self.line_end(HeadError::BareCarriageReturn)?,
+                // RFC 9112 §5.2: folding is refused with 400; so is whitespace before the first
+                // field line (§2.2).
+                b' ' | b'\t' => return Err(HeadError::ObsoleteLineFolding.into()),
+                _ if head.count == fields_max => return Err(HeadError::TooManyFields.into()),
+                _ => {}
+            }
+            let (name, value) = self.field_line(&mut head.places[head.count])?;
+            head.count += 1;
+            meaning.add(name, value)?;
+        }
+        // RFC 9112 §3.2: an HTTP/1.1 request without Host is answered with 400.
+        if !meaning.host && head.version == Version::Http11 {
+            return Err(HeadError::MissingHost.into());
+        }
+        Ok(meaning)
+    }
+
+    fn field_line(&mut self, place: &mut Place) -> Result<(&'b [u8], &'b [u8]), Stop> {
+        let name_at = self.at;
+        let name = self.take(field::token_len);
+        match self.next()? {
+            b':' if !name.is_empty() => {}
+            // RFC 9112 §5.1: whitespace between name and colon is refused with 400.
+            b' ' | b'\t' => return Err(HeadError::WhitespaceBeforeColon.into()),
+            b'\n' => return Err(HeadError::BareLineFeed.into()),
+            _ => return Err(HeadError::InvalidFieldName.into()),
+        }
+        while matches!(self.peek()?, b' ' | b'\t') {
+            self.at += 1;
+        }
+        let value_at = self.at;
+        let value = field::trim_end(self.take(field::value_len));
+        self.line_end(HeadError::InvalidFieldValue)?;
+        // The casts lose nothing: the bytes scanned end at `HEAD_LEN_CEILING`.
+        *place = Place {
+            name: name_at as u16,
+            name_len: name.len() as u16,
+            value: value_at as u16,
+            value_len: value.len() as u16,
+        };
+        Ok((name, value))
+    }
+
+    /// RFC 9112 §2.2: a line ends with CRLF; a bare CR or LF is refused, where recipients may
+    /// choose. `otherwise` names any other octet.
+    fn line_end(&mut self, otherwise: HeadError) -> Result<(), Stop> {
+        match &self.bytes[self.at..] {
+            [b'\r', b'\n', ..] => self.at += 2,
+            [] | [b'\r'] => return Err(Stop::Short),
+            [b'\r', ..] => return Err(HeadError::BareCarriageReturn.into()),
+            [b'\n', ..] => return Err(HeadError::BareLineFeed.into()),
+            _ => return Err(otherwise.into()),
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, len: fn(&[u8]) -> usize) -> &'b [u8] {
+        let rest = &self.bytes[self.at..];
+        let (taken, _) = rest.split_at(len(rest));
+        self.at += taken.len();
+        taken
+    }
+
+    fn peek(&self) -> Result<u8, Stop> {
+        self.bytes.get(self.at).copied().ok_or(Stop::Short)
+    }
+
+    fn next(&mut self) -> Result<u8, Stop> {
+        let byte = self.peek()?;
+        self.at += 1;
+        Ok(byte)
+    }
+}
+
+/// The shape of a version: `d` stands for a digit.
+const VERSION: &[u8; 8] = b"HTTP/d.d";
+
+fn refused_version(rest: &[u8]) -> Stop {
+    for (byte, shape) in rest.iter().zip(VERSION) {
+        let fits = match shape {
+            b'd' => byte.is_ascii_digit(),
+            _ => byte == shape,
+        };
+        if !fits {
+            return HeadError::InvalidVersion.into();
+        }
+    }
+    if rest.len() < VERSION.len() {
+        return Stop::Short;
+    }
+    HeadError::UnsupportedVersion.into()
+}
+
+/// RFC 9112 §3.2: the four forms of a target.
+fn path_and_query(method: Method, target: &str) -> Result<&str, HeadError> {
+    if target.starts_with('/') && method != Method::Connect {
+        return Ok(target);
+    }
+    match method {
+        Method::Connect if is_authority(target.as_bytes()) => return Ok(target),
+        Method::Options if target == "*" => return Ok(target),
+        _ => {}
+    }
+    // RFC 9112 §3.2.2: the absolute form is accepted, and its authority overrides Host. Nothing
+    // here depends on either, so both are only checked.
+    let (scheme, rest) = target.split_once("://").ok_or(HeadError::InvalidTarget)?;
+    let known = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
+    let (authority, path) = match rest.find(['/', '?']) {
+        Some(at) => rest.split_at(at),
+        None => (rest, "/"),
+    };
+    if !known || !is_authority(authority.as_bytes()) || !path.starts_with('/') {
+        return Err(HeadError::InvalidTarget);
+    }
+    Ok(path)
+}
+
+/// RFC 9110 §7.2: `uri-host [":" port]`. The empty host is refused (§4.2.1).
+fn is_authority(value: &[u8]) -> bool {
+    let (host, port) = match value {
+        [b'[', rest @ ..] => {
+            let Some(end) = rest.iter().position(|byte| *byte == b']') else {
+                return false;
+            };
+            let address = &rest[..end];
+            if !address
+                .iter()
+                .all(|b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.'))
+            {
+                return false;
+            }
+            (address, &rest[end + 1..])
+        }
+        _ => value.split_at(
+            value
+                .iter()
+                .take_while(|byte| field::is_host(**byte))
+                .count(),
+        ),
+    };
+    let port_fits = match port {
+        [] => true,
+        [b':', digits @ ..] => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
+        _ => false,
+    };
+    !host.is_empty() && port_fits
+}
+
+/// What the field lines say about the message itself.
+#[derive(Default)]
+struct Meaning {
+    host: bool,
+    length: Option<u64>,
+    codings: TransferCodings,
+    connection: ConnectionOptions,
+    expect_continue: bool,
+}
+
+impl Meaning {
+    fn add(&mut self, name: &[u8], value: &[u8]) -> Result<(), HeadError> {
+        // By length first: nine of ten lines are none of these.
+        match name.len() {
+            4 if name.eq_ignore_ascii_case(b"host") => {
+                // RFC 9112 §3.2: a second Host and an invalid one are answered with 400.
+                if self.host {
+                    return Err(HeadError::DuplicateHost);
+                }
+                if !is_authority(value) {
+                    return Err(HeadError::InvalidHost);
+                }
+                self.host = true;
+            }
+            6 if name.eq_ignore_ascii_case(b"expect") => {
+                // RFC 9110 §10.1.1: what is not understood is answered with 417.
+                if !value.eq_ignore_ascii_case(b"100-continue") {
+                    return Err(HeadError::UnknownExpectation);
+                }
+                self.expect_continue = true;
+            }
+            10 if name.eq_ignore_ascii_case(b"connection") => self.connection.add(value),
+            14 if name.eq_ignore_ascii_case(b"content-length") => {
+                // RFC 9112 §6.3: equal values may be taken for one. We refuse them (R7).
+                if self.length.is_some() {
+                    return Err(HeadError::DuplicateContentLength);
+                }
+                self.length = Some(field::content_length(value)?);
+            }
+            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => self.codings.add(value),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// RFC 9112 §6.3: how the end of the body is found.
+    fn framing(&self, version: Version) -> Result<Framing, HeadError> {
+        if !self.codings.present {
+            return Ok(match self.length {
+                None | Some(0) => Framing::None,
+                Some(length) => Framing::Length(length),
+            });
+        }
+        // RFC 9112 §6.1: framing is faulty in HTTP/1.0, and may be refused beside Content-Length.
+        if version == Version::Http10 {
+            return Err(HeadError::TransferCodingInHttp10);
+        }
+        if self.length.is_some() {
+            return Err(HeadError::LengthWithTransferCoding);
+        }
+        self.codings.check()?;
+        Ok(Framing::Chunked)
+    }
+}
+
+/// What must hold for any bytes at all.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(data: &[u8]) {
+    let limits = Limits::default();
+    let parsed = parse_request(data, &limits);
+    // However the bytes arrive: a shorter read says the same, or that it is too short to say.
+    let cut = data.len() / 2;
+    match (&parsed, parse_request(&data[..cut], &limits)) {
+        (_, Ok(Parsed::Partial)) => {}
+        (Err(whole), Err(part)) => assert_eq!(*whole, part),
+        (Ok(Parsed::Complete(whole)), Ok(Parsed::Complete(part))) => {
+            assert_eq!(whole.len, part.len);
+        }
+        (_, part) => panic!("part is {:?}", part.map(|_| ())),
+    }
+    let Ok(Parsed::Complete(head)) = parsed else {
+        return;
+    };
+    assert!(head.len <= data.len() && data[..head.len].ends_with(b"\r\n\r\n"));
+    // What we accept httparse accepts, and reads the same. There is no exception.
+    let mut lines = [httparse::EMPTY_HEADER; FIELDS_CEILING];
+    let mut oracle = httparse::Request::new(&mut lines);
+    assert_eq!(oracle.parse(data), Ok(httparse::Status::Complete(head.len)));
+    assert_eq!(oracle.version, Some(u8::from(head.version == Version::Http11)));
+    let target = oracle.path.unwrap_or_default();
+    assert!(target.ends_with(head.target) || head.target == "/", "{target}");
+    let ours = head.lines();
+    let theirs = oracle.headers.iter().map(|line| (line.name.as_bytes(), line.value));
+    assert!(ours.eq(theirs));
+}

@@ -1,0 +1,161 @@
+//! Byte ranges: what a client asks for, and what a `Content-Range` says (RFC 9110 §14).
+//!
+//! The connection loop parses `Range` and resolves it once the length is known; the upstream
+//! client checks the `Content-Range` of a 206 before it splices bodies.
+//! A request for several ranges is recognised and left to the caller, who answers 200.
+
+use super::field;
+
+/// What a `Range` field asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RangeRequest {
+    /// Malformed or in another unit: ignored (RFC 9110 §14.2).
+    None,
+    Multi,
+    One(ByteRange),
+}
+
+/// One range whose relation to a length is not known yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ByteRange {
+    /// `first-last`, both included.
+    Between { first: u64, last: u64 },
+    /// `first-`
+    From { first: u64 },
+    /// `-length`
+    Suffix { length: u64 },
+}
+
+/// No octet of the representation is in the range: 416 with `Content-Range: bytes */length`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("range not satisfiable")]
+pub struct Unsatisfiable;
+
+impl ByteRange {
+    /// The octets of a representation of this length: first included, end excluded.
+    pub fn resolve(self, length: u64) -> Result<(u64, u64), Unsatisfiable> {
+        let (start, end) = match self {
+            // RFC 9110 §14.1.2: a last position beyond the end means the end.
+            ByteRange::Between { first, last } => (first, last.saturating_add(1).min(length)),
+            ByteRange::From { first } => (first, length),
+            ByteRange::Suffix { length: suffix } => (length.saturating_sub(suffix), length),
+        };
+        // Of an empty representation nothing is satisfied: no Content-Range could say it.
+        if start < end {
+            Ok((start, end))
+        } else {
+            Err(Unsatisfiable)
+        }
+    }
+}
+
+/// Parses the value of a `Range` field.
+pub fn parse(value: &[u8]) -> RangeRequest {
+    // RFC 9110 §14.1: range unit names are case-insensitive.
+    let Some((unit, set)) = value.split_at_checked(UNIT.len()) else {
+        return RangeRequest::None;
+    };
+    if !unit.eq_ignore_ascii_case(UNIT) {
+        return RangeRequest::None;
+    }
+    let mut request = RangeRequest::None;
+    // RFC 9110 §5.6.1.2: empty list members are ignored.
+    for member in field::members(set).filter(|member| !member.is_empty()) {
+        let Some(range) = member_range(member) else {
+            return RangeRequest::None;
+        };
+        request = match request {
+            RangeRequest::None => RangeRequest::One(range),
+            _ => RangeRequest::Multi,
+        };
+    }
+    request
+}
+
+const UNIT: &[u8] = b"bytes=";
+
+fn member_range(member: &[u8]) -> Option<ByteRange> {
+    let dash = member.iter().position(|byte| *byte == b'-')?;
+    let (first, last) = (&member[..dash], &member[dash + 1..]);
+    match (first, last) {
+        ([], []) => None,
+        ([], _) => Some(ByteRange::Suffix {
+            length: position(last)?,
+        }),
+        (_, []) => Some(ByteRange::From {
+            first: position(first)?,
+        }),
+        _ => {
+            let (first, last) = (position(first)?, position(last)?);
+            // RFC 9110 §14.1.1: a range whose last position is before its first is invalid.
+            (first <= last).then_some(ByteRange::Between { first, last })
+        }
+    }
+}
+
+/// A number of any size. No representation reaches the end of 64 bits, so what lies beyond is
+/// as far outside as the end itself.
+fn position(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    Some(field::digits(digits).unwrap_or(u64::MAX))
+}
+
+/// What a `Content-Range` field says (RFC 9110 §14.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContentRange {
+    /// `bytes first-last/length`, with the end excluded; the length may be withheld (`*`).
+    Part {
+        start: u64,
+        end: u64,
+        length: Option<u64>,
+    },
+    /// `bytes */length`
+    Unsatisfied { length: u64 },
+}
+
+impl ContentRange {
+    /// Parses the value of a `Content-Range` field; `None` for anything malformed.
+    pub fn parse(value: &[u8]) -> Option<ContentRange> {
+        let (unit, rest) = value.split_at_checked(CONTENT_UNIT.len())?;
+        if !unit.eq_ignore_ascii_case(CONTENT_UNIT) {
+            return None;
+        }
+        let slash = rest.iter().position(|byte| *byte == b'/')?;
+        let (part, length) = (&rest[..slash], &rest[slash + 1..]);
+        if part == b"*" {
+            let length = field::digits(length)?;
+            return Some(ContentRange::Unsatisfied { length });
+        }
+        let dash = part.iter().position(|byte| *byte == b'-')?;
+        let start = field::digits(&part[..dash])?;
+        let end = field::digits(&part[dash + 1..])?.checked_add(1)?;
+        let length = match length {
+            b"*" => None,
+            digits => Some(field::digits(digits)?),
+        };
+        // RFC 9110 §14.4: invalid if last < first or if the length is not greater than last.
+        if start >= end || length.is_some_and(|length| length < end) {
+            return None;
+        }
+        Some(ContentRange::Part { start, end, length })
+    }
+}
+
+const CONTENT_UNIT: &[u8] = b"bytes ";
+
+impl std::fmt::Display for ContentRange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match *self {
+            ContentRange::Part { start, end, length } => {
+                write!(f, "bytes {start}-{}/", end.saturating_sub(1))?;
+                match length {
+                    Some(length) => write!(f, "{length}"),
+                    None => write!(f, "*"),
+                }
+            }
+            ContentRange::Unsatisfied { length } => write!(f, "bytes */{length}"),
+        }
+    }
+}
