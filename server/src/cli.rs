@@ -22,8 +22,8 @@ rate-limiting. It needs no configuration file.";
 const EXAMPLES: &str = "\
 Try it:
   entrepot serve                                    # 0.0.0.0:5000, admin on 127.0.0.1:5001
-  docker pull localhost:5000/dh/library/nginx:1.27  # dh is Docker Hub; dhi, ghcr, gcr, quay.io,
-  podman pull localhost:5000/quay.io/podman/hello   # lscr are there too (podman: --tls-verify=false)
+  docker pull localhost:5000/dh/library/nginx:1.27  # dh is Docker Hub; dhi, ghcr, gcr, quay.io
+  docker pull localhost:5000/quay.io/podman/hello   # and lscr are there too
   curl -s http://127.0.0.1:5001/metrics
 
 Where data goes:

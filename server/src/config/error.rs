@@ -77,10 +77,7 @@ pub enum Cause {
     TooLong(u64),
     #[error("not TOML: {0}")]
     Syntax(String),
-    #[error(
-        "unknown key \"{key}\" in {section}{}; known keys: {known}",
-        hint(nearest)
-    )]
+    #[error("unknown key \"{key}\" in {section}{} (known: {known})", hint(nearest))]
     UnknownKey {
         key: String,
         section: String,

@@ -319,7 +319,7 @@ fn unknown_keys_are_refused_with_the_nearest_known_one() {
                 "[project.dh]\nstale = { offline = '1d' }\n[[project.dh.upstream]]\nurl = 'https://a'",
                 &[
                     ":2: unknown key \"offline\" in [project.dh.stale]",
-                    "known keys: unreachable",
+                    "(known: unreachable",
                 ],
             ),
             (
@@ -334,7 +334,7 @@ fn unknown_keys_are_refused_with_the_nearest_known_one() {
                 "[project.quay.io]\nserves = []",
                 &[":1: ", "[project.\"quay.io\"]"],
             ),
-            ("idle_after = '7d'", &["known keys: listen"]),
+            ("idle_after = '7d'", &["(known: listen"]),
         ],
     );
 }
