@@ -1,0 +1,359 @@
+//! Where a request goes: an origin (scheme, host, port) and a path, and which hosts are private.
+//!
+//! Called for Location fields and token realms, both foreign input. Pure: resolves nothing. What
+//! may be followed is decided in `redirect` and `realm`. Anything a resolver and a URL parser
+//! could read differently is refused, never repaired.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::config::url::UrlError;
+use crate::config::{Scheme, Url};
+
+/// Signed storage URLs reach 2 KiB; request lines above 8 KiB are refused by common servers.
+const TARGET_LEN_MAX: usize = 8 << 10;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TargetError {
+    #[error("longer than a request line may be")]
+    TooLong,
+    #[error("holds a byte that is not visible ASCII")]
+    Characters,
+    #[error("neither http nor https")]
+    Scheme,
+    #[error("its origin is malformed: {0}")]
+    Origin(UrlError),
+    #[error("its host is a number and not a dotted address")]
+    NumericHost,
+}
+
+/// An origin and what to ask it for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Target {
+    pub origin: Url,
+    /// Path and query, from its slash on; never a fragment.
+    pub path: String,
+}
+
+impl Target {
+    /// An absolute URL (RFC 3986 §4.3; a fragment is dropped).
+    pub fn parse(text: &str) -> Result<Target, TargetError> {
+        check_bytes(text)?;
+        let (scheme, rest) = text.split_once("://").ok_or(TargetError::Scheme)?;
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let (authority, path) = rest.split_at(end);
+        let origin = parse_origin(scheme, authority)?;
+        Ok(Target {
+            origin,
+            path: rooted(without_fragment(path)),
+        })
+    }
+
+    /// The target a Location names when it is given in an answer from here (RFC 3986 §5.2).
+    pub fn join(&self, location: &str) -> Result<Target, TargetError> {
+        check_bytes(location)?;
+        if has_scheme(location) {
+            return Target::parse(location);
+        }
+        if location.starts_with("//") {
+            return Target::parse(&format!("{}:{location}", self.origin.scheme.as_str()));
+        }
+        let reference = without_fragment(location);
+        let base = self.path.split('?').next().unwrap_or("/");
+        let path = match reference.as_bytes().first() {
+            None => self.path.clone(),
+            Some(b'/') => without_dots(reference),
+            Some(b'?') => format!("{base}{reference}"),
+            Some(_) => {
+                let folder = &base[..base.rfind('/').map_or(0, |slash| slash + 1)];
+                without_dots(&format!("{folder}{reference}"))
+            }
+        };
+        Ok(Target {
+            origin: self.origin.clone(),
+            path,
+        })
+    }
+}
+
+fn check_bytes(text: &str) -> Result<(), TargetError> {
+    if text.len() > TARGET_LEN_MAX {
+        return Err(TargetError::TooLong);
+    }
+    match text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        true => Ok(()),
+        false => Err(TargetError::Characters),
+    }
+}
+
+/// RFC 3986 §3.1: a colon before any slash, after a letter and more of the like.
+fn has_scheme(location: &str) -> bool {
+    let Some((scheme, _)) = location.split_once(':') else {
+        return false;
+    };
+    scheme.starts_with(|first: char| first.is_ascii_alphabetic())
+        && scheme
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+}
+
+fn parse_origin(scheme: &str, authority: &str) -> Result<Url, TargetError> {
+    let origin: Url = format!("{scheme}://{authority}")
+        .parse()
+        .map_err(|error| match error {
+            UrlError::Scheme => TargetError::Scheme,
+            error => TargetError::Origin(error),
+        })?;
+    match literal(&origin.host).is_none() && ends_in_a_number(&origin.host) {
+        // getaddrinfo reads 127.1, 0x7f.1 and 2130706433 as addresses.
+        true => Err(TargetError::NumericHost),
+        false => Ok(origin),
+    }
+}
+
+fn ends_in_a_number(host: &str) -> bool {
+    let last = host.rsplit('.').next().unwrap_or(host);
+    let digits = last.strip_prefix("0x").unwrap_or(last);
+    digits.len() < last.len() || last.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+fn without_fragment(path: &str) -> &str {
+    path.split('#').next().unwrap_or(path)
+}
+
+fn rooted(path: &str) -> String {
+    match path.starts_with('/') {
+        true => path.to_owned(),
+        false => format!("/{path}"),
+    }
+}
+
+/// RFC 3986 §5.2.4, on a path with a leading slash; the query is left as it is.
+fn without_dots(reference: &str) -> String {
+    let (path, query) = match reference.find('?') {
+        Some(mark) => reference.split_at(mark),
+        None => (reference, ""),
+    };
+    let mut kept: Vec<&str> = Vec::new();
+    for segment in path.split('/').skip(1) {
+        match segment {
+            "." => {}
+            ".." => {
+                kept.pop();
+            }
+            segment => kept.push(segment),
+        }
+    }
+    let folder = path.ends_with("/.") || path.ends_with("/..");
+    let tail = if folder && !kept.is_empty() { "/" } else { "" };
+    format!("/{}{tail}{query}", kept.join("/"))
+}
+
+/// The address a host is, when it is one and not a name.
+pub(super) fn literal(host: &str) -> Option<IpAddr> {
+    host.parse().ok()
+}
+
+/// Whether the host is, by its looks, on this machine or on a private network.
+pub(super) fn looks_private(host: &str) -> bool {
+    match literal(host) {
+        Some(address) => !is_public(address),
+        None => host == "localhost" || host.ends_with(".localhost"),
+    }
+}
+
+/// Whether an address belongs to the public internet (IANA special-purpose registries).
+pub(super) fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => is_public_v4(address),
+        IpAddr::V6(address) => is_public_v6(address),
+    }
+}
+
+fn is_public_v4(address: Ipv4Addr) -> bool {
+    let [a, b, c, _] = address.octets();
+    let shared = a == 100 && (64..128).contains(&b);
+    let benchmarks = a == 198 && (b == 18 || b == 19);
+    let protocols = (a, b, c) == (192, 0, 0);
+    !(a == 0
+        || a >= 224
+        || address.is_loopback()
+        || address.is_private()
+        || address.is_link_local()
+        || address.is_documentation()
+        || shared
+        || benchmarks
+        || protocols)
+}
+
+fn is_public_v6(address: Ipv6Addr) -> bool {
+    let words = address.segments();
+    let embedded = |high: u16, low: u16| {
+        let [a, b] = high.to_be_bytes();
+        let [c, d] = low.to_be_bytes();
+        is_public_v4(Ipv4Addr::new(a, b, c, d))
+    };
+    match words {
+        [0, 0, 0, 0, 0, 0xffff, high, low] => embedded(high, low),
+        // Behind NAT64 and 6to4 stands an IPv4 address.
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => embedded(high, low),
+        [0x2002, high, low, ..] => embedded(high, low),
+        [0x2001, 0xdb8, ..] => false,
+        // 2001::/23 is protocol assignments, Teredo among them.
+        [0x2001, second, ..] if second < 0x200 => false,
+        [first, ..] => first & 0xe000 == 0x2000,
+    }
+}
+
+/// The scheme is part of an origin, so that http never stands in for https (R11).
+pub(super) fn is_downgrade(from: &Url, to: &Url) -> bool {
+    from.scheme == Scheme::Https && to.scheme == Scheme::Http
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Target, TargetError, UrlError, is_public, looks_private};
+
+    #[test]
+    fn absolute_urls() {
+        for (text, origin, path) in [
+            (
+                "https://cdn.example/a/b?c=d",
+                "https://cdn.example",
+                "/a/b?c=d",
+            ),
+            ("HTTPS://CDN.example:443", "https://cdn.example", "/"),
+            (
+                "http://127.0.0.1:81?x=y/z#f",
+                "http://127.0.0.1:81",
+                "/?x=y/z",
+            ),
+            (
+                "https://[2001:db8::1]:8443/x#",
+                "https://[2001:db8::1]:8443",
+                "/x",
+            ),
+            (
+                "https://cdn.example/a/../b",
+                "https://cdn.example",
+                "/a/../b",
+            ),
+        ] {
+            let target = Target::parse(text).expect(text);
+            assert_eq!(
+                (target.origin.to_string().as_str(), target.path.as_str()),
+                (origin, path)
+            );
+        }
+    }
+
+    #[test]
+    fn what_parsers_disagree_about_is_refused() {
+        for (text, error) in [
+            ("ftp://cdn.example/a", TargetError::Scheme),
+            ("cdn.example/a", TargetError::Scheme),
+            ("file:///etc/passwd", TargetError::Scheme),
+            (
+                "https://me@cdn.example/",
+                TargetError::Origin(UrlError::Userinfo),
+            ),
+            (
+                "https://good.example\\@bad.example/",
+                TargetError::Origin(UrlError::Path),
+            ),
+            (
+                "https://cdn.example:0/",
+                TargetError::Origin(UrlError::Port),
+            ),
+            ("https:///path", TargetError::Origin(UrlError::Host)),
+            ("https://cdn.example./", TargetError::Origin(UrlError::Host)),
+            ("https://127.1/", TargetError::NumericHost),
+            ("https://2130706433/", TargetError::NumericHost),
+            ("https://0x7f000001/", TargetError::NumericHost),
+            ("https://a.0x1/", TargetError::NumericHost),
+            ("https://1.2.3.256/", TargetError::NumericHost),
+            ("https://cdn.example/a b", TargetError::Characters),
+            ("https://cdn.example/a\r\nX: y", TargetError::Characters),
+            ("https://cdn.example/ä", TargetError::Characters),
+        ] {
+            assert_eq!(Target::parse(text), Err(error), "{text}");
+        }
+        let long = format!("https://cdn.example/{}", "a".repeat(8 << 10));
+        assert_eq!(Target::parse(&long), Err(TargetError::TooLong));
+    }
+
+    #[test]
+    fn references_are_resolved_like_rfc_3986() {
+        let base = Target::parse("https://r.example/v2/a/blobs/x?y=z").expect("base");
+        for (location, whole) in [
+            ("https://cdn.example/q", "https://cdn.example/q"),
+            ("//cdn.example:8443/q", "https://cdn.example:8443/q"),
+            ("/q?r#s", "https://r.example/q?r"),
+            ("?r=s", "https://r.example/v2/a/blobs/x?r=s"),
+            ("q", "https://r.example/v2/a/blobs/q"),
+            ("./q/", "https://r.example/v2/a/blobs/q/"),
+            ("../q", "https://r.example/v2/a/q"),
+            ("../../../../q", "https://r.example/q"),
+            ("..", "https://r.example/v2/a/"),
+            ("/../..", "https://r.example/"),
+            (
+                "blobs/sha256:00?u=http://x/..",
+                "https://r.example/v2/a/blobs/blobs/sha256:00?u=http://x/..",
+            ),
+            ("", "https://r.example/v2/a/blobs/x?y=z"),
+            ("#f", "https://r.example/v2/a/blobs/x?y=z"),
+        ] {
+            let target = base.join(location).expect(location);
+            assert_eq!(
+                format!("{}{}", target.origin, target.path),
+                whole,
+                "{location}"
+            );
+        }
+        assert_eq!(base.join("data:text/plain,x"), Err(TargetError::Scheme));
+        assert_eq!(base.join("sha256:00"), Err(TargetError::Scheme));
+    }
+
+    #[test]
+    fn private_addresses() {
+        for (address, public) in [
+            ("1.1.1.1", true),
+            ("0.1.2.3", false),
+            ("10.0.0.1", false),
+            ("100.64.0.1", false),
+            ("100.128.0.1", true),
+            ("127.255.0.1", false),
+            ("169.254.169.254", false),
+            ("172.16.0.1", false),
+            ("172.32.0.1", true),
+            ("192.0.0.8", false),
+            ("192.0.2.1", false),
+            ("192.168.1.1", false),
+            ("198.18.0.1", false),
+            ("224.0.0.1", false),
+            ("255.255.255.255", false),
+            ("::", false),
+            ("::1", false),
+            ("::ffff:127.0.0.1", false),
+            ("::ffff:1.1.1.1", true),
+            ("64:ff9b::a00:1", false),
+            ("64:ff9b::101:101", true),
+            ("2002:7f00:1::", false),
+            ("2001::1", false),
+            ("2001:db8::1", false),
+            ("2606:4700::1111", true),
+            ("fc00::1", false),
+            ("fe80::1", false),
+            ("ff02::1", false),
+        ] {
+            assert_eq!(
+                is_public(address.parse().expect(address)),
+                public,
+                "{address}"
+            );
+        }
+        assert!(looks_private("localhost"));
+        assert!(looks_private("x.localhost"));
+        assert!(looks_private("::1"));
+        assert!(!looks_private("registry.example"));
+    }
+}
