@@ -100,6 +100,14 @@ impl Inbox {
             if self.bytes.len() > HEAD_LEN_MAX {
                 return Err(RequestError::TooLong);
             }
+            // A TLS hello: clients that try HTTPS first wait for the refusal.
+            if self
+                .bytes
+                .first()
+                .is_some_and(|byte| !byte.is_ascii_uppercase())
+            {
+                return Err(RequestError::Malformed);
+            }
             if !self.read(from)? {
                 return Ok(None);
             }
@@ -249,6 +257,21 @@ mod tests {
         let (head, _) = inbox.next(&mut wire).unwrap().unwrap();
         assert_eq!((head.path.as_str(), head.close), ("/", true));
         assert!(inbox.next(&mut wire).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_tls_hello_is_refused_at_once() {
+        struct Silent(Option<&'static [u8]>);
+        impl Read for Silent {
+            fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+                let bytes = self.0.take().expect("read no further");
+                out[..bytes.len()].copy_from_slice(bytes);
+                Ok(bytes.len())
+            }
+        }
+        let mut inbox = Inbox::default();
+        let refused = inbox.next(&mut Silent(Some(&[0x16, 3, 1])));
+        assert!(matches!(refused, Err(RequestError::Malformed)));
     }
 
     #[test]
