@@ -37,7 +37,7 @@ Configuration:
   Sources, later ones win: defaults, --config, environment and flags, --set.
 
 Point clients at it without changing image names (cache:5000 is this server):
-  docker      /etc/docker/daemon.json        {\"registry-mirrors\": [\"http://cache:5000/dh\"]}
+  docker      /etc/docker/daemon.json        {\"registry-mirrors\": [\"http://cache:5000\"]}
   containerd  /etc/containerd/certs.d/ghcr.io/hosts.toml
                 [host.\"http://cache:5000/ghcr\"]
                   capabilities = [\"pull\", \"resolve\"]
