@@ -316,6 +316,7 @@ fn read_limits(section: Option<Section<'_>>) -> Limits {
     limits.body_max = section
         .size("body_max", MIB..=64 * TIB)
         .unwrap_or(limits.body_max);
+    time("mismatch_holdoff", &mut limits.mismatch_holdoff);
     time("drain_timeout", &mut limits.drain_timeout);
     section.finish();
     limits

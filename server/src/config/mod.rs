@@ -106,6 +106,8 @@ pub struct Limits {
     pub followers_max: usize,
     /// A body that claims to be longer is relayed and not stored.
     pub body_max: u64,
+    /// A source that sent bytes of another digest is not asked for that digest again for this long.
+    pub mismatch_holdoff: Duration,
     /// How long SIGTERM waits for fills and responses.
     pub drain_timeout: Duration,
 }
@@ -130,6 +132,8 @@ impl Default for Limits {
             followers_max: 16_384,
             // The largest model layers seen in public registries are below 100 GiB.
             body_max: 128 * GIB,
+            // A mirror that is being updated needs a moment; a wrong one is not hammered.
+            mismatch_holdoff: Duration::from_secs(30),
             // Well below the 90 s after which systemd kills.
             drain_timeout: Duration::from_secs(30),
         }

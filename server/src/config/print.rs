@@ -107,6 +107,11 @@ fn print_limits(out: &mut String, limits: &Limits) {
     key(out, "body_max", text(&format_size(limits.body_max)));
     key(
         out,
+        "mismatch_holdoff",
+        text(&format_duration(limits.mismatch_holdoff)),
+    );
+    key(
+        out,
         "drain_timeout",
         text(&format_duration(limits.drain_timeout)),
     );
