@@ -85,7 +85,7 @@ pub enum Fatal {
         "the limit of open files is {limit}; at least {need} are needed\n  \
              in a systemd unit:  LimitNOFILE=1048576\n  \
              in a container:     --ulimit nofile=1048576\n  \
-             in a shell:         ulimit -Hn {need}"
+             in a shell:         ulimit -n {need}"
     )]
     Files { limit: u64, need: u64 },
     #[error("cannot read or raise the limit of open files: {0}")]
@@ -142,7 +142,16 @@ pub fn run(config: &Config, rings: usize) -> Result<Passed, Fatal> {
     uring()?;
     receive_stays_pending()?;
     let files = limits::raise_files().map_err(Fatal::FilesUnknown)?;
-    let connections_max = connections(files, config.limits.connections_max)?;
+    let wanted = config.limits.connections_max;
+    let connections_max = connections(files, wanted)?;
+    if connections_max < wanted {
+        tracing::warn!(
+            connections_max,
+            wanted,
+            open_files = files,
+            "fewer connections than limits.connections_max: the limit of open files is lower"
+        );
+    }
     for address in config.listen.iter().chain([&config.admin]) {
         port_is_free(*address)?;
     }

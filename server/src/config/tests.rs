@@ -799,3 +799,18 @@ fn a_missing_or_foreign_file_is_named() {
         .to_string();
     assert!(message.contains("longer than 1048576 bytes"), "{message}");
 }
+
+/// The reference in the README of the repository names every key.
+#[test]
+fn the_readme_names_every_key() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
+    let readme = fs::read_to_string(path).expect("README.md");
+    let printed = print(&config(load_text("readme", FULL)));
+    for line in printed.lines().filter(|line| !line.starts_with('#')) {
+        let Some((key, _)) = line.split_once(" = ") else {
+            continue;
+        };
+        let named = readme.contains(&format!(".{key}`")) || readme.contains(&format!("`{key}`"));
+        assert!(named, "{key} is not in README.md");
+    }
+}
