@@ -42,7 +42,7 @@ pub fn parse(text: &[u8]) -> Option<u64> {
         get(&text[23..25])?,
     );
     // A leap second (60) is counted as the first second of the next minute.
-    if year < 1970 || hour > 23 || minute > 59 || second > 60 {
+    if year < 1970 || day == 0 || hour > 23 || minute > 59 || second > 60 {
         return None;
     }
     let days = days(year, month, day);
@@ -87,4 +87,88 @@ fn put(place: &mut [u8], mut number: u64) {
 
 fn get(digits: &[u8]) -> Option<u64> {
     super::field::digits(digits)
+}
+
+/// What must hold for any bytes at all.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(data: &[u8]) {
+    if let Some(seconds) = parse(data) {
+        assert_eq!(parse(&format(seconds)), Some(seconds));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_dates_both_ways() {
+        let cases = [
+            (0, "Thu, 01 Jan 1970 00:00:00 GMT"),
+            (784_111_777, "Sun, 06 Nov 1994 08:49:37 GMT"),
+            (951_782_399, "Mon, 28 Feb 2000 23:59:59 GMT"),
+            (951_782_400, "Tue, 29 Feb 2000 00:00:00 GMT"),
+            (951_868_800, "Wed, 01 Mar 2000 00:00:00 GMT"),
+            (1_709_164_800, "Thu, 29 Feb 2024 00:00:00 GMT"),
+            (1_795_219_200, "Sat, 21 Nov 2026 00:00:00 GMT"),
+            (4_107_542_400, "Mon, 01 Mar 2100 00:00:00 GMT"),
+            (SECONDS_MAX, "Fri, 31 Dec 9999 23:59:59 GMT"),
+        ];
+        for (seconds, text) in cases {
+            assert_eq!(std::str::from_utf8(&format(seconds)), Ok(text));
+            assert_eq!(parse(text.as_bytes()), Some(seconds), "{text}");
+        }
+        assert_eq!(format(u64::MAX), format(SECONDS_MAX));
+    }
+
+    #[test]
+    fn every_day_of_four_centuries_returns() {
+        for day in 0..400 * 366 {
+            let seconds = day * DAY_SECONDS + day % DAY_SECONDS;
+            assert_eq!(parse(&format(seconds)), Some(seconds));
+        }
+    }
+
+    #[test]
+    fn a_leap_second_is_the_next_minute() {
+        let leap = parse(b"Sat, 31 Dec 2016 23:59:60 GMT");
+        assert_eq!(leap, parse(b"Sun, 01 Jan 2017 00:00:00 GMT"));
+    }
+
+    #[test]
+    fn other_forms_are_no_dates() {
+        let cases = [
+            "",
+            "60",
+            "Sunday, 06-Nov-94 08:49:37 GMT",
+            "Sun Nov  6 08:49:37 1994",
+            "Sun, 06 Nov 1994 08:49:37 UTC",
+            "Mon, 06 Nov 1994 08:49:37 GMT",
+            "sun, 06 Nov 1994 08:49:37 GMT",
+            "Sun, 6 Nov 1994 08:49:37 GMT ",
+            "Sun, 06 nov 1994 08:49:37 GMT",
+            "Sun, 06 Nov 1994 24:49:37 GMT",
+            "Sun, 06 Nov 1994 08:60:37 GMT",
+            "Sun, 06 Nov 1994 08:49:61 GMT",
+            "Sun, 06 Nov 1994 08-49-37 GMT",
+            "Tue, 30 Feb 2000 00:00:00 GMT",
+            "Thu, 00 Jan 1970 00:00:00 GMT",
+            "Wed, 31 Dec 1969 23:59:59 GMT",
+            "Sun, +6 Nov 1994 08:49:37 GMT",
+        ];
+        for text in cases {
+            assert_eq!(parse(text.as_bytes()), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn fuzz_mutated_dates() {
+        let seeds: [&[u8]; 3] = [
+            b"Thu, 01 Jan 1970 00:00:00 GMT",
+            b"Sat, 31 Dec 2016 23:59:60 GMT",
+            b"Fri, 31 Dec 9999 23:59:59 GMT",
+        ];
+        let words: [&[u8]; 6] = [b"00", b"99", b"Feb", b"Mon", b" ", b":"];
+        crate::http::fuzzing::run(&seeds, &words, fuzz);
+    }
 }

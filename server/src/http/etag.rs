@@ -63,3 +63,76 @@ impl<'a> Iterator for Tags<'a> {
         Some(Tag { opaque, weak, any })
     }
 }
+
+/// What must hold for any bytes at all.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(data: &[u8]) {
+    const DIGEST: &str = "sha256:4bcff639";
+    // A strong match of one is a weak match of all; both need the digest to be there.
+    let matched = if_none_match(std::iter::once(data), DIGEST);
+    assert!(matched || !if_range(data, DIGEST));
+    let named = data
+        .windows(DIGEST.len())
+        .any(|window| window == DIGEST.as_bytes());
+    assert!(!matched || named || data.contains(&b'*'));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIGEST: &str = "sha256:4bcff639";
+
+    #[test]
+    fn if_none_match_in_all_its_spellings() {
+        let cases: [(&[&str], bool); 16] = [
+            (&["\"sha256:4bcff639\""], true),
+            (&["sha256:4bcff639"], true),
+            (&["W/\"sha256:4bcff639\""], true),
+            (&["*"], true),
+            (&["\"a\", \"sha256:4bcff639\""], true),
+            (&["\"a,b\" ,sha256:4bcff639 , \"c\""], true),
+            (&["\"a\"", "\"sha256:4bcff639\""], true),
+            (&[" \t\"sha256:4bcff639\"\t"], true),
+            (&[], false),
+            (&[""], false),
+            (&["\"sha256:4bcff63\""], false),
+            (&["w/\"sha256:4bcff639\""], false),
+            (&["\"*\""], false),
+            (&["W/*"], false),
+            (&["\"a, sha256:4bcff639"], false),
+            (&["\"sha256:4bcff639"], false),
+        ];
+        for (values, expected) in cases {
+            let values_bytes = values.iter().map(|value| value.as_bytes());
+            assert_eq!(if_none_match(values_bytes, DIGEST), expected, "{values:?}");
+        }
+    }
+
+    #[test]
+    fn if_range_compares_strongly() {
+        let cases = [
+            ("\"sha256:4bcff639\"", true),
+            ("sha256:4bcff639", true),
+            ("W/\"sha256:4bcff639\"", false),
+            ("*", false),
+            ("", false),
+            ("\"sha256:4bcff639\", \"a\"", false),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", false),
+        ];
+        for (value, expected) in cases {
+            assert_eq!(if_range(value.as_bytes(), DIGEST), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn fuzz_mutated_tags() {
+        let seeds: [&[u8]; 3] = [
+            b"\"sha256:4bcff639\"",
+            b"W/\"a\", sha256:4bcff639",
+            b"*, \"b\"",
+        ];
+        let words: [&[u8]; 6] = [b"\"", b",", b"W/", b"*", b" ", b"sha256:4bcff639"];
+        crate::http::fuzzing::run(&seeds, &words, fuzz);
+    }
+}

@@ -30,8 +30,9 @@ const fn classes() -> [u8; 256] {
         if (byte >= 0x20 && byte != 0x7f) || byte == b'\t' {
             table[octet] |= VALUE;
         }
-        // RFC 3986 §3.3, §3.4: pchar, "/" and "?". A fragment is never sent.
-        if alphanumeric || contains(b"-._~!$&'()*+,;=:@/?%", byte) {
+        // RFC 3986 §3.3, §3.4: pchar, "/" and "?", and for addresses in absolute form "[" and "]".
+        // A fragment is never sent.
+        if alphanumeric || contains(b"-._~!$&'()*+,;=:@/?%[]", byte) {
             table[octet] |= TARGET;
         }
         // RFC 3986 §3.2.2 without sub-delims and pct-encoded: no host we serve needs them, and a
@@ -93,36 +94,6 @@ pub(super) fn trim_end(mut value: &[u8]) -> &[u8] {
 /// The members of a comma-separated list without quoted strings, trimmed, empty ones included.
 pub(super) fn members(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b',').map(trim)
-}
-
-/// How many of the first octets are token characters.
-#[inline]
-pub(super) fn token_len(bytes: &[u8]) -> usize {
-    let mut at = 0;
-    while at < bytes.len() && is_token(bytes[at]) {
-        at += 1;
-    }
-    at
-}
-
-/// How many of the first octets may stand in a request target.
-#[inline]
-pub(super) fn target_len(bytes: &[u8]) -> usize {
-    let mut at = 0;
-    while at < bytes.len() && is_target(bytes[at]) {
-        at += 1;
-    }
-    at
-}
-
-/// How many of the first octets may stand in a field value.
-#[inline]
-pub(super) fn value_len(bytes: &[u8]) -> usize {
-    let mut at = 0;
-    while at < bytes.len() && is_value(bytes[at]) {
-        at += 1;
-    }
-    at
 }
 
 /// What the `Connection` lines of a head say about persistence.

@@ -198,3 +198,192 @@ pub fn push_chunk_size(buffer: &mut Vec<u8>, len: usize) {
     }
     buffer.extend_from_slice(CHUNK_END);
 }
+
+/// What must hold for any bytes at all.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(data: &[u8]) {
+    let (mut whole, mut decoder) = (Vec::new(), ChunkedDecoder::new());
+    let outcome = decoder.decode(data, &mut whole);
+    assert!(whole.len() <= data.len());
+    // Octet by octet it comes to the same: the same data, the same end, the same broken rule.
+    let (mut pieces, mut decoder) = (Vec::new(), ChunkedDecoder::new());
+    let mut consumed = 0;
+    let mut done = false;
+    for octet in data {
+        match decoder.decode(&[*octet], &mut pieces) {
+            Ok((len, ended)) => {
+                consumed += len;
+                done = ended;
+            }
+            Err(error) => {
+                assert_eq!(outcome, Err(error));
+                return;
+            }
+        }
+        if done {
+            break;
+        }
+    }
+    assert_eq!(outcome, Ok((consumed, done)));
+    assert_eq!(pieces, whole);
+    if !done {
+        assert_eq!(consumed, data.len());
+        return;
+    }
+    // What we write for the same data decodes to it.
+    let mut written = Vec::new();
+    for piece in whole.chunks(7) {
+        push_chunk_size(&mut written, piece.len());
+        written.extend_from_slice(piece);
+        written.extend_from_slice(CHUNK_END);
+    }
+    written.extend_from_slice(LAST_CHUNK);
+    let mut again = Vec::new();
+    let outcome = ChunkedDecoder::new().decode(&written, &mut again);
+    assert_eq!((outcome, again), (Ok((written.len(), true)), whole));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decode(bytes: &[u8]) -> Result<(Vec<u8>, usize, bool), ChunkError> {
+        let mut data = Vec::new();
+        let (consumed, done) = ChunkedDecoder::new().decode(bytes, &mut data)?;
+        Ok((data, consumed, done))
+    }
+
+    #[test]
+    fn bodies() {
+        let cases: [(&str, &str, usize); 8] = [
+            ("0\r\n\r\n", "", 0),
+            ("5\r\nhello\r\n0\r\n\r\n", "hello", 0),
+            ("5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n", "hello world", 0),
+            (
+                "a\r\n0123456789\r\n0\r\n\r\nGET / HTTP/1.1\r\n",
+                "0123456789",
+                16,
+            ),
+            ("A\r\n0123456789\r\n000\r\n\r\n", "0123456789", 0),
+            ("0000000000000002\r\n\r\n\r\n0\r\n\r\n", "\r\n", 0),
+            ("2;a=\"b;c\" ; d\r\nhi\r\n0;x\r\n\r\n", "hi", 0),
+            ("2\r\nhi\r\n0\r\nDigest: a\r\nX:\r\n\r\n", "hi", 0),
+        ];
+        for (bytes, data, left) in cases {
+            let expected = (data.as_bytes().to_vec(), bytes.len() - left, true);
+            assert_eq!(decode(bytes.as_bytes()), Ok(expected), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_body_cut_anywhere_goes_on() {
+        let bytes = b"5;x=y\r\nhello\r\n1\r\n!\r\n0\r\nA: b\r\n\r\n";
+        for cut in 0..bytes.len() {
+            let (mut data, mut decoder) = (Vec::new(), ChunkedDecoder::new());
+            let first = decoder.decode(&bytes[..cut], &mut data);
+            assert_eq!(first, Ok((cut, false)));
+            let second = decoder.decode(&bytes[cut..], &mut data);
+            assert_eq!(second, Ok((bytes.len() - cut, true)), "{cut}");
+            assert_eq!(data, b"hello!");
+            assert_eq!(decoder.decode(b"more", &mut data), Ok((0, true)));
+        }
+    }
+
+    #[test]
+    fn refused_bodies() {
+        use ChunkError::*;
+        let cases: [(&[u8], ChunkError); 27] = [
+            (b"\r\n", InvalidSize),
+            (b"\n", InvalidSize),
+            (b"g\r\n", InvalidSize),
+            (b" 5\r\n", InvalidSize),
+            (b"+5\r\n", InvalidSize),
+            (b"-1\r\n", InvalidSize),
+            (b"0x5\r\n", InvalidSize),
+            (b"5 \r\n", InvalidSize),
+            (b"5\t;a\r\n", InvalidSize),
+            (b";a\r\n", InvalidSize),
+            (b"5\n", LineEnd),
+            (b"5\rX", LineEnd),
+            (b"5;a\n", LineEnd),
+            (b"5;a\rb", LineEnd),
+            (b"5;a\0\r\n", InvalidExtension),
+            (b"5\r\nhelloX", DataEnd),
+            (b"5\r\nhello\n", DataEnd),
+            (b"5\r\nhello\rX", DataEnd),
+            (b"8000000000000000\r\n", SizeTooLarge),
+            (b"ffffffffffffffff\r\n", SizeTooLarge),
+            (b"10000000000000000\r\n", SizeTooLarge),
+            (b"00000000000000005\r\n", SizeTooLarge),
+            (b"0\r\n\n", LineEnd),
+            (b"0\r\n\rX", LineEnd),
+            (b"0\r\n: a\r\n", InvalidTrailer),
+            (b"0\r\nA : a\r\n", InvalidTrailer),
+            (b"0\r\nA: a\r\n folded\r\n", InvalidTrailer),
+        ];
+        for (bytes, expected) in cases {
+            assert_eq!(decode(bytes), Err(expected), "{}", bytes.escape_ascii());
+        }
+        assert_eq!(decode(b"0\r\nA: a\n"), Err(LineEnd));
+        assert_eq!(decode(b"0\r\nA: a\rX"), Err(LineEnd));
+        assert_eq!(decode(b"0\r\nA: \0\r\n"), Err(InvalidTrailer));
+        assert_eq!(
+            decode(b"7fffffffffffffff\r\nx"),
+            Ok((b"x".to_vec(), 19, false))
+        );
+    }
+
+    #[test]
+    fn extensions_and_trailers_are_bounded() {
+        let extended = |len: usize| format!("1;{}\r\nx\r\n", "e".repeat(len));
+        let half = EXTENSIONS_LEN_MAX / 2;
+        let both = format!("{}{}", extended(half), extended(half));
+        assert!(decode(both.as_bytes()).is_ok());
+        let over = format!("{}{}", extended(half), extended(half + 1));
+        assert_eq!(decode(over.as_bytes()), Err(ChunkError::ExtensionsTooLong));
+        // The line feeds are not counted.
+        let trailers = |lines: usize| format!("0\r\n{}", "A: b\r\n".repeat(lines));
+        let most = trailers(TRAILERS_LEN_MAX / 5);
+        assert!(decode(most.as_bytes()).is_ok());
+        let trailers = trailers(TRAILERS_LEN_MAX / 5 + 1);
+        assert_eq!(
+            decode(trailers.as_bytes()),
+            Err(ChunkError::TrailersTooLong)
+        );
+    }
+
+    #[test]
+    fn sizes_are_written_in_hex() {
+        for (len, expected) in [
+            (1, "1\r\n"),
+            (15, "f\r\n"),
+            (16, "10\r\n"),
+            (0x4_0000, "40000\r\n"),
+        ] {
+            let mut buffer = Vec::new();
+            push_chunk_size(&mut buffer, len);
+            assert_eq!(buffer, expected.as_bytes());
+        }
+    }
+
+    #[test]
+    fn fuzz_mutated_bodies() {
+        let seeds: [&[u8]; 4] = [
+            b"5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n",
+            b"5;a=b\r\nhello\r\n0\r\nX: y\r\n\r\n",
+            b"1a\r\nabcdefghijklmnopqrstuvwxyz\r\n0\r\n\r\n",
+            b"0\r\n\r\nGET /",
+        ];
+        let words: [&[u8]; 8] = [
+            b"\r\n",
+            b"\r",
+            b"\n",
+            b"0",
+            b"f",
+            b";",
+            b"7fffffffffffffff",
+            b"0\r\n\r\n",
+        ];
+        crate::http::fuzzing::run(&seeds, &words, fuzz);
+    }
+}

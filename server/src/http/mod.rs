@@ -15,4 +15,5 @@ pub(crate) mod fuzzing;
 pub mod head;
 pub mod range;
 pub mod response;
+mod scan;
 pub mod upstream_head;

@@ -159,3 +159,173 @@ impl std::fmt::Display for ContentRange {
         }
     }
 }
+
+/// What must hold for any bytes at all.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(data: &[u8]) {
+    if let RangeRequest::One(range) = parse(data) {
+        for length in [0, 1, 10, 1 << 40, u64::MAX] {
+            if let Ok((start, end)) = range.resolve(length) {
+                assert!(start < end && end <= length);
+            }
+        }
+    }
+    if let Some(range) = ContentRange::parse(data) {
+        let text = range.to_string();
+        assert_eq!(ContentRange::parse(text.as_bytes()), Some(range), "{text}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(value: &str) -> ByteRange {
+        match parse(value.as_bytes()) {
+            RangeRequest::One(range) => range,
+            other => panic!("{value}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn ranges_of_a_hundred_octets() {
+        let cases = [
+            ("bytes=0-0", Ok((0, 1))),
+            ("bytes=0-99", Ok((0, 100))),
+            ("bytes=0-100", Ok((0, 100))),
+            ("bytes=10-19", Ok((10, 20))),
+            ("BYTES=10-19", Ok((10, 20))),
+            ("bytes= 10-19\t", Ok((10, 20))),
+            ("bytes=,10-19, ,", Ok((10, 20))),
+            ("bytes=010-019", Ok((10, 20))),
+            ("bytes=99-", Ok((99, 100))),
+            ("bytes=0-", Ok((0, 100))),
+            ("bytes=-1", Ok((99, 100))),
+            ("bytes=-100", Ok((0, 100))),
+            ("bytes=-101", Ok((0, 100))),
+            ("bytes=-18446744073709551615", Ok((0, 100))),
+            ("bytes=-99999999999999999999", Ok((0, 100))),
+            ("bytes=0-18446744073709551615", Ok((0, 100))),
+            ("bytes=0-99999999999999999999", Ok((0, 100))),
+            ("bytes=100-", Err(Unsatisfiable)),
+            ("bytes=100-200", Err(Unsatisfiable)),
+            ("bytes=-0", Err(Unsatisfiable)),
+            ("bytes=18446744073709551615-", Err(Unsatisfiable)),
+            (
+                "bytes=99999999999999999998-99999999999999999999",
+                Err(Unsatisfiable),
+            ),
+        ];
+        for (value, expected) in cases {
+            assert_eq!(one(value).resolve(100), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn nothing_of_an_empty_representation() {
+        for value in ["bytes=0-", "bytes=0-0", "bytes=-1", "bytes=-0"] {
+            assert_eq!(one(value).resolve(0), Err(Unsatisfiable), "{value}");
+        }
+    }
+
+    #[test]
+    fn several_ranges_are_recognised() {
+        for value in [
+            "bytes=0-1,3-4",
+            "bytes=0-1 , -5",
+            "bytes=-1,-2,-3",
+            "bytes=0-0,0-0",
+        ] {
+            assert_eq!(parse(value.as_bytes()), RangeRequest::Multi, "{value}");
+        }
+    }
+
+    #[test]
+    fn malformed_ranges_and_other_units_are_ignored() {
+        let cases = [
+            "",
+            "bytes",
+            "bytes=",
+            "bytes=,",
+            "bytes=-",
+            "bytes=1",
+            "bytes=a-b",
+            "bytes=1-0",
+            "bytes=1-2-3",
+            "bytes=--1",
+            "bytes=+1-2",
+            "bytes=1 -2",
+            "bytes=1- 2",
+            "bytes =1-2",
+            "bytes=0-1,x",
+            "bytes=0-1;2-3",
+            "octets=0-1",
+            "lines=1-2",
+            " bytes=0-1",
+            "none",
+        ];
+        for value in cases {
+            assert_eq!(parse(value.as_bytes()), RangeRequest::None, "{value}");
+        }
+        assert_eq!(parse(b"bytes=0-\xff"), RangeRequest::None);
+    }
+
+    #[test]
+    fn content_ranges() {
+        let part = |start, end, length| Some(ContentRange::Part { start, end, length });
+        let cases = [
+            ("bytes 0-0/1", part(0, 1, Some(1))),
+            ("Bytes 10-19/100", part(10, 20, Some(100))),
+            ("bytes 10-19/*", part(10, 20, None)),
+            (
+                "bytes */100",
+                Some(ContentRange::Unsatisfied { length: 100 }),
+            ),
+            ("bytes 10-19/19", None),
+            ("bytes 10-9/100", None),
+            ("bytes 10-/100", None),
+            ("bytes -9/100", None),
+            ("bytes */*", None),
+            ("bytes 10-19", None),
+            ("bytes=10-19/100", None),
+            ("bytes 10-19/100 ", None),
+            ("bytes 10-18446744073709551615/*", None),
+            ("", None),
+        ];
+        for (value, expected) in cases {
+            assert_eq!(ContentRange::parse(value.as_bytes()), expected, "{value}");
+        }
+        let text = ContentRange::Part {
+            start: 10,
+            end: 20,
+            length: Some(100),
+        }
+        .to_string();
+        assert_eq!(text, "bytes 10-19/100");
+        let text = ContentRange::Unsatisfied { length: 100 }.to_string();
+        assert_eq!(text, "bytes */100");
+    }
+
+    #[test]
+    fn fuzz_mutated_ranges() {
+        let seeds: [&[u8]; 6] = [
+            b"bytes=0-",
+            b"bytes=10-19",
+            b"bytes=-500",
+            b"bytes=0-1,5-6",
+            b"bytes 10-19/100",
+            b"bytes */100",
+        ];
+        let words: [&[u8]; 8] = [
+            b"-",
+            b",",
+            b"bytes",
+            b"=",
+            b"18446744073709551615",
+            b"0",
+            b"/",
+            b"*",
+        ];
+        crate::http::fuzzing::run(&seeds, &words, fuzz);
+    }
+}

@@ -5,7 +5,7 @@
 
 use std::fmt::{self, Display, Write};
 
-use super::field;
+use super::{field, scan};
 
 /// A response head in the making: status line written, field lines to follow.
 #[must_use = "a head without its empty line swallows what follows"]
@@ -63,10 +63,7 @@ impl<'b> ResponseHead<'b> {
         value(self.buffer);
         // RFC 9110 §5.5: CR, LF and NUL are replaced by SP before a value is passed on.
         let mut rest = &mut self.buffer[start..];
-        while let Some((bad, after)) = rest
-            .split_at_mut(field::value_len(rest))
-            .1
-            .split_first_mut()
+        while let Some((bad, after)) = rest.split_at_mut(scan::value_len(rest)).1.split_first_mut()
         {
             *bad = b' ';
             rest = after;
@@ -131,5 +128,88 @@ fn reason(status: u16) -> &'static str {
         504 => "Gateway Timeout",
         505 => "HTTP Version Not Supported",
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(write: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut buffer = Vec::new();
+        write(&mut buffer);
+        String::from_utf8(buffer).unwrap()
+    }
+
+    #[test]
+    fn a_head_of_all_kinds_of_fields() {
+        let head = text(|buffer| {
+            ResponseHead::new(buffer, 206)
+                .field("content-type", "application/octet-stream")
+                .field_u64("content-length", 0)
+                .field_u64("age", u64::MAX)
+                .field_bytes("date", b"Sun, 06 Nov 1994 08:49:37 GMT")
+                .field_display("etag", format_args!("\"{}:{}\"", "sha256", 42))
+                .finish();
+        });
+        assert_eq!(
+            head,
+            "HTTP/1.1 206 Partial Content\r\n\
+             content-type: application/octet-stream\r\n\
+             content-length: 0\r\n\
+             age: 18446744073709551615\r\n\
+             date: Sun, 06 Nov 1994 08:49:37 GMT\r\n\
+             etag: \"sha256:42\"\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn heads_follow_what_the_buffer_holds() {
+        let mut buffer = b"before".to_vec();
+        ResponseHead::new(&mut buffer, 100).finish();
+        ResponseHead::new(&mut buffer, 599).finish();
+        assert_eq!(
+            buffer,
+            b"beforeHTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 599 \r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn no_value_forges_a_field() {
+        let evil = "a\r\nset-cookie: b\0\x7f\tc\u{e9}";
+        let expected = "HTTP/1.1 200 OK\r\nlink: a  set-cookie: b  \tc\u{e9}\r\n\r\n";
+        let head = text(|buffer| ResponseHead::new(buffer, 200).field("link", evil).finish());
+        assert_eq!(head, expected);
+        let head = text(|buffer| {
+            ResponseHead::new(buffer, 200)
+                .field_display("link", evil)
+                .finish();
+        });
+        assert_eq!(head, expected);
+    }
+
+    #[test]
+    fn a_reused_buffer_does_not_grow() {
+        let mut buffer = Vec::with_capacity(256);
+        let place = buffer.as_ptr();
+        for _ in 0..3 {
+            buffer.clear();
+            let head = ResponseHead::new(&mut buffer, 200).field_u64("content-length", 7);
+            head.field_display("etag", format_args!("\"{}\"", "x"))
+                .finish();
+        }
+        assert_eq!((buffer.as_ptr(), buffer.capacity()), (place, 256));
+    }
+
+    #[test]
+    fn every_status_we_answer_has_a_reason() {
+        for status in [
+            200, 206, 304, 400, 401, 403, 404, 405, 408, 414, 416, 417, 429, 431,
+        ] {
+            assert!(!reason(status).is_empty(), "{status}");
+        }
+        for status in 500..=505 {
+            assert!(!reason(status).is_empty(), "{status}");
+        }
     }
 }

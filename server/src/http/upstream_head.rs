@@ -166,3 +166,292 @@ fn refused(error: httparse::Error) -> HeadError {
         httparse::Error::Status | httparse::Error::Token => HeadError::InvalidStatusLine,
     }
 }
+
+/// What must hold for any bytes at all.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(data: &[u8]) {
+    let limits = Limits::default();
+    let parsed = parse_response(data, &limits);
+    match (&parsed, parse_response(&data[..data.len() / 2], &limits)) {
+        (_, Ok(Parsed::Partial)) => {}
+        // Which rule is named first may differ: line ends are looked at before the rest.
+        (Err(_), Err(_)) => {}
+        (Ok(Parsed::Complete(whole)), Ok(Parsed::Complete(part))) => assert_eq!(*whole, part),
+        (_, part) => panic!("part is {part:?}"),
+    }
+    let Ok(Parsed::Complete(head)) = parsed else {
+        return;
+    };
+    assert!(head.len <= data.len() && data[..head.len].ends_with(b"\r\n\r\n"));
+    // Written again by our own rules, it reads the same.
+    let mut again = Vec::new();
+    let mut written = super::response::ResponseHead::new(&mut again, head.status);
+    for (name, value) in &head.fields {
+        written = written.field_bytes(name, value);
+    }
+    written.finish();
+    let again = parse_response(
+        &again,
+        &Limits {
+            head_len_max: usize::MAX,
+            ..limits
+        },
+    );
+    let Ok(Parsed::Complete(again)) = again else {
+        panic!("written again: {again:?}");
+    };
+    assert_eq!(
+        (again.status, again.fields),
+        (head.status, head.fields.clone())
+    );
+    for method in [Method::Get, Method::Head] {
+        if let Ok(BodyFraming::Length(length)) = body_framing(method, &head) {
+            assert!(length <= field::LENGTH_MAX);
+            assert_eq!(head.content_length(), Ok(Some(length)));
+        }
+    }
+    head.keep_alive();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MANIFEST: &[u8] = b"HTTP/1.1 200 OK\r\n\
+        content-length: 1609\r\n\
+        Content-Type: application/vnd.oci.image.index.v1+json\r\n\
+        docker-content-digest: sha256:4bcff63911fcb4448bd4fdacec207030997caf25e9bea4045fa6c8c44d\r\n\
+        ratelimit-limit: 100;w=21600\r\n\
+        WWW-Authenticate: Basic realm=\"a\"\r\n\
+        www-authenticate:\tBearer realm=\"b\" \r\n\
+        X-Text: \xe9\r\n\r\n";
+
+    fn parse(bytes: &[u8]) -> Result<Parsed<ResponseHead>, HeadError> {
+        parse_response(bytes, &Limits::default())
+    }
+
+    fn complete(text: &str) -> ResponseHead {
+        match parse(text.as_bytes()) {
+            Ok(Parsed::Complete(head)) => head,
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_registry_head_is_read_whole() {
+        let bytes = [MANIFEST, b"{}"].concat();
+        let Ok(Parsed::Complete(head)) = parse(&bytes) else {
+            panic!();
+        };
+        assert_eq!((head.status, head.version), (200, Version::Http11));
+        assert_eq!(head.len, MANIFEST.len());
+        assert_eq!(head.content_length(), Ok(Some(1609)));
+        assert_eq!(
+            head.text("content-type"),
+            Some("application/vnd.oci.image.index.v1+json")
+        );
+        assert_eq!(head.text("x-text"), None);
+        assert_eq!(head.field("x-text"), Some(&b"\xe9"[..]));
+        assert_eq!(head.field("absent"), None);
+        let challenges: Vec<_> = head.fields("www-authenticate").collect();
+        assert_eq!(
+            challenges,
+            [&b"Basic realm=\"a\""[..], b"Bearer realm=\"b\""]
+        );
+        assert!(head.keep_alive());
+        for len in 0..MANIFEST.len() {
+            assert_eq!(parse(&MANIFEST[..len]), Ok(Parsed::Partial), "{len}");
+        }
+    }
+
+    #[test]
+    fn interim_and_reasonless_heads() {
+        assert_eq!(complete("HTTP/1.1 100 Continue\r\n\r\n").status, 100);
+        assert_eq!(complete("HTTP/1.1 200\r\n\r\n").status, 200);
+        assert_eq!(complete("HTTP/1.1 200 \r\n\r\n").status, 200);
+    }
+
+    #[test]
+    fn refused_heads() {
+        use HeadError::*;
+        let cases: [(&str, HeadError); 21] = [
+            ("\r\nHTTP/1.1 200 OK\r\n\r\n", InvalidStatusLine),
+            ("\nHTTP/1.1 200 OK\r\n\r\n", InvalidStatusLine),
+            ("<html>\r\n\r\n", InvalidVersion),
+            ("HTTP/0.9 200 OK\r\n\r\n", InvalidVersion),
+            ("HTTP/2.0 200 OK\r\n\r\n", InvalidVersion),
+            ("HTTP/1.1 20 OK\r\n\r\n", InvalidStatusLine),
+            ("HTTP/1.1 2000 OK\r\n\r\n", InvalidStatusLine),
+            ("HTTP/1.1 099 OK\r\n\r\n", InvalidStatusLine),
+            ("HTTP/1.1 600 OK\r\n\r\n", InvalidStatusLine),
+            ("HTTP/1.1  200 OK\r\n\r\n", InvalidStatusLine),
+            ("HTTP/1.1 200 OK\n\n", BareLineFeed),
+            ("HTTP/1.1 200 OK\nX: y\r\n\r\n", BareLineFeed),
+            ("HTTP/1.1 200 OK\r\nX: y\n\r\n", BareLineFeed),
+            ("HTTP/1.1 200 OK\r\nX: y\rZ: a\r\n\r\n", BareCarriageReturn),
+            ("HTTP/1.1 200 OK\r\n X: y\r\n\r\n", InvalidFieldName),
+            (
+                "HTTP/1.1 200 OK\r\nX: y\r\n folded\r\n\r\n",
+                InvalidFieldName,
+            ),
+            ("HTTP/1.1 200 OK\r\nX : y\r\n\r\n", InvalidFieldName),
+            ("HTTP/1.1 200 OK\r\n: y\r\n\r\n", InvalidFieldName),
+            ("HTTP/1.1 200 OK\r\nX\r\n\r\n", InvalidFieldName),
+            ("HTTP/1.1 200 OK\r\nX: \0\r\n\r\n", InvalidFieldValue),
+            ("HTTP/1.1 200 OK\r\nX: \x7f\r\n\r\n", InvalidFieldValue),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(parse(text.as_bytes()), Err(expected), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn limits_hold() {
+        let limits = Limits {
+            head_len_max: 40,
+            fields_max: 1,
+            ..Limits::default()
+        };
+        let refused = |text: &str| parse_response(text.as_bytes(), &limits).err();
+        let one = "HTTP/1.1 200 OK\r\nX: yyyyyyyyyyyyyyyy";
+        assert_eq!(one.len(), 36);
+        assert_eq!(refused(&format!("{one}\r\n\r\n and a body")), None);
+        assert_eq!(
+            refused(&format!("{one}y\r\n\r\n")),
+            Some(HeadError::HeadTooLong)
+        );
+        assert_eq!(refused(&format!("{one}yyyy")), Some(HeadError::HeadTooLong));
+        let two = "HTTP/1.1 200 OK\r\nX: y\r\nX: y\r\n\r\n";
+        assert_eq!(refused(two), Some(HeadError::TooManyFields));
+    }
+
+    #[test]
+    fn framings() {
+        use HeadError::*;
+        let cases: [(Method, &str, Result<BodyFraming, HeadError>); 20] = [
+            (Method::Get, "1 200\r\n", Ok(BodyFraming::UntilClose)),
+            (
+                Method::Get,
+                "1 200\r\nContent-Length: 5\r\n",
+                Ok(BodyFraming::Length(5)),
+            ),
+            (
+                Method::Get,
+                "1 200\r\nContent-Length: 0\r\n",
+                Ok(BodyFraming::Length(0)),
+            ),
+            (
+                Method::Get,
+                "1 200\r\nTransfer-Encoding: Chunked\r\n",
+                Ok(BodyFraming::Chunked),
+            ),
+            (
+                Method::Head,
+                "1 200\r\nContent-Length: 5\r\n",
+                Ok(BodyFraming::Empty),
+            ),
+            (
+                Method::Head,
+                "1 200\r\nTransfer-Encoding: chunked\r\n",
+                Ok(BodyFraming::Empty),
+            ),
+            (
+                Method::Get,
+                "1 204\r\nContent-Length: 5\r\n",
+                Ok(BodyFraming::Empty),
+            ),
+            (
+                Method::Get,
+                "1 304\r\nContent-Length: 5\r\n",
+                Ok(BodyFraming::Empty),
+            ),
+            (Method::Get, "1 103\r\n", Ok(BodyFraming::Empty)),
+            (Method::Get, "0 200\r\n", Ok(BodyFraming::UntilClose)),
+            (
+                Method::Get,
+                "1 200\r\nContent-Length: 5, 5\r\n",
+                Err(InvalidContentLength),
+            ),
+            (
+                Method::Get,
+                "1 200\r\nContent-Length: -1\r\n",
+                Err(InvalidContentLength),
+            ),
+            (
+                Method::Get,
+                "1 200\r\nContent-Length: 5\r\nContent-Length: 5\r\n",
+                Err(DuplicateContentLength),
+            ),
+            (
+                Method::Get,
+                "1 200\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+                Err(LengthWithTransferCoding),
+            ),
+            (
+                Method::Get,
+                "0 200\r\nTransfer-Encoding: chunked\r\n",
+                Err(TransferCodingInHttp10),
+            ),
+            (
+                Method::Get,
+                "1 200\r\nTransfer-Encoding: gzip\r\n",
+                Err(UnknownTransferCoding),
+            ),
+            (
+                Method::Get,
+                "1 200\r\nTransfer-Encoding: gzip, chunked\r\n",
+                Err(UnknownTransferCoding),
+            ),
+            (
+                Method::Get,
+                "1 200\r\nTransfer-Encoding: chunked, gzip\r\n",
+                Err(ChunkedNotFinal),
+            ),
+            (
+                Method::Get,
+                "1 200\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+                Err(ChunkedNotFinal),
+            ),
+            (
+                Method::Get,
+                "1 200\r\nTransfer-Encoding:\r\n",
+                Err(InvalidTransferCoding),
+            ),
+        ];
+        for (method, rest, expected) in cases {
+            let head = complete(&format!("HTTP/1.{rest}\r\n"));
+            assert_eq!(body_framing(method, &head), expected, "{rest}");
+        }
+    }
+
+    #[test]
+    fn persistence() {
+        assert!(!complete("HTTP/1.0 200 OK\r\n\r\n").keep_alive());
+        assert!(complete("HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n\r\n").keep_alive());
+        assert!(!complete("HTTP/1.1 200 OK\r\nConnection: x, Close\r\n\r\n").keep_alive());
+    }
+
+    #[test]
+    fn fuzz_mutated_heads() {
+        let seeds = [
+            MANIFEST,
+            b"HTTP/1.1 206 Partial Content\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n",
+            b"HTTP/1.0 401\r\nContent-Length: 0\r\nConnection: keep-alive\r\n\r\n",
+        ];
+        let words: [&[u8]; 12] = [
+            b"\r\n",
+            b"\r",
+            b"\n",
+            b" ",
+            b"\t",
+            b":",
+            b",",
+            b"\0",
+            b"\r\n\r\n",
+            b"Content-Length: 1\r\n",
+            b"Transfer-Encoding: chunked\r\n",
+            b"\xff",
+        ];
+        crate::http::fuzzing::run(&seeds, &words, fuzz);
+    }
+}
