@@ -16,6 +16,16 @@ use crate::temp::TempDir;
 /// Enough for every test that does not fill a store on purpose.
 const CAPACITY: &str = "4GiB";
 
+/// Variables that the program reads, and that whoever runs the tests may have set.
+const OUTSIDE: [&str; 6] = [
+    "ENTREPOT_CONFIG",
+    "ENTREPOT_SHARDS",
+    "NOTIFY_SOCKET",
+    "SSL_CERT_FILE",
+    "STATE_DIRECTORY",
+    "XDG_CACHE_HOME",
+];
+
 /// The program, built by `cargo build -p entrepot`.
 pub fn program() -> PathBuf {
     built("entrepot", "ENTREPOT_BIN", "entrepot")
@@ -71,6 +81,7 @@ pub struct Setup {
     capacity: String,
     listen: SocketAddr,
     args: Vec<String>,
+    variables: Vec<(String, String)>,
     /// Put before the program, such as `setpriv` or `strace`.
     wrapper: Vec<String>,
 }
@@ -85,6 +96,7 @@ impl Setup {
             capacity: CAPACITY.to_owned(),
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             args: Vec::new(),
+            variables: Vec::new(),
             wrapper: Vec::new(),
         }
     }
@@ -106,6 +118,11 @@ impl Setup {
 
     pub fn args(mut self, args: &[&str]) -> Setup {
         self.args.extend(args.iter().map(|arg| (*arg).to_owned()));
+        self
+    }
+
+    pub fn variable(mut self, name: &str, value: &str) -> Setup {
+        self.variables.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -147,9 +164,10 @@ impl Setup {
         ]);
         command.args(&self.args);
         command.env("HOME", self.dir.path());
-        command
-            .env_remove("STATE_DIRECTORY")
-            .env_remove("NOTIFY_SOCKET");
+        for name in OUTSIDE {
+            command.env_remove(name);
+        }
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         Process::start("entrepot", command)
     }
 
@@ -289,6 +307,11 @@ impl Entrepot {
         kib.and_then(|kib| kib.parse::<u64>().ok())
             .expect("VmRSS in kB")
             * 1024
+    }
+
+    /// SIGKILL while others still use this value; [`Entrepot::kill9`] then buries it.
+    pub fn kill9_now(&self) {
+        self.process.signal(Signal::KILL);
     }
 
     pub fn kill9(mut self) -> Setup {

@@ -17,3 +17,4 @@ pub mod registry;
 pub mod sha256;
 pub mod tap;
 pub mod temp;
+pub mod world;

@@ -25,18 +25,9 @@ impl Registry {
     pub fn start() -> Registry {
         let dir = TempDir::new("registry");
         let addr = SocketAddr::from(([127, 0, 0, 1], free_port()));
-        let config = dir.write("config.yml", &config(addr, &dir.join("data")));
-        let mut command = command(tool("docker-registry", "docker-registry"));
-        command.arg("serve").arg(config);
-        let process = Process::start("docker-registry", command);
-        let mut registry = Registry { process, addr, dir };
-        until_true("docker-registry listens", || {
-            let exited = registry.process.has_exited();
-            assert!(exited.is_none(), "docker-registry ended: {exited:?}");
-            std::net::TcpStream::connect(addr).is_ok()
-        });
-        http::get(addr, "/v2/").expect(200);
-        registry
+        dir.write("config.yml", &config(addr, &dir.join("data")));
+        let process = serve(&dir, addr);
+        Registry { process, addr, dir }
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -72,6 +63,24 @@ impl Registry {
     pub fn stop(&mut self) {
         self.process.kill9();
     }
+
+    /// Serves the same content on the same port again.
+    pub fn resume(&mut self) {
+        self.process = serve(&self.dir, self.addr);
+    }
+}
+
+fn serve(dir: &TempDir, addr: SocketAddr) -> Process {
+    let mut command = command(tool("docker-registry", "docker-registry"));
+    command.arg("serve").arg(dir.join("config.yml"));
+    let mut process = Process::start("docker-registry", command);
+    until_true("docker-registry listens", || {
+        let exited = process.has_exited();
+        assert!(exited.is_none(), "docker-registry ended: {exited:?}");
+        std::net::TcpStream::connect(addr).is_ok()
+    });
+    http::get(addr, "/v2/").expect(200);
+    process
 }
 
 fn config(addr: SocketAddr, data: &Path) -> String {
