@@ -50,7 +50,7 @@ pub fn parse(text: &[u8]) -> Option<u64> {
     // Formatting again catches what was not looked at: day of month, punctuation, day name.
     let again = format(seconds - second / 60);
     let second_free = |text: &[u8; LEN]| [&text[..23], &text[25..]] == [&again[..23], &again[25..]];
-    second_free(text).then_some(seconds)
+    (second_free(text) && seconds <= SECONDS_MAX).then_some(seconds)
 }
 
 /// Year, month and day of a number of days since 1970-01-01, by years that begin in March, so
