@@ -149,3 +149,160 @@ impl<'a> Scanner<'a> {
         }
     }
 }
+
+/// What must hold for any bytes at all.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(data: &[u8]) {
+    let challenges = parse(data);
+    assert!(challenges.len() <= CHALLENGES_MAX);
+    // Written again by the grammar, they read the same.
+    let mut text = String::new();
+    for challenge in &challenges {
+        text.push_str(match challenge.scheme {
+            Scheme::Basic => ", Basic ",
+            Scheme::Bearer => ", Bearer ",
+            Scheme::Other => ", Other ",
+        });
+        let values = [
+            ("realm", &challenge.realm),
+            ("service", &challenge.service),
+            ("scope", &challenge.scope),
+            ("error", &challenge.error),
+        ];
+        for (name, value) in values {
+            let Some(value) = value else { continue };
+            assert!(value.len() <= data.len());
+            let escaped = value.replace('\\', "\\\\").replace('"', "\\\"");
+            text.push_str(&format!("{name}=\"{escaped}\", "));
+        }
+    }
+    assert_eq!(parse(text.as_bytes()), challenges, "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn challenge(scheme: Scheme, values: [&str; 4]) -> Challenge {
+        let [realm, service, scope, error] =
+            values.map(|value| (!value.is_empty()).then(|| value.to_owned()));
+        Challenge {
+            scheme,
+            realm,
+            service,
+            scope,
+            error,
+        }
+    }
+
+    fn bearer(values: [&str; 4]) -> Challenge {
+        challenge(Scheme::Bearer, values)
+    }
+
+    #[test]
+    fn what_registries_send() {
+        let cases: [(&str, Vec<Challenge>); 12] = [
+            (
+                "Bearer realm=\"https://auth.docker.io/token\",service=\"registry.docker.io\",\
+                 scope=\"repository:library/nginx:pull\"",
+                vec![bearer([
+                    "https://auth.docker.io/token",
+                    "registry.docker.io",
+                    "repository:library/nginx:pull",
+                    "",
+                ])],
+            ),
+            (
+                "bearer  Realm = \"r\" , SERVICE=s,error=\"insufficient_scope\"",
+                vec![bearer(["r", "s", "", "insufficient_scope"])],
+            ),
+            (
+                "Bearer scope=\"repository:a:pull,push\"",
+                vec![bearer(["", "", "repository:a:pull,push", ""])],
+            ),
+            (
+                "Basic realm=\"a \\\"b\\\\\"",
+                vec![challenge(Scheme::Basic, ["a \"b\\", "", "", ""])],
+            ),
+            (
+                "Basic realm=\"a\", Bearer realm=\"b\",service=\"c\"",
+                vec![
+                    challenge(Scheme::Basic, ["a", "", "", ""]),
+                    bearer(["b", "c", "", ""]),
+                ],
+            ),
+            (
+                "Basic, Bearer realm=\"b\"",
+                vec![challenge(Scheme::Basic, [""; 4]), bearer(["b", "", "", ""])],
+            ),
+            (
+                "Negotiate YWJjZA==, Bearer realm=\"b\"",
+                vec![challenge(Scheme::Other, [""; 4]), bearer(["b", "", "", ""])],
+            ),
+            (
+                "Negotiate, NTLM",
+                vec![
+                    challenge(Scheme::Other, [""; 4]),
+                    challenge(Scheme::Other, [""; 4]),
+                ],
+            ),
+            (
+                "Bearer realm=https://a/token?b=c,service=d",
+                vec![bearer(["https://a/token?b=c", "d", "", ""])],
+            ),
+            (
+                ",, Bearer , realm=\"r\",, unknown=x, service=\"s\",",
+                vec![bearer(["r", "s", "", ""])],
+            ),
+            (
+                "Bearer realm=\"a\",realm=\"b\"",
+                vec![bearer(["a", "", "", ""])],
+            ),
+            ("Bearer", vec![bearer([""; 4])]),
+        ];
+        for (value, expected) in cases {
+            assert_eq!(parse(value.as_bytes()), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_understood_ends_the_list() {
+        let one = |realm: &str| vec![bearer([realm, "", "", ""])];
+        let cases: [(&[u8], Vec<Challenge>); 9] = [
+            (b"", vec![]),
+            (b" , ,", vec![]),
+            (b"\"quoted\"", vec![]),
+            (b"\0\xff", vec![]),
+            (b"Bearer realm=\"a\", \"", one("a")),
+            (b"Bearer realm=\"a\", service=\"unclosed", one("a")),
+            (b"Bearer realm=\"a\", service=\"unclosed\\", one("a")),
+            (b"Bearer realm=\"a\", service=\"b\nc\"", one("a")),
+            (b"Bearer realm=\"a\", service=\"\xe9\"", one("a")),
+        ];
+        for (value, expected) in cases {
+            assert_eq!(parse(value), expected, "{}", value.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn the_list_is_bounded() {
+        assert_eq!(
+            parse("Basic, ".repeat(100).as_bytes()).len(),
+            CHALLENGES_MAX
+        );
+    }
+
+    #[test]
+    fn fuzz_mutated_challenges() {
+        let seeds: [&[u8]; 4] = [
+            b"Bearer realm=\"https://auth.docker.io/token\",service=\"registry.docker.io\"",
+            b"Basic realm=\"a \\\"b\\\\\", Bearer scope=\"repository:a:pull,push\",error=x",
+            b"Negotiate YWJjZA==, Basic",
+            b"NTLM",
+        ];
+        let words: [&[u8]; 10] = [
+            b"\"", b"\\", b",", b"=", b" ", b"realm=", b"Bearer ", b"Basic", b"\t", b"==",
+        ];
+        crate::http::fuzzing::run(&seeds, &words, fuzz);
+    }
+}

@@ -87,3 +87,40 @@ pub fn body(code: Code, message: &str, detail: Option<&str>) -> Vec<u8> {
     // Strings always serialise; the fallback is an empty body, which clients accept.
     serde_json::to_vec(&Body { errors }).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies() {
+        let text = |body: Vec<u8>| String::from_utf8(body).unwrap();
+        assert_eq!(
+            text(body(Code::ManifestUnknown, "manifest unknown", None)),
+            r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#
+        );
+        assert_eq!(
+            text(body(Code::Unsupported, "a \"b\"\n\u{7}", Some("c\\d"))),
+            r#"{"errors":[{"code":"UNSUPPORTED","message":"a \"b\"\n\u0007","detail":"c\\d"}]}"#
+        );
+    }
+
+    #[test]
+    fn answers() {
+        let cases = [
+            (RouteError::DigestInvalid, 400, "DIGEST_INVALID"),
+            (RouteError::NameInvalid, 400, "NAME_INVALID"),
+            (RouteError::NamespaceInvalid, 404, "NAME_UNKNOWN"),
+            (RouteError::NotFound, 404, "NAME_UNKNOWN"),
+            (RouteError::PageInvalid, 400, "PAGINATION_NUMBER_INVALID"),
+            (RouteError::PercentEncoded, 400, "NAME_INVALID"),
+            (RouteError::QueryInvalid, 400, "UNSUPPORTED"),
+            (RouteError::QueryTooLong, 414, "UNSUPPORTED"),
+            (RouteError::TagInvalid, 404, "MANIFEST_UNKNOWN"),
+        ];
+        for (error, status, code) in cases {
+            let (answered, with) = answer(error);
+            assert_eq!((answered, with.as_str()), (status, code), "{error}");
+        }
+    }
+}

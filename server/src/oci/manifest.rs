@@ -248,3 +248,211 @@ impl<'de> Visitor<'de> for CountVisitor {
         Ok(Count(count))
     }
 }
+
+/// What must hold for any bytes at all.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(data: &[u8]) {
+    for kind in KINDS {
+        let Ok(found) = check(data, kind.media_type()) else {
+            continue;
+        };
+        assert_eq!(found, kind);
+        // serde_json takes it for an object that is of this kind and of no other.
+        let document: serde_json::Value = match serde_json::from_slice(data) {
+            Ok(document) => document,
+            // Numbers beyond its range are the one thing that only a full parse refuses.
+            Err(error) => {
+                assert!(
+                    error.to_string().starts_with("number out of range"),
+                    "{error}"
+                );
+                continue;
+            }
+        };
+        let has = |name: &str| document.get(name).is_some_and(|member| !member.is_null());
+        assert!(!has("manifests") || !(has("layers") || has("config") || has("blobs")));
+        if let Some(media_type) = document.get("mediaType").and_then(|value| value.as_str()) {
+            assert!(media_type.is_empty() || media_type == kind.media_type());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IMAGE: &str = r#"{
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "size": 1469},
+        "layers": [{"mediaType": "a", "size": 1}, {"mediaType": "b", "urls": ["http://c"]}],
+        "annotations": {"a": "{[\"\\"}
+    }"#;
+    const INDEX: &str = r#"{"schemaVersion":2,"manifests":[{"platform":{"os.features":["a"]}}]}"#;
+
+    fn image() -> &'static str {
+        ManifestKind::OciManifest.media_type()
+    }
+
+    fn index() -> &'static str {
+        ManifestKind::OciIndex.media_type()
+    }
+
+    #[test]
+    fn every_kind_is_asked_for_by_its_own_name() {
+        let asked: Vec<_> = ACCEPT.split(", ").collect();
+        assert_eq!(asked.len(), KINDS.len());
+        for kind in KINDS {
+            assert!(asked.contains(&kind.media_type()));
+            assert_eq!(ManifestKind::of(kind.media_type()), Some(kind));
+        }
+    }
+
+    #[test]
+    fn content_types() {
+        assert!(is_manifest_type(
+            "Application/vnd.OCI.image.index.v1+json ; charset=utf-8"
+        ));
+        let others = [
+            "",
+            "*/*",
+            "application/json",
+            "text/html",
+            "application/vnd.docker.distribution.manifest.v1+prettyjws",
+            "application/vnd.oci.image.index.v1+json, text/html",
+        ];
+        for other in others {
+            assert!(!is_manifest_type(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn accepted() {
+        use ManifestKind::*;
+        let cases = [
+            (IMAGE, OciManifest),
+            (INDEX, OciIndex),
+            (INDEX, DockerList),
+            (r#"{"config":{},"layers":[]}"#, DockerManifest),
+            (r#"{"blobs":[],"artifactType":"a"}"#, OciArtifact),
+            (
+                r#"{"mediaType":"","manifests":null,"layers":null}"#,
+                OciIndex,
+            ),
+            (r#" {} "#, OciManifest),
+        ];
+        for (text, kind) in cases {
+            assert_eq!(
+                check(text.as_bytes(), kind.media_type()),
+                Ok(kind),
+                "{text}"
+            );
+        }
+        let with_parameter = format!("{}; charset=utf-8", image());
+        assert_eq!(check(IMAGE.as_bytes(), &with_parameter), Ok(OciManifest));
+    }
+
+    #[test]
+    fn refused() {
+        use ManifestError::*;
+        let cases = [
+            ("", image(), InvalidJson),
+            ("<html></html>", image(), InvalidJson),
+            ("[]", image(), InvalidJson),
+            ("null", image(), InvalidJson),
+            ("{} {}", image(), InvalidJson),
+            (r#"{"layers":[1,]}"#, image(), InvalidJson),
+            (r#"{"layers":{}}"#, image(), InvalidJson),
+            (r#"{"layers":"a"}"#, image(), InvalidJson),
+            (r#"{"mediaType":1}"#, image(), InvalidJson),
+            (r#"{"layers":[],"layers":[]}"#, image(), InvalidJson),
+            (r#"{"layers":null,"layers":[]}"#, image(), InvalidJson),
+            (r#"{"Layers":[]}"#, image(), InvalidJson),
+            (r#"{"layers":[],"MANIFESTS":[]}"#, image(), InvalidJson),
+            (r#"{"mediatype":"a"}"#, image(), InvalidJson),
+            ("\u{feff}{}", image(), InvalidJson),
+            ("{}", "application/json", MediaTypeUnknown),
+            (IMAGE, index(), MediaTypeMismatch),
+            (
+                IMAGE,
+                ManifestKind::DockerManifest.media_type(),
+                MediaTypeMismatch,
+            ),
+            (INDEX, image(), Ambiguous),
+            (r#"{"layers":[],"manifests":[]}"#, image(), Ambiguous),
+            (r#"{"layers":[],"manifests":[]}"#, index(), Ambiguous),
+            (r#"{"config":{},"manifests":[]}"#, index(), Ambiguous),
+            (r#"{"blobs":[]}"#, image(), Ambiguous),
+            (r#"{"blobs":[]}"#, index(), Ambiguous),
+            (
+                r#"{"manifests":[]}"#,
+                ManifestKind::OciArtifact.media_type(),
+                Ambiguous,
+            ),
+            (r#"{"fsLayers":[]}"#, image(), Ambiguous),
+        ];
+        for (text, content_type, expected) in cases {
+            assert_eq!(
+                check(text.as_bytes(), content_type),
+                Err(expected),
+                "{text}"
+            );
+        }
+        assert_eq!(check(b"{\"a\":\"\xff\"}", image()), Err(InvalidJson));
+    }
+
+    #[test]
+    fn bounds() {
+        let long = |len: usize| format!("{{\"a\":\"{}\"}}", "b".repeat(len - 8));
+        assert_eq!(long(LEN_MAX).len(), LEN_MAX);
+        assert!(check(long(LEN_MAX).as_bytes(), image()).is_ok());
+        let longer = long(LEN_MAX + 1);
+        assert_eq!(
+            check(longer.as_bytes(), image()),
+            Err(ManifestError::TooLong)
+        );
+
+        let deep = |depth: usize| {
+            let arrays = depth - 1;
+            format!("{{\"a\":{}{}}}", "[".repeat(arrays), "]".repeat(arrays))
+        };
+        assert!(check(deep(DEPTH_MAX).as_bytes(), image()).is_ok());
+        let deeper = deep(DEPTH_MAX + 1);
+        assert_eq!(
+            check(deeper.as_bytes(), image()),
+            Err(ManifestError::TooDeep)
+        );
+        let bomb = "[".repeat(1_000_000);
+        assert_eq!(check(bomb.as_bytes(), image()), Err(ManifestError::TooDeep));
+
+        let wide = |count: usize| format!("{{\"layers\":[{}0]}}", "0,".repeat(count - 1));
+        assert!(check(wide(DESCRIPTORS_MAX).as_bytes(), image()).is_ok());
+        let wider = wide(DESCRIPTORS_MAX + 1);
+        assert_eq!(
+            check(wider.as_bytes(), image()),
+            Err(ManifestError::TooManyDescriptors)
+        );
+    }
+
+    #[test]
+    fn fuzz_mutated_manifests() {
+        let seeds: [&[u8]; 3] = [IMAGE.as_bytes(), INDEX.as_bytes(), br#"{"blobs":[{}]}"#];
+        let words: [&[u8]; 14] = [
+            b"{",
+            b"}",
+            b"[",
+            b"]",
+            b"\"",
+            b"\\",
+            b",",
+            b":",
+            b"null",
+            b"\"manifests\":[],",
+            b"\"layers\":[],",
+            b"\"Config\":{},",
+            b"1e999",
+            b"\"mediaType\":\"\",",
+        ];
+        crate::http::fuzzing::run(&seeds, &words, fuzz);
+    }
+}

@@ -61,3 +61,72 @@ pub fn normalise_docker_hub(name: &str) -> Cow<'_, str> {
         Cow::Owned(format!("library/{name}"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repositories() {
+        let valid = [
+            "a",
+            "0",
+            "library/nginx",
+            "a/b/c/d",
+            "a.b",
+            "a_b",
+            "a__b",
+            "a-b",
+            "a---b",
+            "a-b.c_d",
+            "quay.io/prometheus/node-exporter",
+            "manifests/blobs/tags",
+            "v2/v2",
+            "a/0",
+        ];
+        for name in valid {
+            assert!(is_repository(name), "{name}");
+        }
+        let invalid = [
+            "", "/", "a/", "/a", "a//b", "A", "a/B", ".a", "a.", "a..b", "a._b", "a___b", "_a",
+            "a_", "-a", "a-", "a-.b", "a/-b", "..", "a/../b", "a b", "a:b", "a@b", "a%2fb",
+            "\u{e9}", "a\0", "a/./b", "_catalog",
+        ];
+        for name in invalid {
+            assert!(!is_repository(name), "{name}");
+        }
+        assert!(is_repository(&"a".repeat(REPOSITORY_LEN_MAX)));
+        assert!(!is_repository(&"a".repeat(REPOSITORY_LEN_MAX + 1)));
+    }
+
+    #[test]
+    fn tags() {
+        for tag in [
+            "a",
+            "_",
+            "1.27",
+            "Latest",
+            "sha256-00.sig",
+            "a__b..c--",
+            "_-.",
+        ] {
+            assert!(is_tag(tag), "{tag}");
+        }
+        for tag in ["", ".a", "-a", "a:b", "a/b", "a b", "a+b", "a%", "\u{e9}"] {
+            assert!(!is_tag(tag), "{tag}");
+        }
+        assert!(is_tag(&"a".repeat(TAG_LEN_MAX)));
+        assert!(!is_tag(&"a".repeat(TAG_LEN_MAX + 1)));
+    }
+
+    #[test]
+    fn official_images_live_under_library() {
+        for (name, expected) in [
+            ("nginx", "library/nginx"),
+            ("library/a", "library/a"),
+            ("a/b", "a/b"),
+        ] {
+            assert_eq!(normalise_docker_hub(name), expected);
+        }
+    }
+}
