@@ -2,4 +2,5 @@
 //!
 //! Neither shares code with the server or the store: tests use them as an independent oracle.
 
+pub mod load;
 pub mod origin;

@@ -1,1 +1,13 @@
-fn main() {}
+//! A load generator for registries; see tools/README.md.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use entrepot_tools::load::cli;
+
+fn main() -> ExitCode {
+    cli::run(cli::Arguments::parse()).unwrap_or_else(|error| {
+        eprintln!("entrepot-load: {error}");
+        ExitCode::FAILURE
+    })
+}

@@ -26,7 +26,7 @@ mod send;
 mod stored;
 mod tar;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tls;
 mod wire;
 

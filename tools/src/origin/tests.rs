@@ -35,7 +35,7 @@ fn options() -> Options {
     }
 }
 
-fn start() -> Running {
+pub(crate) fn start() -> Running {
     Running::start(options()).unwrap()
 }
 
@@ -173,7 +173,7 @@ fn get_with(url: &str, target: &str, fields: &str) -> Reply {
 }
 
 /// A control call that must succeed.
-fn call(origin: &Running, name: &str, body: &Value) -> Value {
+pub(crate) fn call(origin: &Running, name: &str, body: &Value) -> Value {
     let reply = post(origin, name, body);
     assert_eq!(
         reply.status,
