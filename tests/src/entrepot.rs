@@ -1,6 +1,6 @@
 //! The server under test: its configuration, its start, its ends, its counters.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -15,6 +15,9 @@ use crate::temp::TempDir;
 
 /// Enough for every test that does not fill a store on purpose.
 const CAPACITY: &str = "4GiB";
+
+/// The kernel chooses, the log tells.
+const FREE_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// Variables that the program reads, and that whoever runs the tests may have set.
 const OUTSIDE: [&str; 6] = [
@@ -80,6 +83,7 @@ pub struct Setup {
     store: PathBuf,
     capacity: String,
     listen: SocketAddr,
+    admin: SocketAddr,
     args: Vec<String>,
     variables: Vec<(String, String)>,
     /// Put before the program, such as `setpriv` or `strace`.
@@ -94,7 +98,8 @@ impl Setup {
             store: dir.join("store"),
             dir: Arc::new(dir),
             capacity: CAPACITY.to_owned(),
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            listen: FREE_PORT,
+            admin: FREE_PORT,
             args: Vec::new(),
             variables: Vec::new(),
             wrapper: Vec::new(),
@@ -108,6 +113,11 @@ impl Setup {
 
     pub fn listen(mut self, listen: SocketAddr) -> Setup {
         self.listen = listen;
+        self
+    }
+
+    pub fn admin(mut self, admin: SocketAddr) -> Setup {
+        self.admin = admin;
         self
     }
 
@@ -156,12 +166,8 @@ impl Setup {
         command.arg("serve").arg("--config").arg(&self.config);
         command.arg("--store").arg(&self.store);
         command.args(["--capacity", &self.capacity, "--log", "json"]);
-        command.args([
-            "--listen",
-            &self.listen.to_string(),
-            "--admin",
-            "127.0.0.1:0",
-        ]);
+        command.args(["--listen", &self.listen.to_string()]);
+        command.args(["--admin", &self.admin.to_string()]);
         command.args(&self.args);
         command.env("HOME", self.dir.path());
         for name in OUTSIDE {

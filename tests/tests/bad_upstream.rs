@@ -20,8 +20,16 @@ const BODY_LENS: [u64; 4] = [1_000, WITHHELD_LEN, WITHHELD_LEN + 1, 5_000_000];
 /// Clients that ask for the same bad body at once.
 const CLIENTS: usize = 3;
 
-/// A wrong digest is remembered for 30 s, so that a broken upstream is not asked in a loop.
+/// A source of a wrong digest is left alone for this long (30 s unless configured), so that a
+/// broken upstream is not asked in a loop.
+const HOLDOFF: &str = "limits.mismatch_holdoff=5s";
 const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
+
+fn before(origin: &Origin) -> Entrepot {
+    Setup::new(&Config::one(origin.url()))
+        .args(&["--set", HOLDOFF])
+        .start()
+}
 
 /// What the origin does to a body; none of these ever delivers the right bytes.
 fn faults() -> Vec<(&'static str, Value)> {
@@ -118,7 +126,7 @@ fn never_served(server: &Entrepot, name: &str, blob: &Held) {
 #[test]
 fn no_bad_body_is_completed_or_kept_and_the_next_good_pull_works() {
     let origin = Origin::start();
-    let server = Setup::new(&Config::one(origin.url())).start();
+    let server = before(&origin);
     let mut cases = Vec::new();
     for (nth, (name, fault)) in faults().into_iter().enumerate() {
         for len in BODY_LENS {
@@ -162,7 +170,7 @@ fn no_bad_body_is_completed_or_kept_and_the_next_good_pull_works() {
 #[test]
 fn a_wrong_digest_is_remembered_and_then_forgiven_without_a_restart() {
     let origin = Origin::start();
-    let server = Entrepot::before(origin.url());
+    let server = before(&origin);
     let blob = origin.blob(&["library/bad"], 5_000_000, 1);
     origin.fault_times(
         1,
@@ -191,7 +199,7 @@ fn a_wrong_digest_is_remembered_and_then_forgiven_without_a_restart() {
 fn a_body_broken_once_is_whole_at_the_next_pull() {
     // Resumed, retried or failed: all are right, but a client that got a whole 200 got the truth.
     let origin = Origin::start();
-    let server = Entrepot::before(origin.url());
+    let server = before(&origin);
     let faults = [
         json!({"reset_at": "50%"}),
         json!({"truncate_at": "50%"}),
@@ -224,7 +232,7 @@ fn a_body_broken_once_is_whole_at_the_next_pull() {
 #[test]
 fn bodies_of_unknown_length_arrive_whole() {
     let origin = Origin::start();
-    let server = Entrepot::before(origin.url());
+    let server = before(&origin);
     for (nth, fault) in [json!({"chunked": true}), json!({"until_close": true})]
         .iter()
         .enumerate()
@@ -264,7 +272,7 @@ fn wrong_manifests_are_clean_errors() {
     for (nth, fault) in faults.into_iter().enumerate() {
         let origin = Origin::start();
         let image = origin.image("library/bad", "1", nth as u64);
-        let server = Entrepot::before(origin.url());
+        let server = before(&origin);
         origin.fault(json!({"kind": "manifest", "method": "GET"}), fault.clone());
         for reference in ["1", image.digest.as_str()] {
             let answer = server.get(&format!("/v2/dh/library/bad/manifests/{reference}"));

@@ -87,10 +87,7 @@ fn a_taken_port_is_a_clear_error() {
     let words = [addr.to_string(), "taken".to_owned()];
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     check_refused(&Setup::new(&nowhere()).listen(addr), &words);
-    check_refused(
-        &Setup::new(&nowhere()).args(&["--admin", &addr.to_string()]),
-        &words,
-    );
+    check_refused(&Setup::new(&nowhere()).admin(addr), &words);
     // Another server would share the port, were it only for SO_REUSEPORT.
     let first = Setup::new(&nowhere()).start();
     let words = [first.addr().to_string()];
