@@ -1,0 +1,193 @@
+//! An accepted connection and the listeners it comes from.
+//!
+//! Called by `connection` (one task per socket) and by the shard's accept loop. Sockets are
+//! `O_NONBLOCK` from the start: a read waits for readability through the ring and then takes
+//! what is there, so an idle connection lends no buffer to the kernel (R2) and a read may be
+//! dropped at any time without losing bytes.
+
+use std::cell::Cell;
+use std::io::{self, IoSlice};
+use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use monoio::net::TcpStream;
+use socket2::{Domain, Protocol, SockRef, Type};
+
+/// Connections the kernel may hold for a listener before accept, per shard. Restart of a farm
+/// brings thousands at once; the kernel clamps it to `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// What a connection is waiting for; decides how long it may make no progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Between requests: the client's turn, nothing received yet.
+    Idle,
+    /// Part of a request head has arrived.
+    Head,
+    /// We have bytes the client does not take.
+    Send,
+    /// We wait for an upstream or another shard; they have deadlines of their own.
+    Work,
+}
+
+/// A connected, non-blocking TCP socket with the time of its last progress.
+pub struct Socket {
+    stream: TcpStream,
+    peer: SocketAddr,
+    phase: Cell<Phase>,
+    /// Tick of the shard's `watchdog` at the last progress.
+    progress: Cell<u32>,
+    cut: Cell<bool>,
+}
+
+impl Socket {
+    /// Takes an accepted stream: no delay, non-blocking.
+    pub fn new(stream: TcpStream, peer: SocketAddr, tick: u32) -> io::Result<Socket> {
+        let socket = Socket {
+            stream,
+            peer,
+            phase: Cell::new(Phase::Idle),
+            progress: Cell::new(tick),
+            cut: Cell::new(false),
+        };
+        let reference = socket.reference();
+        reference.set_tcp_nodelay(true)?;
+        reference.set_nonblocking(true)?;
+        Ok(socket)
+    }
+
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    pub fn phase(&self) -> Phase {
+        self.phase.get()
+    }
+
+    /// Enters a phase; its patience starts now.
+    pub fn enter(&self, phase: Phase, tick: u32) {
+        self.phase.set(phase);
+        self.progress.set(tick);
+    }
+
+    pub fn progressed(&self, tick: u32) {
+        self.progress.set(tick);
+    }
+
+    pub fn progress(&self) -> u32 {
+        self.progress.get()
+    }
+
+    /// Ends the connection from outside its task: pending waits resolve, reads return 0.
+    pub fn cut(&self) {
+        self.cut.set(true);
+        // Failure means that it is gone already.
+        let _ = self.reference().shutdown(Shutdown::Both);
+    }
+
+    /// True once `cut` was called.
+    pub fn is_cut(&self) -> bool {
+        self.cut.get()
+    }
+
+    /// Makes the close abortive (RST), so that a short body cannot look like a clean end.
+    pub fn abort_on_close(&self) {
+        // Best effort: the Content-Length already tells the client that bytes are missing (R6).
+        let _ = self.reference().set_linger(Some(std::time::Duration::ZERO));
+    }
+
+    /// Tells the peer that nothing more will be sent; it may still be sending.
+    pub fn finish_sending(&self) {
+        let _ = self.reference().shutdown(Shutdown::Write);
+    }
+
+    /// Waits until something can be read, then reads up to `buffer.len()` bytes; 0 is the end.
+    pub async fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            self.stream.readable(false).await?;
+            match io::Read::read(&mut &*self.reference(), buffer) {
+                Err(error) if would_block(&error) => continue,
+                other => return other,
+            }
+        }
+    }
+
+    /// Sends all of `parts` in order. With `more`, the kernel holds the last packet back until
+    /// more bytes follow, so that a head and its body share one.
+    pub async fn send_all(&self, parts: [&[u8]; 2], more: bool) -> io::Result<()> {
+        let [mut first, mut second] = parts;
+        let mut flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        if more {
+            flags |= libc::MSG_MORE;
+        }
+        while !first.is_empty() || !second.is_empty() {
+            let slices = [IoSlice::new(first), IoSlice::new(second)];
+            let sent = if first.is_empty() {
+                self.reference()
+                    .send_vectored_with_flags(&slices[1..], flags)
+            } else if second.is_empty() {
+                self.reference()
+                    .send_vectored_with_flags(&slices[..1], flags)
+            } else {
+                self.reference().send_vectored_with_flags(&slices, flags)
+            };
+            match sent {
+                Ok(count) => {
+                    let from_first = count.min(first.len());
+                    first = &first[from_first..];
+                    second = &second[count - from_first..];
+                }
+                Err(error) if would_block(&error) => self.writable().await?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits through the ring until the socket takes bytes; also the fairness yield of long sends.
+    pub async fn writable(&self) -> io::Result<()> {
+        self.stream.writable(false).await
+    }
+
+    pub(super) fn reference(&self) -> SockRef<'_> {
+        SockRef::from(self)
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: BorrowedFd requires a descriptor that stays open for its lifetime. The stream
+        // owns it and is borrowed for exactly that lifetime; closing it elsewhere would break
+        // this, and nothing but the stream's drop closes it.
+        unsafe { BorrowedFd::borrow_raw(self.stream.as_raw_fd()) }
+    }
+}
+
+pub(super) fn would_block(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock
+}
+
+/// Opens one listener of a `SO_REUSEPORT` group; the kernel spreads connections over the group.
+///
+/// With port 0 the first call chooses; the caller passes the bound address for the others.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = socket2::Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Ends a listener: its pending accept fails with EINVAL, new connections are refused.
+pub fn stop_listening(listener: &TcpListener) {
+    let _ = SockRef::from(listener).shutdown(Shutdown::Both);
+}

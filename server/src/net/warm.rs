@@ -1,0 +1,112 @@
+//! Reads cold pages of the store into the page cache on threads of its own.
+//!
+//! `sendfile` of a page that is not cached stops the whole shard for the time of a disk read
+//! (R3), so `sendfile` probes first and asks here when the probe misses. The pool is small: it
+//! exists to wait, and the disk's queue is deep enough with a few readers.
+
+use std::thread;
+
+use bytes::Bytes;
+use entrepot_storage::disk::uring::UringDisk;
+use entrepot_storage::{Body, Lease};
+use rustix::io::pread;
+
+/// Threads that wait for the disk.
+const THREADS: usize = 4;
+/// Requests that may wait for a thread; more than this and a sender waits, which only slows
+/// cold reads down.
+const QUEUE_LEN: usize = 256;
+/// Bytes read for one request: what a `sendfile` slice needs, and some way ahead.
+pub const WINDOW_LEN: u64 = 1 << 20;
+
+/// Bytes read in one call; a whole number of the kernel's read-ahead units.
+const READ_LEN: usize = 128 << 10;
+
+struct Request {
+    lease: Lease<UringDisk>,
+    offset: u64,
+    len: u64,
+    /// Whether the bytes are wanted, or only their pages.
+    keep: bool,
+    done: flume::Sender<Option<Vec<u8>>>,
+}
+
+/// Sends requests to the pool; cheap to clone, one for the process.
+#[derive(Clone)]
+pub struct Warmer {
+    requests: flume::Sender<Request>,
+}
+
+impl Warmer {
+    pub fn start() -> std::io::Result<Warmer> {
+        let (requests, queue) = flume::bounded::<Request>(QUEUE_LEN);
+        for number in 0..THREADS {
+            let queue = queue.clone();
+            thread::Builder::new()
+                .name(format!("warm-{number}"))
+                .spawn(move || run(&queue))?;
+        }
+        Ok(Warmer { requests })
+    }
+
+    /// Returns when the pages of a range of the lease's file were read, or could not be: the
+    /// caller's `sendfile` meets the error itself.
+    pub async fn warm(&self, lease: Lease<UringDisk>, offset: u64, len: u64) {
+        self.ask(lease, offset, len, false).await;
+    }
+
+    /// A whole body as bytes, for the few that are not sent by `sendfile`. `None` when it can't
+    /// be read.
+    pub async fn read(&self, body: &Body<UringDisk>) -> Option<Bytes> {
+        if let Some(bytes) = &body.bytes {
+            return Some(bytes.clone());
+        }
+        let (lease, len) = (body.lease.clone(), body.len);
+        let offset = lease.offset();
+        let bytes = self.ask(lease, offset, len, true).await?;
+        (bytes.len() as u64 == len && !body.lease.revoked()).then(|| bytes.into())
+    }
+
+    async fn ask(
+        &self,
+        lease: Lease<UringDisk>,
+        offset: u64,
+        len: u64,
+        keep: bool,
+    ) -> Option<Vec<u8>> {
+        let (done, answer) = flume::bounded(1);
+        self.requests
+            .send_async(Request {
+                lease,
+                offset,
+                len,
+                keep,
+                done,
+            })
+            .await
+            .ok()?;
+        answer.recv_async().await.ok()?
+    }
+}
+
+fn run(queue: &flume::Receiver<Request>) {
+    let mut buffer = vec![0; READ_LEN];
+    while let Ok(request) = queue.recv() {
+        let end = request.offset + request.len;
+        let mut kept = request.keep.then(Vec::new);
+        let mut at = request.offset;
+        while at < end {
+            let want = buffer.len().min((end - at) as usize);
+            match pread(request.lease.file(), &mut buffer[..want], at) {
+                Ok(count) if count > 0 => {
+                    if let Some(kept) = &mut kept {
+                        kept.extend_from_slice(&buffer[..count]);
+                    }
+                    at += count as u64;
+                }
+                _ => break,
+            }
+        }
+        let _ = request.done.send(kept);
+    }
+}
