@@ -1,0 +1,130 @@
+//! Why a request could not be answered from upstream, in the words clients and rules need.
+//!
+//! Made by `fetch`, `freshness`, `access` and `relay`; turned into a status and an OCI error by
+//! `respond`, and into a stale rule by `freshness`. It carries no secret: details are built from
+//! statuses and origins only (R11).
+
+use std::sync::Arc;
+
+use crate::oci::error::Code;
+use crate::upstream::{FailureClass, UpstreamError};
+
+/// Seconds a client is asked to wait when we refuse it for lack of room.
+pub const RETRY_AFTER_S: u32 = 1;
+/// Longest wait passed on from an upstream's `Retry-After`.
+const RETRY_AFTER_MAX_S: u32 = 300;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureKind {
+    NotFound,
+    Denied,
+    RateLimited,
+    ServerError,
+    Unreachable,
+    Timeout,
+    /// What upstream sent is not what was asked for: wrong digest, wrong length, cut short.
+    BadBody,
+    /// One of our own limits is reached.
+    Busy,
+}
+
+#[derive(Clone, Debug)]
+pub struct Failure {
+    pub kind: FailureKind,
+    /// For the log and the error body.
+    pub detail: Arc<str>,
+    pub retry_after_s: Option<u32>,
+}
+
+impl Failure {
+    pub fn new(kind: FailureKind, detail: impl Into<Arc<str>>) -> Failure {
+        let retry_after_s = (kind == FailureKind::Busy).then_some(RETRY_AFTER_S);
+        Failure {
+            kind,
+            detail: detail.into(),
+            retry_after_s,
+        }
+    }
+
+    pub fn busy(what: &str) -> Failure {
+        Failure::new(
+            FailureKind::Busy,
+            format!("{what}: the limit is reached, try again"),
+        )
+    }
+
+    pub fn upstream(origin: &str, error: &UpstreamError) -> Failure {
+        let kind = match error.class() {
+            FailureClass::NotFound => FailureKind::NotFound,
+            FailureClass::Denied => FailureKind::Denied,
+            FailureClass::RateLimited => FailureKind::RateLimited,
+            FailureClass::ServerError => FailureKind::ServerError,
+            FailureClass::Unreachable if error.is_timeout() => FailureKind::Timeout,
+            FailureClass::Unreachable => FailureKind::Unreachable,
+        };
+        Failure::new(kind, format!("{origin}: {error}"))
+    }
+
+    /// The failure an upstream's status stands for; `retry_after` is its field's value.
+    pub fn status(origin: &str, status: u16, retry_after: Option<&[u8]>) -> Failure {
+        let kind = match status {
+            404 | 410 => FailureKind::NotFound,
+            401 | 403 => FailureKind::Denied,
+            429 => FailureKind::RateLimited,
+            _ => FailureKind::ServerError,
+        };
+        let retry_after_s = retry_after
+            .and_then(|value| std::str::from_utf8(value).ok()?.trim().parse::<u32>().ok())
+            .map(|seconds| seconds.min(RETRY_AFTER_MAX_S));
+        Failure {
+            kind,
+            detail: format!("{origin} answered {status}").into(),
+            retry_after_s: match kind {
+                FailureKind::RateLimited => Some(retry_after_s.unwrap_or(RETRY_AFTER_S)),
+                _ => retry_after_s,
+            },
+        }
+    }
+
+    /// How much one failure says against another when several upstreams were asked: an
+    /// operator learns most from the one that is not "not found".
+    fn weight(&self) -> u8 {
+        match self.kind {
+            FailureKind::NotFound => 0,
+            FailureKind::Denied => 1,
+            FailureKind::RateLimited => 2,
+            FailureKind::ServerError | FailureKind::BadBody => 3,
+            FailureKind::Unreachable | FailureKind::Timeout => 4,
+            FailureKind::Busy => 5,
+        }
+    }
+
+    /// Of two failures the one that is to be reported.
+    pub fn worse(first: Option<Failure>, second: Failure) -> Failure {
+        match first {
+            Some(first) if first.weight() >= second.weight() => first,
+            _ => second,
+        }
+    }
+
+    /// Status for the client (OCI distribution-spec, error codes; RFC 9110 §15).
+    pub fn http_status(&self) -> u16 {
+        match self.kind {
+            FailureKind::NotFound => 404,
+            FailureKind::Denied => 403,
+            FailureKind::RateLimited => 429,
+            FailureKind::ServerError | FailureKind::Unreachable | FailureKind::BadBody => 502,
+            FailureKind::Timeout => 504,
+            FailureKind::Busy => 503,
+        }
+    }
+
+    /// OCI code; `unknown` is the one for a missing thing of the kind that was asked for.
+    pub fn code(&self, unknown: Code) -> Code {
+        match self.kind {
+            FailureKind::Denied => Code::Denied,
+            FailureKind::RateLimited | FailureKind::Busy => Code::TooManyRequests,
+            _ => unknown,
+        }
+    }
+}

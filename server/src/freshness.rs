@@ -1,0 +1,410 @@
+//! Tags: what digest a tag names now, and how sure we are.
+//!
+//! Called by the mailbox loop of the shard that owns the repository. One question runs for a tag
+//! however many ask: a HEAD to the upstream the tag came from, a GET only when the digest
+//! changed. The tag moves after its manifest is verified. When upstream can't answer, the cached
+//! digest stands in for as long as the project's rules allow, and before another upstream's
+//! namesake. A client's HEAD moves nothing.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use entrepot_storage::disk::uring::UringDisk;
+use entrepot_storage::{
+    Digest, FillState, Seconds, Store, TagKey, TagKeyRef, TagKind, TagRecord, Writer,
+};
+
+use crate::access::is_linked;
+use crate::clock;
+use crate::failure::{Failure, FailureKind};
+use crate::fetch::{BodyAnswer, BodyAsk, BodyKind};
+use crate::mailbox::{Message, Post, Reply};
+use crate::metrics::{Counter, Metrics};
+use crate::oci::manifest;
+use crate::project::{Repository, digest_owner};
+use crate::source::{Answer, Sources, Wanted, check_manifest, content_type, read_manifest};
+use crate::upstream::Method;
+
+/// Attempts to get a changed tag's manifest while proofs and fills cross each other.
+const OBTAIN_ATTEMPTS: usize = 4;
+
+pub struct TagAsk {
+    pub source: Repository,
+    pub tag: Arc<str>,
+    /// True for a client's HEAD, which answers but moves nothing.
+    pub head: bool,
+    pub reply: Reply<Result<Resolved, Failure>>,
+}
+
+/// What a tag names.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    pub digest: Digest,
+    pub origin: Arc<str>,
+    /// When upstream last said so.
+    pub checked: Seconds,
+    pub certainty: Certainty,
+    /// True for all but the ask that went upstream.
+    pub collapsed: bool,
+    /// Set when the manifest is not held, for a HEAD.
+    pub remote: Option<Remote>,
+}
+
+/// The head of a manifest that only upstream has.
+#[derive(Clone, Debug)]
+pub struct Remote {
+    pub len: u64,
+    pub media_type: Arc<str>,
+}
+
+#[derive(Clone, Debug)]
+pub enum Certainty {
+    /// Checked recently enough by the project's rules.
+    Fresh,
+    /// Upstream just confirmed the digest we had.
+    Revalidated,
+    /// Upstream named a digest we did not have.
+    Changed,
+    /// Upstream could not say; this is what it said at `checked`.
+    Stale(Failure),
+}
+
+type Key = (Repository, Arc<str>, bool);
+type Waiting = Vec<Reply<Result<Resolved, Failure>>>;
+
+pub struct Tags {
+    store: Arc<Store<UringDisk>>,
+    writer: Rc<Writer<UringDisk>>,
+    sources: Sources,
+    post: Post,
+    metrics: Arc<Metrics>,
+    asking: RefCell<HashMap<Key, Waiting>>,
+}
+
+impl Tags {
+    pub fn new(
+        store: Arc<Store<UringDisk>>,
+        writer: Rc<Writer<UringDisk>>,
+        sources: Sources,
+        post: Post,
+        metrics: Arc<Metrics>,
+    ) -> Rc<Tags> {
+        let asking = RefCell::default();
+        Rc::new(Tags {
+            store,
+            writer,
+            sources,
+            post,
+            metrics,
+            asking,
+        })
+    }
+
+    /// Answers when upstream did, or joins who asks already.
+    pub fn resolve(self: &Rc<Self>, ask: TagAsk) {
+        let key = (ask.source, ask.tag, ask.head);
+        let mut asking = self.asking.borrow_mut();
+        if let Some(waiting) = asking.get_mut(&key) {
+            waiting.push(ask.reply);
+            return;
+        }
+        asking.insert(key.clone(), vec![ask.reply]);
+        let tags = self.clone();
+        monoio::spawn(async move {
+            let outcome = tags.ask_upstream(&key).await;
+            let waiting = tags.asking.borrow_mut().remove(&key).unwrap_or_default();
+            for (position, reply) in waiting.into_iter().enumerate() {
+                let mut outcome = outcome.clone();
+                if let Ok(resolved) = &mut outcome {
+                    resolved.collapsed = position > 0;
+                }
+                let _ = reply.try_send(outcome);
+            }
+        });
+    }
+
+    async fn ask_upstream(&self, (source, tag, head): &Key) -> Result<Resolved, Failure> {
+        let cached = cached(&self.store, &self.sources, source, tag);
+        let outcome = self.revalidate(source, tag, *head, cached.as_ref()).await;
+        match (outcome, cached) {
+            (Err(failure), Some(cached)) if self.may_stand_in(source, &cached, &failure) => {
+                tracing::warn!(
+                    repository = %source.name, %tag, upstream = %cached.origin,
+                    error = %failure.detail, age_s = clock::now().saturating_sub(cached.checked),
+                    "tag served stale"
+                );
+                Ok(resolved(&cached, Certainty::Stale(failure)))
+            }
+            (outcome, _) => outcome,
+        }
+    }
+
+    fn may_stand_in(&self, source: &Repository, cached: &TagRecord, failure: &Failure) -> bool {
+        let age_s = clock::now().saturating_sub(cached.checked);
+        let allowed = self
+            .sources
+            .projects()
+            .get(source.project)
+            .stale_for(failure);
+        age_s < allowed.as_secs() && self.store.body(&cached.digest, clock::now()).is_some()
+    }
+
+    async fn revalidate(
+        &self,
+        source: &Repository,
+        tag: &str,
+        head: bool,
+        cached: Option<&TagRecord>,
+    ) -> Result<Resolved, Failure> {
+        let came_from = cached.map(|cached| &*cached.origin);
+        // Where the tag came from, only "not there" and "not for you" let another upstream's
+        // namesake take its place.
+        let stop = |origin: &str, failure: &Failure| {
+            came_from == Some(origin)
+                && !matches!(failure.kind, FailureKind::NotFound | FailureKind::Denied)
+        };
+        let path = format!("manifests/{tag}");
+        let wanted = |method| Wanted {
+            method,
+            path: &path,
+            accept: Some(manifest::ACCEPT),
+        };
+        let headed = self
+            .sources
+            .first(source, came_from, &wanted(Method::Head), stop)
+            .await;
+        let named = headed.as_ref().ok().and_then(digest_field);
+        match (headed, named) {
+            (Ok(answer), Some(digest)) => {
+                self.named(source, tag, head, cached, digest, answer).await
+            }
+            (Err(failure), _) if failure.kind != FailureKind::ServerError => Err(failure),
+            // A HEAD without a digest, or an upstream that knows no HEAD: one GET tells.
+            _ => {
+                let answer = self
+                    .sources
+                    .first(source, came_from, &wanted(Method::Get), stop)
+                    .await?;
+                self.fetched(source, tag, head, cached, answer).await
+            }
+        }
+    }
+
+    /// Upstream's HEAD named a digest.
+    async fn named(
+        &self,
+        source: &Repository,
+        tag: &str,
+        head: bool,
+        cached: Option<&TagRecord>,
+        digest: Digest,
+        answer: Answer,
+    ) -> Result<Resolved, Failure> {
+        let record = record(digest, &answer.origin, clock::now());
+        if let Some(cached) = cached.filter(|c| c.digest == digest && c.origin == record.origin)
+            && self.store.body(&digest, clock::now()).is_some()
+        {
+            if cached.checked != record.checked {
+                self.put(source, tag, record.clone()).await;
+            }
+            return Ok(resolved(&record, Certainty::Revalidated));
+        }
+        if head {
+            let mut resolved = resolved(&record, Certainty::Changed);
+            resolved.remote = remote(&answer);
+            return Ok(resolved);
+        }
+        drop(answer.response);
+        self.obtain(source, digest, &answer.origin).await?;
+        self.put(source, tag, record.clone()).await;
+        Ok(resolved(&record, Certainty::Changed))
+    }
+
+    /// Upstream sent the manifest itself.
+    async fn fetched(
+        &self,
+        source: &Repository,
+        tag: &str,
+        head: bool,
+        cached: Option<&TagRecord>,
+        mut answer: Answer,
+    ) -> Result<Resolved, Failure> {
+        let bytes = read_manifest(&mut answer.response.body, &answer.origin).await?;
+        let media_type = content_type(&answer.response.head);
+        check_manifest(&bytes, media_type.as_deref(), &answer.origin)?;
+        self.metrics.add(Counter::UpstreamBytes, bytes.len() as u64);
+        let digest = Digest::sha256(&bytes);
+        let media_type: Arc<str> = media_type.unwrap_or_default().into();
+        let record = record(digest, &answer.origin, clock::now());
+        let certainty = match cached {
+            Some(cached) if cached.digest == digest => Certainty::Revalidated,
+            _ => Certainty::Changed,
+        };
+        let mut resolved = resolved(&record, certainty);
+        if head {
+            let len = bytes.len() as u64;
+            resolved.remote = Some(Remote { len, media_type });
+            return Ok(resolved);
+        }
+        let owner = digest_owner(&digest, self.post.shards());
+        let held = self
+            .post
+            .ask(owner, |reply| Message::Hold {
+                digest,
+                media_type: media_type.to_string(),
+                bytes: Bytes::from(bytes),
+                reply,
+            })
+            .await?;
+        if let Err(failure) = held {
+            // Without room the manifest can't be held; its digest is known all the same, and
+            // the ask for it by digest is answered from staging or by a relay.
+            tracing::warn!(repository = %source.name, tag, error = %failure.detail, "not held");
+            return Ok(resolved);
+        }
+        self.link(source, digest, &answer.origin).await;
+        self.put(source, tag, record).await;
+        Ok(resolved)
+    }
+
+    /// Makes sure that the manifest is verified, and held when there is room.
+    async fn obtain(
+        &self,
+        source: &Repository,
+        digest: Digest,
+        origin: &Arc<str>,
+    ) -> Result<(), Failure> {
+        let project = self.sources.projects().get(source.project);
+        let owner = digest_owner(&digest, self.post.shards());
+        for _ in 0..OBTAIN_ATTEMPTS {
+            let mut proven = is_linked(&self.store, project, &source.name, &digest);
+            if !proven && self.store.body(&digest, clock::now()).is_some() {
+                // The HEAD of the tag in this repository's name named the digest: that is proof.
+                self.link(source, digest, origin).await;
+                proven = true;
+            }
+            let (kind, prefer) = (BodyKind::Manifest, Some(origin.clone()));
+            let answer = self
+                .post
+                .ask(owner, |reply| {
+                    let source = source.clone();
+                    Message::Body(BodyAsk {
+                        digest,
+                        kind,
+                        source,
+                        proven,
+                        prefer,
+                        reply,
+                    })
+                })
+                .await?;
+            match answer {
+                BodyAnswer::Held if proven => return Ok(()),
+                BodyAnswer::Held => {}
+                BodyAnswer::Follow(mut following) => {
+                    return match following.follower.wait(u64::MAX).await.1 {
+                        FillState::Verified => Ok(()),
+                        _ => Err(Failure::new(
+                            FailureKind::BadBody,
+                            "the manifest's fill failed",
+                        )),
+                    };
+                }
+                BodyAnswer::NeedProof => self.link(source, digest, origin).await,
+                BodyAnswer::Relay => return Ok(()),
+                BodyAnswer::Failed(failure) => return Err(failure),
+            }
+        }
+        Err(Failure::busy(
+            "a manifest that is fetched and dropped again and again",
+        ))
+    }
+
+    async fn link(&self, source: &Repository, digest: Digest, origin: &Arc<str>) {
+        let project = self.sources.projects().get(source.project);
+        let key = entrepot_storage::LinkKey {
+            project: Box::from(&*project.name),
+            repository: Box::from(&*source.name),
+            digest,
+        };
+        let record = entrepot_storage::LinkRecord {
+            origin: origin.clone(),
+            proof: entrepot_storage::Proof::Headed,
+            at: clock::now(),
+        };
+        if let Err(error) = self.writer.put_link(key, record).await {
+            tracing::warn!(%error, "a link could not be written");
+        }
+    }
+
+    async fn put(&self, source: &Repository, tag: &str, record: TagRecord) {
+        // A tag whose manifest was not admitted is resolved anew each time.
+        if self.store.body(&record.digest, clock::now()).is_none() {
+            return;
+        }
+        let project = self.sources.projects().get(source.project);
+        let key = TagKey {
+            project: Box::from(&*project.name),
+            repository: Box::from(&*source.name),
+            kind: TagKind::Tag,
+            name: tag.into(),
+        };
+        if let Err(error) = self.writer.put_tag(key, record).await {
+            tracing::warn!(%error, "a tag could not be written");
+        }
+    }
+}
+
+/// The tag's record, if it came from an upstream that is still configured.
+pub fn cached(
+    store: &Store<UringDisk>,
+    sources: &Sources,
+    source: &Repository,
+    tag: &str,
+) -> Option<TagRecord> {
+    let project = sources.projects().get(source.project);
+    let key = TagKeyRef {
+        project: &project.name,
+        repository: &source.name,
+        kind: TagKind::Tag,
+        name: tag,
+    };
+    store
+        .tag(key)
+        .filter(|record| project.trusts(&record.origin))
+}
+
+pub fn resolved(record: &TagRecord, certainty: Certainty) -> Resolved {
+    Resolved {
+        digest: record.digest,
+        origin: record.origin.clone(),
+        checked: record.checked,
+        certainty,
+        collapsed: false,
+        remote: None,
+    }
+}
+
+fn record(digest: Digest, origin: &Arc<str>, checked: Seconds) -> TagRecord {
+    TagRecord {
+        digest,
+        origin: origin.clone(),
+        checked,
+        note: Arc::default(),
+    }
+}
+
+fn digest_field(answer: &Answer) -> Option<Digest> {
+    let value = answer.response.head.field("docker-content-digest")?;
+    Digest::parse(std::str::from_utf8(value).ok()?.trim()).ok()
+}
+
+fn remote(answer: &Answer) -> Option<Remote> {
+    Some(Remote {
+        len: answer.response.length?,
+        media_type: content_type(&answer.response.head)?.into(),
+    })
+}

@@ -1,0 +1,174 @@
+//! The asker's side: from a repository and a digest or tag to bytes that may be served.
+//!
+//! Called by `registry` on the connection's own core. A hit is two reads of the index and sends
+//! no message. Everything else asks the owner by mailbox: a body of its digest's owner, a proof
+//! or a tag of its repository's. Held bytes go out only to a repository with a link (R9).
+
+use std::sync::Arc;
+
+use entrepot_storage::disk::uring::UringDisk;
+use entrepot_storage::{Body, Digest, Store};
+
+use crate::access::{ProofAsk, Proven, is_linked};
+use crate::clock;
+use crate::failure::Failure;
+use crate::fetch::{BodyAnswer, BodyAsk, BodyKind, Following};
+use crate::freshness::{Certainty, Resolved, TagAsk, cached, resolved};
+use crate::mailbox::{Message, Post};
+use crate::project::{Repository, digest_owner, repository_owner};
+use crate::source::Sources;
+
+/// Rounds of "held but not proven" and "proven but gone" before the client is told to come back.
+const ROUNDS_MAX: usize = 4;
+
+/// Bytes that may be served to the repository that asked.
+pub enum Found {
+    /// In the store; `asked` is false when the index alone answered.
+    Held {
+        body: Body<UringDisk>,
+        asked: bool,
+    },
+    Follow(Following),
+    /// No room anywhere: fetch it for this client alone.
+    Relay,
+}
+
+pub struct Lookup {
+    pub store: Arc<Store<UringDisk>>,
+    pub sources: Sources,
+    post: Post,
+}
+
+impl Lookup {
+    pub fn new(store: Arc<Store<UringDisk>>, sources: Sources, post: Post) -> Lookup {
+        Lookup {
+            store,
+            sources,
+            post,
+        }
+    }
+
+    /// The body, if it is held and the repository has a link to it. No message, no allocation.
+    pub fn hit(&self, project: usize, name: &str, digest: &Digest) -> Option<Body<UringDisk>> {
+        let body = self.store.body(digest, clock::now())?;
+        self.is_linked(project, name, digest).then_some(body)
+    }
+
+    /// The body by whatever it takes. `prefer` is the origin its tag came from.
+    pub async fn body(
+        &self,
+        source: &Repository,
+        digest: Digest,
+        kind: BodyKind,
+        prefer: Option<Arc<str>>,
+    ) -> Result<Found, Failure> {
+        let owner = digest_owner(&digest, self.post.shards());
+        let mut asked = false;
+        for _ in 0..ROUNDS_MAX {
+            let proven = self.is_linked(source.project, &source.name, &digest);
+            if let Some(body) = self.store.body(&digest, clock::now()) {
+                if proven {
+                    return Ok(Found::Held { body, asked });
+                }
+                self.prove(source, digest, kind).await?;
+                asked = true;
+                continue;
+            }
+            let prefer = prefer.clone();
+            let answer = self
+                .post
+                .ask(owner, |reply| {
+                    let source = source.clone();
+                    Message::Body(BodyAsk {
+                        digest,
+                        kind,
+                        source,
+                        proven,
+                        prefer,
+                        reply,
+                    })
+                })
+                .await?;
+            asked = true;
+            match answer {
+                BodyAnswer::Held => {}
+                BodyAnswer::Follow(following) => return Ok(Found::Follow(following)),
+                BodyAnswer::NeedProof => {
+                    self.prove(source, digest, kind).await?;
+                }
+                BodyAnswer::Relay => return Ok(Found::Relay),
+                BodyAnswer::Failed(failure) => return Err(failure),
+            }
+        }
+        Err(Failure::busy("a body that comes and goes"))
+    }
+
+    /// One HEAD upstream in the repository's name; leaves a link when it succeeds.
+    pub async fn prove(
+        &self,
+        source: &Repository,
+        digest: Digest,
+        kind: BodyKind,
+    ) -> Result<Proven, Failure> {
+        let owner = self.owner(source);
+        self.post
+            .ask(owner, |reply| {
+                let source = source.clone();
+                Message::Proof(ProofAsk {
+                    digest,
+                    kind,
+                    source,
+                    reply,
+                })
+            })
+            .await?
+    }
+
+    /// What the tag names: from the index while it is fresh, else by one question upstream.
+    pub async fn tag(
+        &self,
+        source: &Repository,
+        tag: &str,
+        head: bool,
+    ) -> Result<Resolved, Failure> {
+        let project = self.sources.projects().get(source.project);
+        let fresh_s = project.fresh_for(tag).as_secs();
+        if fresh_s > 0
+            && let Some(record) = cached(&self.store, &self.sources, source, tag)
+            // A check from the future (the clock was set back) is no check.
+            && clock::now().checked_sub(record.checked).is_some_and(|age_s| age_s < fresh_s)
+            && self.hit(source.project, &source.name, &record.digest).is_some()
+        {
+            return Ok(resolved(&record, Certainty::Fresh));
+        }
+        let owner = self.owner(source);
+        self.post
+            .ask(owner, |reply| {
+                Message::Tag(TagAsk {
+                    source: source.clone(),
+                    tag: tag.into(),
+                    head,
+                    reply,
+                })
+            })
+            .await?
+    }
+
+    pub fn post(&self) -> &Post {
+        &self.post
+    }
+
+    pub fn owner(&self, source: &Repository) -> usize {
+        let project = self.sources.projects().get(source.project);
+        repository_owner(&project.name, &source.name, self.post.shards())
+    }
+
+    fn is_linked(&self, project: usize, name: &str, digest: &Digest) -> bool {
+        is_linked(
+            &self.store,
+            self.sources.projects().get(project),
+            name,
+            digest,
+        )
+    }
+}

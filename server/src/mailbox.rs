@@ -1,0 +1,121 @@
+//! Bounded queues between shards, one for each shard.
+//!
+//! A connection asks the owner of a digest or repository here; the owner's loop (in the shard's
+//! wiring) takes messages and starts tasks, it never awaits a send (R4). An asker allocates the
+//! slot of its answer, so an answer never waits for room. Body bytes never pass through here,
+//! and a hit sends nothing at all.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use entrepot_storage::{Digest, LinkKey, LinkRecord, TagKey, TagRecord};
+
+use crate::access::ProofAsk;
+use crate::failure::Failure;
+use crate::fetch::BodyAsk;
+use crate::freshness::TagAsk;
+use crate::metrics::{Counter, Metrics};
+use crate::upstream::{Token, TokenAsk, UpstreamError};
+
+/// Asks that may wait for an owner. An owner answers tens of thousands a second, so a queue this
+/// long means trouble, and the client is told so (503).
+const ASKS_MAX: usize = 4096;
+/// Room that asks leave for messages which must not be refused, such as a link's proof.
+const RESERVED: usize = 1024;
+
+/// The slot an answer is put into; allocated by the asker, holds exactly one.
+pub type Reply<T> = flume::Sender<T>;
+
+pub enum Message {
+    Body(BodyAsk),
+    Tag(TagAsk),
+    Proof(ProofAsk),
+    Token {
+        ask: TokenAsk,
+        reply: Reply<Result<Token, UpstreamError>>,
+    },
+    Link {
+        key: LinkKey,
+        record: LinkRecord,
+        reply: Reply<()>,
+    },
+    /// A cached listing; tags proper are put by their owner itself.
+    Listing {
+        key: TagKey,
+        record: TagRecord,
+        reply: Reply<()>,
+    },
+    Hold {
+        digest: Digest,
+        media_type: String,
+        bytes: Bytes,
+        reply: Reply<Result<(), Failure>>,
+    },
+}
+
+pub struct Mailboxes {
+    senders: Vec<flume::Sender<Message>>,
+}
+
+impl Mailboxes {
+    /// One mailbox a shard; the receivers go to their shards.
+    pub fn new(shards: usize) -> (Arc<Mailboxes>, Vec<flume::Receiver<Message>>) {
+        let (senders, receivers) = (0..shards)
+            .map(|_| flume::bounded(ASKS_MAX + RESERVED))
+            .unzip();
+        (Arc::new(Mailboxes { senders }), receivers)
+    }
+
+    pub fn shards(&self) -> usize {
+        self.senders.len()
+    }
+}
+
+/// A shard's way to all mailboxes, its own included.
+#[derive(Clone)]
+pub struct Post {
+    mailboxes: Arc<Mailboxes>,
+    metrics: Arc<Metrics>,
+}
+
+impl Post {
+    pub fn new(mailboxes: Arc<Mailboxes>, metrics: Arc<Metrics>) -> Post {
+        Post { mailboxes, metrics }
+    }
+
+    pub fn shards(&self) -> usize {
+        self.mailboxes.shards()
+    }
+
+    /// Asks a shard in a client's name and awaits the answer. A full mailbox refuses the client.
+    pub async fn ask<T>(
+        &self,
+        shard: usize,
+        message: impl FnOnce(Reply<T>) -> Message,
+    ) -> Result<T, Failure> {
+        let (reply, answer) = flume::bounded(1);
+        let sender = &self.mailboxes.senders[shard];
+        if sender.len() >= ASKS_MAX || sender.try_send(message(reply)).is_err() {
+            return Err(Failure::busy("the mailbox of another core"));
+        }
+        self.metrics.count(Counter::Messages);
+        answer
+            .recv_async()
+            .await
+            .map_err(|_| Failure::busy("the answer of another core"))
+    }
+
+    /// Tells a shard what must not be refused; waits for room and for the answer.
+    pub async fn tell<T>(&self, shard: usize, message: impl FnOnce(Reply<T>) -> Message) {
+        let (reply, answer) = flume::bounded(1);
+        self.metrics.count(Counter::Messages);
+        // An error means that the process is going down.
+        if self.mailboxes.senders[shard]
+            .send_async(message(reply))
+            .await
+            .is_ok()
+        {
+            let _ = answer.recv_async().await;
+        }
+    }
+}

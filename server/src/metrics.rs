@@ -1,0 +1,164 @@
+//! Counters of one shard, added up over shards when somebody reads `/metrics`.
+//!
+//! Every label comes from a closed set, so the number of series is fixed. A shard only adds to
+//! its own counters; reading them from the admin thread needs no lock (R8).
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::config::Config;
+
+macro_rules! closed_set {
+    ($name:ident { $($variant:ident => $label:literal),+ $(,)? }) => {
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $($variant),+ }
+        impl $name {
+            pub const ALL: &'static [$name] = &[$($name::$variant),+];
+            pub fn label(self) -> &'static str {
+                match self { $($name::$variant => $label),+ }
+            }
+        }
+    };
+}
+
+closed_set!(Kind {
+    Base => "base",
+    Tag => "tag",
+    Manifest => "manifest",
+    Blob => "blob",
+    Listing => "listing",
+    Other => "other",
+});
+
+closed_set!(Outcome {
+    Hit => "hit",
+    Miss => "miss",
+    Collapsed => "collapsed",
+    Revalidated => "revalidated",
+    Stale => "stale",
+    Error => "error",
+});
+
+closed_set!(Counter {
+    Connections => "entrepot_connections_total",
+    Messages => "entrepot_messages_total",
+    FillsVerified => "entrepot_fills_total{result=\"verified\"}",
+    FillsFailed => "entrepot_fills_total{result=\"failed\"}",
+    FillsStaged => "entrepot_fills_total{result=\"staged\"}",
+    WrongDigests => "entrepot_wrong_digests_total",
+    Relays => "entrepot_relays_total",
+    ServedSendfile => "entrepot_served_bytes_total{via=\"sendfile\"}",
+    ServedMemory => "entrepot_served_bytes_total{via=\"memory\"}",
+    ServedRelay => "entrepot_served_bytes_total{via=\"relay\"}",
+    UpstreamGets => "entrepot_upstream_requests_total{method=\"GET\"}",
+    UpstreamHeads => "entrepot_upstream_requests_total{method=\"HEAD\"}",
+    UpstreamBytes => "entrepot_upstream_bytes_total",
+});
+
+closed_set!(Gauge {
+    Connections => "entrepot_connections",
+    FillsRunning => "entrepot_fills_running",
+    Followers => "entrepot_followers",
+});
+
+const KINDS: usize = Kind::ALL.len();
+const OUTCOMES: usize = Outcome::ALL.len();
+
+/// One shard's counters.
+#[derive(Default)]
+pub struct Metrics {
+    requests: [[AtomicU64; OUTCOMES]; KINDS],
+    counters: [AtomicU64; Counter::ALL.len()],
+    gauges: [AtomicU64; Gauge::ALL.len()],
+}
+
+impl Metrics {
+    pub fn request(&self, kind: Kind, outcome: Outcome) {
+        self.requests[kind as usize][outcome as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn count(&self, counter: Counter) {
+        self.add(counter, 1);
+    }
+
+    pub fn add(&self, counter: Counter, by: u64) {
+        self.counters[counter as usize].fetch_add(by, Ordering::Relaxed);
+    }
+
+    /// Raises a gauge until the guard is dropped.
+    pub fn hold(self: &Arc<Self>, gauge: Gauge) -> Held {
+        self.gauges[gauge as usize].fetch_add(1, Ordering::Relaxed);
+        Held {
+            metrics: self.clone(),
+            gauge,
+        }
+    }
+
+    /// The value of a gauge of this shard.
+    pub fn level(&self, gauge: Gauge) -> u64 {
+        self.gauges[gauge as usize].load(Ordering::Relaxed)
+    }
+}
+
+/// A raised gauge; lowers it on drop.
+pub struct Held {
+    metrics: Arc<Metrics>,
+    gauge: Gauge,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.metrics.gauges[self.gauge as usize].fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The Prometheus text of all shards together, with the store's figures.
+pub fn render(shards: &[Arc<Metrics>], usage: &entrepot_storage::Usage, config: &Config) -> String {
+    let mut text = String::with_capacity(4096);
+    let sum = |pick: &dyn Fn(&Metrics) -> &AtomicU64| -> u64 {
+        shards
+            .iter()
+            .map(|shard| pick(shard).load(Ordering::Relaxed))
+            .sum()
+    };
+    for &kind in Kind::ALL {
+        for &outcome in Outcome::ALL {
+            let value = sum(&|shard| &shard.requests[kind as usize][outcome as usize]);
+            let (kind, outcome) = (kind.label(), outcome.label());
+            let _ = writeln!(
+                text,
+                "entrepot_requests_total{{kind=\"{kind}\",result=\"{outcome}\"}} {value}"
+            );
+        }
+    }
+    for &counter in Counter::ALL {
+        let value = sum(&|shard| &shard.counters[counter as usize]);
+        let _ = writeln!(text, "{} {value}", counter.label());
+    }
+    for &gauge in Gauge::ALL {
+        let value = sum(&|shard| &shard.gauges[gauge as usize]);
+        let _ = writeln!(text, "{} {value}", gauge.label());
+    }
+    let store = [
+        ("entrepot_store_capacity_bytes", usage.capacity),
+        ("entrepot_store_used_bytes", usage.used),
+        ("entrepot_store_staging_bytes", usage.staging),
+        ("entrepot_store_uncommitted_bytes", usage.uncommitted_bytes),
+        (
+            "entrepot_store_uncommitted_records",
+            usage.uncommitted_records,
+        ),
+        ("entrepot_store_segments", usage.segments),
+        ("entrepot_store_bodies", usage.bodies),
+        ("entrepot_store_tags", usage.tags),
+        ("entrepot_store_links", usage.links),
+        ("entrepot_store_quarantined_segments", usage.quarantined),
+        ("entrepot_projects", config.projects.len() as u64),
+        ("entrepot_shards", shards.len() as u64),
+    ];
+    for (name, value) in store {
+        let _ = writeln!(text, "{name} {value}");
+    }
+    text
+}
