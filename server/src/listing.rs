@@ -1,0 +1,258 @@
+//! `tags/list` and `referrers`: forwarded, with the last answer kept for when upstream is down.
+//!
+//! Called by `registry`. These answers change without notice and are small, so each request asks
+//! upstream; what it said is stored like a tag (a name in the repository that points to the
+//! digest of the answer) and served with a warning while upstream can't be asked.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use entrepot_storage::{Digest, TagKey, TagKeyRef, TagKind, TagRecord};
+
+use crate::clock;
+use crate::failure::{Failure, FailureKind};
+use crate::mailbox::Message;
+use crate::oci::error::Code;
+use crate::project::{Repository, digest_owner};
+use crate::registry::warning;
+use crate::respond::{CacheStatus, Exchange, Gone};
+use crate::source::{Wanted, content_type};
+use crate::upstream::Method;
+
+/// Longest answer that is forwarded: 10,000 tags of the longest kind.
+const LISTING_LEN_MAX: usize = 4 << 20;
+
+/// Fields of upstream's answer that belong to its meaning (distribution-spec).
+const FILTERS_APPLIED: &str = "OCI-Filters-Applied";
+
+struct Listing {
+    bytes: Vec<u8>,
+    media_type: String,
+    /// The `Link` and `OCI-Filters-Applied` values, one a line.
+    note: String,
+    origin: Arc<str>,
+}
+
+pub async fn answer(
+    exchange: &mut Exchange<'_>,
+    source: &Repository,
+    path: &str,
+    query: &str,
+    unknown: Code,
+) -> Result<Option<Arc<str>>, Gone> {
+    let path = if query.is_empty() {
+        path.to_owned()
+    } else {
+        format!("{path}?{query}")
+    };
+    match forward(exchange, source, &path).await {
+        Ok(listing) => {
+            remember(exchange, source, &path, &listing).await;
+            exchange.cache = Some(CacheStatus::Miss);
+            let note = Note::parse(&listing.note);
+            let link = note
+                .link
+                .map(|link| local_link(exchange.head().target, link));
+            let fields = fields(link.as_deref(), note.filters, None);
+            exchange
+                .document(&listing.media_type, &fields, &listing.bytes)
+                .await?;
+            Ok(Some(listing.origin))
+        }
+        Err(failure) => stale(exchange, source, &path, failure, unknown)
+            .await
+            .map(|()| None),
+    }
+}
+
+async fn forward(
+    exchange: &Exchange<'_>,
+    source: &Repository,
+    path: &str,
+) -> Result<Listing, Failure> {
+    let wanted = Wanted {
+        method: Method::Get,
+        path,
+        accept: None,
+    };
+    let sources = &exchange.service.lookup.sources;
+    let mut answer = sources.first(source, None, &wanted, |_, _| false).await?;
+    let mut bytes = Vec::new();
+    loop {
+        let piece = answer.response.body.read().await.map_err(|error| {
+            Failure::new(
+                FailureKind::ServerError,
+                format!("{}: {error}", answer.origin),
+            )
+        })?;
+        let Some(piece) = piece else { break };
+        bytes.extend_from_slice(&piece);
+        if bytes.len() > LISTING_LEN_MAX {
+            let why = format!("{}: a listing over {LISTING_LEN_MAX} bytes", answer.origin);
+            return Err(Failure::new(FailureKind::BadBody, why));
+        }
+    }
+    let field = |name| {
+        let value = answer.response.head.field(name).unwrap_or_default();
+        String::from_utf8_lossy(value).replace('\n', " ")
+    };
+    Ok(Listing {
+        bytes,
+        media_type: content_type(&answer.response.head).unwrap_or("application/json".to_owned()),
+        note: format!("{}\n{}", field("link"), field("oci-filters-applied")),
+        origin: answer.origin,
+    })
+}
+
+/// Keeps the answer for later; without room there is just none.
+async fn remember(exchange: &Exchange<'_>, source: &Repository, path: &str, listing: &Listing) {
+    let lookup = &exchange.service.lookup;
+    let digest = Digest::sha256(&listing.bytes);
+    let owner = digest_owner(&digest, lookup.post().shards());
+    let held = lookup
+        .post()
+        .ask(owner, |reply| Message::Hold {
+            digest,
+            media_type: listing.media_type.clone(),
+            bytes: Bytes::copy_from_slice(&listing.bytes),
+            reply,
+        })
+        .await;
+    if !matches!(held, Ok(Ok(()))) {
+        return;
+    }
+    let key = TagKey {
+        project: Box::from(&*lookup.sources.projects().get(source.project).name),
+        repository: Box::from(&*source.name),
+        kind: TagKind::Listing,
+        name: path.into(),
+    };
+    let record = TagRecord {
+        digest,
+        origin: listing.origin.clone(),
+        checked: clock::now(),
+        note: listing.note.as_str().into(),
+    };
+    let owner = lookup.owner(source);
+    lookup
+        .post()
+        .tell(owner, |reply| Message::Listing { key, record, reply })
+        .await;
+}
+
+async fn stale(
+    exchange: &mut Exchange<'_>,
+    source: &Repository,
+    path: &str,
+    failure: Failure,
+    unknown: Code,
+) -> Result<(), Gone> {
+    let service = exchange.service.clone();
+    let project = service.lookup.sources.projects().get(source.project);
+    let key = TagKeyRef {
+        project: &project.name,
+        repository: &source.name,
+        kind: TagKind::Listing,
+        name: path,
+    };
+    let now = clock::now();
+    let allowed_s = project.stale_for(&failure).as_secs();
+    let kept = service.lookup.store.tag(key).filter(|record| {
+        project.trusts(&record.origin) && now.saturating_sub(record.checked) < allowed_s
+    });
+    let body = kept
+        .as_ref()
+        .and_then(|record| service.lookup.store.body(&record.digest, now));
+    let (Some(record), Some(body)) = (kept, body) else {
+        return exchange.failure(&failure, unknown).await;
+    };
+    let Some(bytes) = service.warmer.read(&body).await else {
+        return exchange.failure(&failure, unknown).await;
+    };
+    exchange.cache = Some(CacheStatus::Stale);
+    let age = now.saturating_sub(record.checked).to_string();
+    let text = format!("299 - \"{}\"", warning(&failure.detail));
+    let note = Note::parse(&record.note);
+    let link = note
+        .link
+        .map(|link| local_link(exchange.head().target, link));
+    let fields = fields(link.as_deref(), note.filters, Some((&age, &text)));
+    let media_type = body.media_type.as_deref().unwrap_or("application/json");
+    exchange.document(media_type, &fields, &bytes).await
+}
+
+struct Note<'a> {
+    link: Option<&'a str>,
+    filters: Option<&'a str>,
+}
+
+impl<'a> Note<'a> {
+    fn parse(note: &'a str) -> Note<'a> {
+        let mut lines = note
+            .split('\n')
+            .map(|line| (!line.is_empty()).then_some(line));
+        Note {
+            link: lines.next().flatten(),
+            filters: lines.next().flatten(),
+        }
+    }
+}
+
+fn fields<'a>(
+    link: Option<&'a str>,
+    filters: Option<&'a str>,
+    stale: Option<(&'a str, &'a str)>,
+) -> Vec<(&'static str, &'a str)> {
+    let mut fields = Vec::new();
+    fields.extend(link.map(|link| ("Link", link)));
+    fields.extend(filters.map(|filters| (FILTERS_APPLIED, filters)));
+    if let Some((age, warning)) = stale {
+        fields.extend([("Age", age), ("Warning", warning)]);
+    }
+    fields
+}
+
+/// Upstream's `Link: </v2/…?last=x&n=5>; rel="next"` with our path before its query: the path
+/// of the request is what the client knows us by.
+fn local_link(target: &str, link: &str) -> String {
+    let path = target.split('?').next().unwrap_or(target);
+    let (Some(open), Some(close)) = (link.find('<'), link.find('>')) else {
+        return String::new();
+    };
+    let query = link[open + 1..close.max(open + 1)]
+        .split_once('?')
+        .map_or("", |(_, query)| query);
+    // A mirror client's `ns` is part of how it reaches us.
+    let ns = target
+        .split_once('?')
+        .and_then(|(_, query)| query.split('&').find(|pair| pair.starts_with("ns=")))
+        .map(|ns| format!("&{ns}"))
+        .unwrap_or_default();
+    format!("<{path}?{query}{ns}>{}", &link[close + 1..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn next_pages_are_asked_for_where_the_first_was() {
+        let cases = [
+            (
+                "/v2/dh/library/x/tags/list?n=2",
+                "</v2/library/x/tags/list?last=b&n=2>; rel=\"next\"",
+                "</v2/dh/library/x/tags/list?last=b&n=2>; rel=\"next\"",
+            ),
+            (
+                "/v2/library/x/tags/list?n=2&ns=docker.io",
+                "<https://registry/v2/library/x/tags/list?last=b>; rel=\"next\"",
+                "</v2/library/x/tags/list?last=b&ns=docker.io>; rel=\"next\"",
+            ),
+            ("/v2/x/tags/list", "nonsense", ""),
+            ("/v2/x/tags/list", "><", "</v2/x/tags/list?><"),
+        ];
+        for (target, link, expected) in cases {
+            assert_eq!(local_link(target, link), expected, "{link}");
+        }
+    }
+}

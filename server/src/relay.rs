@@ -1,0 +1,157 @@
+//! A body for one client alone, when neither the store nor staging has room for it.
+//!
+//! Called by `registry`. One upstream request per client, at the client's speed. The last bytes
+//! are held back in memory until the digest matched (S2), which bounds how many relays may run:
+//! above that the client is refused (R4).
+
+use std::collections::VecDeque;
+
+use entrepot_storage::{Digest, Hasher};
+
+use crate::failure::{Failure, FailureKind};
+use crate::fetch::BodyKind;
+use crate::metrics::Counter;
+use crate::oci::error::Code;
+use crate::project::Repository;
+use crate::respond::{CacheStatus, Exchange, Facts, Gone, WHOLE_LEN_MAX};
+use crate::source::{Answer, Wanted, accept, body_path, content_type};
+use crate::upstream::{Body, Method};
+
+/// Relays that may run at once on a shard; each holds at most `WHOLE_LEN_MAX` and one piece.
+pub const RELAYS_MAX: usize = 64;
+
+/// Pieces of a body that may not go out yet.
+struct Withheld {
+    pieces: VecDeque<Vec<u8>>,
+    len: u64,
+}
+
+impl Withheld {
+    fn push(&mut self, piece: Vec<u8>) {
+        self.len += piece.len() as u64;
+        self.pieces.push_back(piece);
+    }
+
+    /// The oldest piece, while what stays behind is still a whole tail.
+    fn release(&mut self) -> Option<Vec<u8>> {
+        let first = self.pieces.front()?.len() as u64;
+        if self.len - first < WHOLE_LEN_MAX {
+            return None;
+        }
+        self.len -= first;
+        self.pieces.pop_front()
+    }
+}
+
+pub async fn relay(
+    exchange: &mut Exchange<'_>,
+    source: &Repository,
+    digest: Digest,
+    kind: BodyKind,
+    digest_text: &str,
+) -> Result<(), Gone> {
+    let unknown = match kind {
+        BodyKind::Manifest => Code::ManifestUnknown,
+        BodyKind::Blob => Code::BlobUnknown,
+    };
+    let service = exchange.service.clone();
+    let Some(_permit) = service.relay_permit() else {
+        return exchange
+            .failure(&Failure::busy("relays of this core"), unknown)
+            .await;
+    };
+    service.metrics.count(Counter::Relays);
+    let path = body_path(kind, &digest);
+    let wanted = Wanted {
+        method: Method::Get,
+        path: &path,
+        accept: accept(kind),
+    };
+    let answer = match service
+        .lookup
+        .sources
+        .first(source, None, &wanted, |_, _| false)
+        .await
+    {
+        Ok(answer) => answer,
+        Err(failure) => return exchange.failure(&failure, unknown).await,
+    };
+    let Answer {
+        origin, response, ..
+    } = answer;
+    let media_type = content_type(&response.head);
+    let facts = Facts {
+        digest: digest_text,
+        media_type: media_type.as_deref().unwrap_or("application/octet-stream"),
+        cache: CacheStatus::Miss,
+        age_s: None,
+        warning: None,
+        ranges: false,
+    };
+    let Some(len) = response.length else {
+        let why = format!("{origin} sends no length and there is no room to collect the body");
+        return exchange
+            .failure(&Failure::new(FailureKind::Busy, why), unknown)
+            .await;
+    };
+    if exchange.is_head() {
+        return exchange.remote(&facts, len).await;
+    }
+    stream(exchange, response.body, digest, len, &facts).await
+}
+
+async fn stream(
+    exchange: &mut Exchange<'_>,
+    mut body: Body,
+    digest: Digest,
+    len: u64,
+    facts: &Facts<'_>,
+) -> Result<(), Gone> {
+    let mut hasher = Hasher::new(digest.algorithm());
+    let mut withheld = Withheld {
+        pieces: VecDeque::new(),
+        len: 0,
+    };
+    let mut begun = false;
+    let failure = loop {
+        match body.read().await {
+            Ok(Some(piece)) => {
+                exchange
+                    .service
+                    .metrics
+                    .add(Counter::UpstreamBytes, piece.len() as u64);
+                hasher.update(&piece);
+                withheld.push(piece);
+                while let Some(piece) = withheld.release() {
+                    if !begun {
+                        exchange.begin_relay(facts, len);
+                        begun = true;
+                    }
+                    exchange.relay_piece(&piece).await?;
+                }
+            }
+            Ok(None) if hasher.finish() == digest => break None,
+            Ok(None) => break Some("the body does not match its digest".to_owned()),
+            Err(error) => break Some(error.to_string()),
+        }
+    };
+    match failure {
+        None => {
+            if !begun {
+                exchange.begin_relay(facts, len);
+            }
+            if withheld.pieces.is_empty() {
+                return exchange.relay_piece(&[]).await;
+            }
+            for piece in withheld.pieces {
+                exchange.relay_piece(&piece).await?;
+            }
+            Ok(())
+        }
+        Some(why) if begun => exchange.abort(&why),
+        Some(why) => {
+            let failure = Failure::new(FailureKind::BadBody, why);
+            exchange.failure(&failure, Code::BlobUnknown).await
+        }
+    }
+}
