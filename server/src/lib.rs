@@ -1,1 +1,34 @@
+//! entrepot: a pull-through cache for OCI registries.
+//!
+//! `main` wires `shard`s, one per core; `README.md` beside this crate has the map of the layers
+//! and who may import whom. The modules are public for the binary, the benchmarks and the fuzz
+//! targets; this is not a library for others.
 
+pub mod access;
+pub mod admin;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod connection;
+pub mod failure;
+pub mod fetch;
+pub mod freshness;
+pub mod http;
+pub mod listing;
+pub mod logging;
+pub mod lookup;
+pub mod mailbox;
+pub mod metrics;
+pub mod net;
+pub mod notify;
+pub mod oci;
+pub mod preflight;
+pub mod project;
+pub mod registry;
+pub mod relay;
+pub mod respond;
+pub mod service;
+pub mod shard;
+pub mod source;
+pub mod start;
+pub mod upstream;

@@ -1,1 +1,85 @@
-fn main() {}
+//! The `entrepot` binary: configuration, then shards, then wait, then drain.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::Parser;
+use entrepot::cli::{self, Cli, Command, Given};
+use entrepot::config::Config;
+use entrepot::mailbox::Mailboxes;
+use entrepot::metrics::Metrics;
+use entrepot::shard::{self, Seat};
+use entrepot::start::{self, StartError};
+use entrepot::{logging, notify, preflight};
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Serve(given) => serve(&given),
+        Command::CheckConfig(given) => cli::check_config(&given),
+        Command::PrintConfig(given) => cli::print_config(&given),
+    }
+}
+
+/// Runs until SIGTERM or SIGINT; the exit code says whether it ended as asked.
+fn serve(given: &Given) -> ExitCode {
+    let loaded = match given.load() {
+        Ok(loaded) => loaded,
+        Err(problems) => return cli::refused(&problems),
+    };
+    let _log = logging::start(&loaded.config.log);
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    match run(Arc::new(loaded.config)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("entrepot: {error}");
+            ExitCode::from(preflight::EXIT_CODE)
+        }
+    }
+}
+
+fn run(config: Arc<Config>) -> Result<(), StartError> {
+    let shards = start::shard_count(&config);
+    // The store is opened through a ring of its own.
+    let passed = preflight::run(&config, shards + 1)?;
+    let signals = start::signals()?;
+    let listeners = start::listeners(&config, shards)?;
+    let (mailboxes, receivers) = Mailboxes::new(shards);
+    let parts = Arc::new(start::parts(config.clone(), &passed, mailboxes)?);
+    let metrics: Vec<Arc<Metrics>> = (0..shards).map(|_| Arc::default()).collect();
+    let ready = Arc::new(AtomicBool::new(false));
+    let admin = start::admin(&parts, &metrics, &ready)?;
+    let mut drains = Vec::new();
+    let mut threads = Vec::new();
+    for (index, (mailbox, listeners)) in receivers.into_iter().zip(listeners).enumerate() {
+        let (drain, on_drain) = flume::bounded(1);
+        let metrics = metrics[index].clone();
+        let seat = Seat {
+            index,
+            listeners,
+            mailbox,
+            metrics,
+            drain: on_drain,
+        };
+        threads.push(start::thread(index, {
+            let parts = parts.clone();
+            move || shard::run(parts, seat)
+        })?);
+        drains.push(drain);
+    }
+    ready.store(true, Ordering::Release);
+    start::announce(&config, admin);
+    start::told(notify::ready());
+    signals.wait();
+    tracing::info!("stopping: requests and fills end, then the store");
+    ready.store(false, Ordering::Release);
+    start::told(notify::stopping());
+    for drain in &drains {
+        let _ = drain.send(());
+    }
+    start::join(threads)?;
+    tracing::info!("stopped");
+    Ok(())
+}

@@ -1,0 +1,327 @@
+//! One shard: a core's thread with its ring, its listener, and the keys it owns.
+//!
+//! Named by `main` only. `run` is the wiring of a shard on one screen; below it are the loops it
+//! starts: accept, mailbox, group commit, watchdog, drain. Nothing in them blocks (R3), and the
+//! mailbox loop starts tasks and awaits none of them (R4).
+
+use std::cell::Cell;
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use entrepot_storage::disk::uring::UringDisk;
+use entrepot_storage::{Store, Writer};
+use monoio::time::sleep;
+
+use crate::access::Links;
+use crate::clock;
+use crate::config::Config;
+use crate::connection;
+use crate::fetch::{Bounds, Fetcher};
+use crate::freshness::Tags;
+use crate::lookup::Lookup;
+use crate::mailbox::{Mailboxes, Message, Post};
+use crate::metrics::{Gauge, Metrics};
+use crate::net::socket::{self, Socket};
+use crate::net::warm::Warmer;
+use crate::net::watchdog::{Patience, Watchdog};
+use crate::preflight::RING_ENTRIES;
+use crate::project::Projects;
+use crate::service::Service;
+use crate::source::Sources;
+use crate::upstream::{
+    Client, Resolver, Token, TokenAsk, TokenCache, TokenSource, Upstream, UpstreamError,
+};
+
+/// A group commit is due this long after the last one (or when it is large).
+const COMMIT_EVERY: Duration = Duration::from_secs(1);
+/// How often the commit loop looks whether a group has grown large.
+const COMMIT_LOOK: Duration = Duration::from_millis(100);
+/// Pause after a failed accept: out of descriptors, it would fail again at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often a draining shard looks whether it is done.
+const DRAIN_LOOK: Duration = Duration::from_millis(20);
+
+/// What all shards are made of.
+pub struct Parts {
+    pub config: Arc<Config>,
+    pub projects: Arc<Projects>,
+    pub upstreams: Arc<[Upstream]>,
+    /// What the limit of open files leaves of the configured maximum, over all shards.
+    pub connections_max: usize,
+    pub resolver: Resolver,
+    pub store: Arc<Store<UringDisk>>,
+    pub disk: UringDisk,
+    pub warmer: Warmer,
+    pub mailboxes: Arc<Mailboxes>,
+}
+
+/// What one shard gets for itself.
+pub struct Seat {
+    pub index: usize,
+    pub listeners: Vec<TcpListener>,
+    pub mailbox: flume::Receiver<Message>,
+    pub metrics: Arc<Metrics>,
+    /// One message: drain.
+    pub drain: flume::Receiver<()>,
+}
+
+/// Runs a shard until it has drained. Call it on a thread of its own.
+pub fn run(parts: Arc<Parts>, seat: Seat) -> io::Result<()> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if let Err(error) = monoio::utils::bind_to_cpu_set([seat.index % cores]) {
+        tracing::warn!(shard = seat.index, ?error, "not pinned to a core");
+    }
+    let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
+        .with_entries(RING_ENTRIES)
+        .enable_timer()
+        .build()?;
+    runtime.block_on(serve(parts, seat));
+    // A runtime dropped with I/O in flight frees buffers that the kernel still writes to (R2).
+    std::mem::forget(runtime);
+    Ok(())
+}
+
+async fn serve(parts: Arc<Parts>, seat: Seat) {
+    let config = &parts.config;
+    let shards = parts.mailboxes.shards();
+    let metrics = seat.metrics.clone();
+    let writer = Rc::new(parts.store.writer(parts.disk.clone(), seat.index));
+    let post = Post::new(parts.mailboxes.clone(), metrics.clone());
+    let tokens = Rc::new(TokenMail { post: post.clone() });
+    let upstreams = parts.upstreams.clone();
+    let client = Client::new(
+        upstreams,
+        parts.resolver.clone(),
+        tokens,
+        Rc::new(Instant::now),
+    );
+    let sources = Sources::new(client.clone(), parts.projects.clone(), metrics.clone());
+    let bounds = Bounds {
+        fills_max: config.limits.fills_max.div_ceil(shards),
+        followers_max: config.limits.followers_max,
+        body_len_max: config.limits.body_max,
+        mismatch_holdoff: config.limits.mismatch_holdoff,
+    };
+    let store = &parts.store;
+    let owner = Owner {
+        fetcher: Fetcher::new(
+            store.clone(),
+            writer.clone(),
+            sources.clone(),
+            post.clone(),
+            metrics.clone(),
+            bounds,
+        ),
+        links: Links::new(writer.clone(), sources.clone()),
+        tags: Tags::new(
+            store.clone(),
+            writer.clone(),
+            sources.clone(),
+            post.clone(),
+            metrics.clone(),
+        ),
+        tokens: Rc::new(TokenCache::new()),
+        client,
+        writer: writer.clone(),
+    };
+    let seconds = |time: Duration| time.as_secs().clamp(1, u64::from(u32::MAX)) as u32;
+    let watchdog = Watchdog::new(Patience {
+        idle_s: seconds(config.limits.idle_timeout),
+        head_s: seconds(config.limits.head_timeout),
+        send_s: seconds(config.limits.send_timeout),
+    });
+    let service = Rc::new(Service {
+        lookup: Lookup::new(store.clone(), sources, post),
+        metrics: metrics.clone(),
+        warmer: parts.warmer.clone(),
+        watchdog: watchdog.clone(),
+        head_len_max: config.limits.head_len_max,
+        relays: Rc::new(Cell::new(0)),
+    });
+    let connections_max = parts.connections_max.div_ceil(shards);
+    for listener in &seat.listeners {
+        match listener.try_clone() {
+            Ok(listener) => drop(monoio::spawn(accept(
+                listener,
+                service.clone(),
+                connections_max,
+            ))),
+            Err(error) => tracing::error!(%error, "a listener could not be shared"),
+        }
+    }
+    monoio::spawn(sweep(watchdog.clone()));
+    monoio::spawn(commit(writer.clone()));
+    monoio::spawn(receive(seat.mailbox.clone(), owner.clone()));
+    let _ = seat.drain.recv_async().await;
+    drain(&seat, &owner, &service, config.limits.drain_timeout).await;
+}
+
+async fn accept(listener: TcpListener, service: Rc<Service>, connections_max: usize) {
+    let listener = match monoio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "a listener could not be used"),
+    };
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => admit(stream, peer, &service, connections_max),
+            // `stop_listening` ends the accept this way.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return,
+            Err(error) => {
+                tracing::warn!(%error, "accept failed");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn admit(
+    stream: monoio::net::TcpStream,
+    peer: SocketAddr,
+    service: &Rc<Service>,
+    connections_max: usize,
+) {
+    if service.metrics.level(Gauge::Connections) as usize >= connections_max {
+        tracing::warn!(%peer, "connection closed: limits.connections_max is reached");
+        return;
+    }
+    match Socket::new(stream, peer, service.watchdog.tick()) {
+        Ok(socket) => {
+            let socket = Rc::new(socket);
+            service.watchdog.watch(&socket);
+            monoio::spawn(connection::serve(service.clone(), socket));
+        }
+        Err(error) => tracing::warn!(%peer, %error, "connection lost at once"),
+    }
+}
+
+/// What a shard does for the keys it owns.
+#[derive(Clone)]
+struct Owner {
+    fetcher: Rc<Fetcher>,
+    links: Rc<Links>,
+    tags: Rc<Tags>,
+    tokens: Rc<TokenCache>,
+    client: Rc<Client>,
+    writer: Rc<Writer<UringDisk>>,
+}
+
+async fn receive(mailbox: flume::Receiver<Message>, owner: Owner) {
+    while let Ok(message) = mailbox.recv_async().await {
+        owner.take(message);
+    }
+}
+
+impl Owner {
+    fn take(&self, message: Message) {
+        match message {
+            Message::Body(ask) => self.fetcher.body(ask),
+            Message::Tag(ask) => self.tags.resolve(ask),
+            Message::Proof(ask) => self.links.prove(ask),
+            Message::Token { ask, reply } => {
+                let (tokens, client) = (self.tokens.clone(), self.client.clone());
+                monoio::spawn(async move {
+                    let _ = reply.try_send(tokens.get(&client, ask).await);
+                });
+            }
+            Message::Link { key, record, reply } => {
+                let links = self.links.clone();
+                monoio::spawn(async move {
+                    links.put(key, record).await;
+                    let _ = reply.try_send(());
+                });
+            }
+            Message::Listing { key, record, reply } => {
+                let writer = self.writer.clone();
+                monoio::spawn(async move {
+                    if let Err(error) = writer.put_tag(key, record).await {
+                        tracing::warn!(%error, "a listing could not be written");
+                    }
+                    let _ = reply.try_send(());
+                });
+            }
+            Message::Hold {
+                digest,
+                media_type,
+                bytes,
+                reply,
+            } => {
+                let fetcher = self.fetcher.clone();
+                monoio::spawn(async move {
+                    let held = fetcher.hold(digest, &media_type, bytes).await;
+                    let _ = reply.try_send(held);
+                });
+            }
+        }
+    }
+}
+
+/// Sends asks for tokens to the shard that owns the upstream, so that one token serves all.
+struct TokenMail {
+    post: Post,
+}
+
+impl TokenSource for TokenMail {
+    fn token(&self, ask: TokenAsk) -> Pin<Box<dyn Future<Output = Result<Token, UpstreamError>>>> {
+        let post = self.post.clone();
+        Box::pin(async move {
+            let owner = ask.upstream.0 % post.shards();
+            match post.ask(owner, |reply| Message::Token { ask, reply }).await {
+                Ok(answer) => answer,
+                Err(_) => Err(UpstreamError::Busy),
+            }
+        })
+    }
+}
+
+async fn sweep(watchdog: Rc<Watchdog>) {
+    loop {
+        sleep(Duration::from_secs(1)).await;
+        watchdog.sweep();
+    }
+}
+
+async fn commit(writer: Rc<Writer<UringDisk>>) {
+    let mut last = Instant::now();
+    loop {
+        sleep(COMMIT_LOOK).await;
+        if last.elapsed() >= COMMIT_EVERY || writer.wants_commit() {
+            commit_once(&writer).await;
+            last = Instant::now();
+        }
+    }
+}
+
+async fn commit_once(writer: &Writer<UringDisk>) {
+    if let Err(error) = writer.commit(clock::now()).await {
+        tracing::error!(%error, "group commit failed; what it held is fetched again when asked");
+    }
+}
+
+/// Stops accepting, lets requests and fills end until the deadline, makes all durable.
+async fn drain(seat: &Seat, owner: &Owner, service: &Rc<Service>, patience: Duration) {
+    for listener in &seat.listeners {
+        socket::stop_listening(listener);
+    }
+    owner.fetcher.drain();
+    service.watchdog.drain();
+    let deadline = Instant::now() + patience;
+    while (service.watchdog.open() > 0 || owner.fetcher.running() > 0) && Instant::now() < deadline
+    {
+        sleep(DRAIN_LOOK).await;
+    }
+    let (open, fills) = (service.watchdog.open(), owner.fetcher.running());
+    if open > 0 || fills > 0 {
+        tracing::warn!(shard = seat.index, open, fills, "drain ran out of time");
+    }
+    // The second makes durable what the first wrote: the entries of the first group.
+    commit_once(&owner.writer).await;
+    commit_once(&owner.writer).await;
+    if let Err(error) = owner.writer.seal_all(clock::now()).await {
+        tracing::warn!(%error, "a segment could not be sealed; the next start will");
+    }
+}

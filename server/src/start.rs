@@ -1,0 +1,243 @@
+//! The steps of a start, in the order in which `main` takes them.
+//!
+//! Each ends in a `Fatal` that says what to do. Nothing here outlives the start.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use entrepot_storage::disk::uring::UringDisk;
+use entrepot_storage::{OpenError, Options, Recovered, Store};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::admin::Admin;
+use crate::clock;
+use crate::config::Config;
+use crate::mailbox::Mailboxes;
+use crate::metrics::Metrics;
+use crate::net::socket::listen;
+use crate::net::warm::Warmer;
+use crate::preflight::{Fatal, Passed, RING_ENTRIES};
+use crate::project::Projects;
+use crate::shard::Parts;
+use crate::upstream::{Resolver, SetupError, TrustRoots, Upstream};
+
+/// Why a start ended.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Machine(#[from] Fatal),
+    #[error("{0}")]
+    Upstream(#[from] SetupError),
+    #[error("the store {} cannot be opened: {error}", path.display())]
+    Store { path: PathBuf, error: OpenError },
+    #[error("{doing}: {error}")]
+    System {
+        doing: &'static str,
+        error: std::io::Error,
+    },
+}
+
+fn system(doing: &'static str) -> impl Fn(std::io::Error) -> StartError {
+    move |error| StartError::System { doing, error }
+}
+
+/// One shard per core unless the configuration says otherwise.
+pub fn shard_count(config: &Config) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    config.shards.unwrap_or(cores).max(1)
+}
+
+/// SIGTERM and SIGINT, caught before any thread starts.
+pub struct Signals(signal_hook::iterator::Signals);
+
+pub fn signals() -> Result<Signals, StartError> {
+    let signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT]);
+    signals.map(Signals).map_err(system("catching SIGTERM"))
+}
+
+impl Signals {
+    /// Returns at the first signal; the next one then ends the process at once.
+    pub fn wait(mut self) {
+        let _ = self.0.forever().next();
+        for signal in [SIGTERM, SIGINT] {
+            // Without it a second signal is ignored, which is no worse than before.
+            let _ = signal_hook::flag::register_conditional_shutdown(
+                signal,
+                1,
+                Arc::new(AtomicBool::new(true)),
+            );
+        }
+    }
+}
+
+/// For each shard one listener of each address's `SO_REUSEPORT` group.
+pub fn listeners(config: &Config, shards: usize) -> Result<Vec<Vec<TcpListener>>, StartError> {
+    let mut by_shard: Vec<Vec<TcpListener>> = (0..shards).map(|_| Vec::new()).collect();
+    for &address in &config.listen {
+        let mut bound = address;
+        for listeners in &mut by_shard {
+            let listener = listen(bound).map_err(|error| Fatal::Listen { address, error })?;
+            // With port 0 the first one chose.
+            bound = listener
+                .local_addr()
+                .map_err(|error| Fatal::Listen { address, error })?;
+            listeners.push(listener);
+        }
+        tracing::info!(addr = %bound, "listening");
+    }
+    Ok(by_shard)
+}
+
+/// Opens and recovers the store, loads certificates, starts the helper threads.
+pub fn parts(
+    config: Arc<Config>,
+    passed: &Passed,
+    mailboxes: Arc<Mailboxes>,
+) -> Result<Parts, StartError> {
+    let roots = TrustRoots::native();
+    let mut upstreams = Vec::new();
+    for project in &config.projects {
+        for upstream in &project.upstreams {
+            upstreams.push(Upstream::new(upstream, &roots)?);
+        }
+    }
+    let origins: Vec<Arc<str>> = upstreams
+        .iter()
+        .map(|upstream| upstream.origin().into())
+        .collect();
+    let path = &config.store.paths[0];
+    let (disk, store) = open_store(&config, passed, path, mailboxes.shards())?;
+    Ok(Parts {
+        projects: Arc::new(Projects::new(&config, &origins)),
+        upstreams: upstreams.into(),
+        resolver: Resolver::start().map_err(system("starting the name threads"))?,
+        warmer: Warmer::start().map_err(system("starting the warming threads"))?,
+        connections_max: passed.connections_max,
+        store,
+        disk,
+        mailboxes,
+        config,
+    })
+}
+
+type Opened = (UringDisk, Arc<Store<UringDisk>>);
+
+fn open_store(
+    config: &Config,
+    passed: &Passed,
+    path: &Path,
+    shards: usize,
+) -> Result<Opened, StartError> {
+    let disk = UringDisk::open(path).map_err(system("opening the store's directory"))?;
+    let capacity = config.store.capacity.bytes(passed.file_system_len);
+    let mut uuid = [0; 16];
+    rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty())
+        .map_err(|errno| system("drawing the store's uuid")(errno.into()))?;
+    let options = Options {
+        segment_len: config.store.segment,
+        solo_min: config.store.solo_min,
+        small_max: u32::try_from(config.store.small_max).unwrap_or(u32::MAX),
+        small_budget: config.store.small_budget,
+        ..Options::new(capacity, shards, uuid)
+    };
+    let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
+        .with_entries(RING_ENTRIES)
+        .enable_timer()
+        .build()
+        .map_err(crate::preflight::ring_error)?;
+    let began = std::time::Instant::now();
+    let opened = runtime.block_on(Store::open(disk.clone(), options, clock::now()));
+    // As in a shard: a ring is never dropped.
+    std::mem::forget(runtime);
+    let (store, recovered) = opened.map_err(|error| match error {
+        OpenError::Locked => StartError::Machine(Fatal::StoreTaken(path.to_owned())),
+        error => StartError::Store {
+            path: path.to_owned(),
+            error,
+        },
+    })?;
+    report(
+        path,
+        capacity,
+        &recovered,
+        began.elapsed().as_millis() as u64,
+    );
+    Ok((disk, store))
+}
+
+fn report(path: &Path, capacity: u64, recovered: &Recovered, ms: u64) {
+    tracing::info!(
+        path = %path.display(), capacity, ms, segments = recovered.segments,
+        sealed = recovered.sealed, bodies = recovered.bodies, bytes = recovered.body_bytes,
+        tags = recovered.tags, links = recovered.links, invalid = recovered.invalid,
+        "store open"
+    );
+    for name in &recovered.foreign {
+        tracing::warn!(segment = %name, "a segment of another store is ignored");
+    }
+    for name in &recovered.unreadable {
+        tracing::warn!(segment = %name, "a segment that cannot be read is ignored");
+    }
+}
+
+/// Binds the admin listener; it answers at once and is ready when `ready` is.
+pub fn admin(
+    parts: &Parts,
+    metrics: &[Arc<Metrics>],
+    ready: &Arc<AtomicBool>,
+) -> Result<SocketAddr, StartError> {
+    let address = parts.config.admin;
+    let admin = Admin {
+        config: parts.config.clone(),
+        store: parts.store.clone(),
+        metrics: metrics.to_vec(),
+        ready: ready.clone(),
+    };
+    crate::admin::start(address, admin)
+        .map_err(|error| StartError::Machine(Fatal::Listen { address, error }))
+}
+
+pub type Thread = std::thread::JoinHandle<std::io::Result<()>>;
+
+/// Starts a shard's thread.
+pub fn thread(
+    index: usize,
+    run: impl FnOnce() -> std::io::Result<()> + Send + 'static,
+) -> Result<Thread, StartError> {
+    let thread = std::thread::Builder::new().name(format!("shard-{index}"));
+    thread.spawn(run).map_err(system("starting a shard"))
+}
+
+/// Waits for all shards to have drained.
+pub fn join(threads: Vec<Thread>) -> Result<(), StartError> {
+    for thread in threads {
+        // A panic aborts the process, so a thread that ended has returned.
+        if let Ok(ended) = thread.join() {
+            ended.map_err(system("running a shard"))?;
+        }
+    }
+    Ok(())
+}
+
+/// A service manager that can't be told is a nuisance and no reason to stop.
+pub fn told(outcome: std::io::Result<()>) {
+    if let Err(error) = outcome {
+        tracing::warn!(%error, "the service manager was not told");
+    }
+}
+
+/// The line that says the server is up, and as what.
+pub fn announce(config: &Config, admin: SocketAddr) {
+    tracing::info!(addr = %admin, "admin");
+    for project in &config.projects {
+        let upstreams: Vec<String> = project
+            .upstreams
+            .iter()
+            .map(|upstream| upstream.url.to_string())
+            .collect();
+        tracing::info!(project = %project.name, upstreams = %upstreams.join(" "), "serving");
+    }
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
+}
