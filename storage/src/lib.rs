@@ -1,1 +1,49 @@
+//! The log-structured store of entrepot: bodies by digest, tags and links by repository.
+//!
+//! No sockets, no HTTP, no clock, no randomness of its own: time is a parameter and the world is
+//! a [`Disk`]. `storage/README.md` draws the bytes on disk and lists the invariants S1-S8.
 
+mod budget;
+mod codec;
+mod commit;
+mod digest;
+pub mod disk;
+mod fill;
+mod geometry;
+mod index;
+mod key;
+mod lease;
+mod mix;
+mod page;
+mod record;
+mod recover;
+mod scan;
+mod segment;
+mod small;
+mod store;
+mod superblock;
+mod wait;
+mod watermark;
+mod writer;
+
+pub use digest::{Algorithm, Digest, DigestError, Hasher, SLICES};
+pub use disk::Disk;
+pub use fill::{Fill, FillError};
+pub use key::{
+    ForgetKey, LinkKey, LinkKeyRef, LinkRecord, Proof, RepositoryKey, RepositoryKeyRef, Statistics,
+    TagKey, TagKeyRef, TagKind, TagRecord, repository_slice,
+};
+pub use lease::Lease;
+#[doc(hidden)]
+pub use page::fuzz as fuzz_page;
+#[doc(hidden)]
+pub use record::fuzz as fuzz_record;
+pub use store::{
+    Body, OpenError, Options, Recovered, SMALL_BUDGET_BYTES, SMALL_MAX_BYTES, SOLO_MIN_BYTES,
+    Store, Usage, WITHHELD_BYTES,
+};
+pub use watermark::{FillFailure, FillState, Follower, Wait, Watermark};
+pub use writer::{FillSpec, Refusal, WriteError, Writer};
+
+/// Unix time in seconds, always given by the caller (S7).
+pub type Seconds = u64;

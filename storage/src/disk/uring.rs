@@ -1,0 +1,438 @@
+//! The real disk of the shards.
+//!
+//! Reads, writes and syncs go through the io_uring of the thread that asks (monoio). What has no
+//! ring operation, or blocks even there, is done by helper threads: open, allocate, unlink,
+//! directory syncs, and closing, since the last close of an unlinked large file takes long (R3).
+//!
+//! An operation runs as a task of its own that owns the buffer and keeps the file open until the
+//! kernel is done with both, whoever stops waiting (R2).
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::future::Future;
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, RawFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread;
+
+use bytes::{Buf, Bytes};
+
+use super::{Disk, Space};
+
+/// Threads for what would block a shard. Two, so that a slow unlink does not delay an allocation.
+const HELPERS: usize = 2;
+/// Requests that wait for a helper; who sends more waits, writeback hints are dropped.
+const HELP_QUEUE_MAX: usize = 1024;
+/// One read of a larger range: bounds the buffer the kernel has at a time.
+const READ_LEN_MAX: usize = 4 << 20;
+/// `EAGAIN` of a ring operation on a regular file is transient; more of it in a row is an error.
+const RETRIES_MAX: usize = 16;
+/// The store holds what only its owner may read.
+const FILE_MODE: u32 = 0o600;
+const DIRECTORY_MODE: u32 = 0o700;
+const LOCK_NAME: &str = "LOCK";
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A directory on a file system of this machine. Clones share the helpers.
+#[derive(Clone)]
+pub struct UringDisk {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    path: PathBuf,
+    directory: File,
+    helpers: flume::Sender<Job>,
+    /// Not bounded by itself: it holds at most the files that were open.
+    closer: flume::Sender<File>,
+}
+
+/// An open file of the store, readable from every thread.
+pub struct UringFile {
+    shared: Arc<SharedFile>,
+}
+
+struct SharedFile {
+    file: ManuallyDrop<File>,
+    locked: bool,
+    closer: flume::Sender<File>,
+}
+
+impl Drop for SharedFile {
+    fn drop(&mut self) {
+        // SAFETY: `file` is not used after this, for this is the drop of what holds it, and it is
+        // taken nowhere else.
+        let file = unsafe { ManuallyDrop::take(&mut self.file) };
+        if self.locked {
+            // So that a store can be opened again before the helper has closed the file.
+            let _ = file.unlock();
+        }
+        // Without a closer the disk is gone as well, and closing here blocks nobody who matters.
+        let _ = self.closer.send(file);
+    }
+}
+
+impl AsFd for UringFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.file.as_fd()
+    }
+}
+
+impl UringDisk {
+    /// The directory of a store, made if it is not there. Blocks: for the start of a process.
+    pub fn open(path: &Path) -> io::Result<UringDisk> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(DIRECTORY_MODE)
+            .create(path)?;
+        let directory = File::open(path)?;
+        let (helpers, jobs) = flume::bounded::<Job>(HELP_QUEUE_MAX);
+        for number in 0..HELPERS {
+            let jobs = jobs.clone();
+            let name = format!("disk-{number}");
+            thread::Builder::new()
+                .name(name)
+                .spawn(move || jobs.iter().for_each(|job| job()))?;
+        }
+        let (closer, closing) = flume::unbounded::<File>();
+        let name = "disk-close".to_owned();
+        thread::Builder::new()
+            .name(name)
+            .spawn(move || closing.iter().for_each(drop))?;
+        let inner = Inner {
+            path: path.to_owned(),
+            directory,
+            helpers,
+            closer,
+        };
+        Ok(UringDisk {
+            inner: Arc::new(inner),
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    /// Has a helper do `work`, which goes on to its end in any case.
+    async fn help<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let (answer, answered) = flume::bounded(1);
+        let inner = Arc::clone(&self.inner);
+        let job: Job = Box::new(move || {
+            // Nobody may be waiting any more.
+            let _ = answer.send(work(&inner));
+        });
+        let gone = || io::Error::other("the helpers of the disk are gone");
+        self.inner
+            .helpers
+            .send_async(job)
+            .await
+            .map_err(|_| gone())?;
+        answered.recv_async().await.map_err(|_| gone())?
+    }
+}
+
+impl Inner {
+    fn file(&self, file: File) -> UringFile {
+        let closer = self.closer.clone();
+        let shared = SharedFile {
+            file: ManuallyDrop::new(file),
+            locked: false,
+            closer,
+        };
+        UringFile {
+            shared: Arc::new(shared),
+        }
+    }
+
+    fn create(&self, name: &str, len: u64) -> io::Result<UringFile> {
+        let path = self.path.join(name);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(FILE_MODE)
+            .open(&path)?;
+        match allocate(&file, len) {
+            Ok(()) => Ok(self.file(file)),
+            Err(error) => {
+                let _ = std::fs::remove_file(&path);
+                Err(error)
+            }
+        }
+    }
+
+    fn anonymous(&self, len: u64) -> io::Result<UringFile> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .mode(FILE_MODE)
+            .custom_flags(libc::O_TMPFILE)
+            .open(&self.path)?;
+        allocate(&file, len)?;
+        Ok(self.file(file))
+    }
+
+    fn lock(&self) -> io::Result<UringFile> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(FILE_MODE)
+            .open(self.path.join(LOCK_NAME))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(io::ErrorKind::WouldBlock.into()),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        let closer = self.closer.clone();
+        let shared = SharedFile {
+            file: ManuallyDrop::new(file),
+            locked: true,
+            closer,
+        };
+        Ok(UringFile {
+            shared: Arc::new(shared),
+        })
+    }
+
+    fn open(&self, name: &str) -> io::Result<(UringFile, u64)> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(self.path.join(name))?;
+        let len = file.metadata()?.len();
+        Ok((self.file(file), len))
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.path)? {
+            // A name that is not text is not one of ours.
+            names.extend(entry?.file_name().into_string().ok());
+        }
+        Ok(names)
+    }
+}
+
+/// Lengthens a file to `len` with the space for it.
+fn allocate(file: &File, len: u64) -> io::Result<()> {
+    let len_signed = i64::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
+    loop {
+        // SAFETY: fallocate(2) takes a descriptor, which `file` keeps open during the call, and
+        // numbers; it touches no memory of ours.
+        let outcome = unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, len_signed) };
+        if outcome == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EINTR) => {}
+            // A file system without it (ZFS): a full disk is then met by a write.
+            Some(libc::EOPNOTSUPP) => return file.set_len(len),
+            _ => return Err(error),
+        }
+    }
+}
+
+fn space(directory: &File) -> io::Result<Space> {
+    let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: fstatvfs(3) writes one `statvfs` to the pointer, which is to memory of that type;
+    // `directory` keeps the descriptor open.
+    let outcome = unsafe { libc::fstatvfs(directory.as_raw_fd(), stat.as_mut_ptr()) };
+    if outcome != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so it has filled the structure in.
+    let stat = unsafe { stat.assume_init() };
+    Ok(Space {
+        free: stat.f_bavail * stat.f_frsize,
+        total: stat.f_blocks * stat.f_frsize,
+    })
+}
+
+thread_local! {
+    /// The runtime's view of a descriptor: its number and no state. One for each number this
+    /// thread ever used, so as many as the process may have open at most.
+    static RING_FILES: RefCell<HashMap<RawFd, Rc<ManuallyDrop<monoio::fs::File>>>> =
+        RefCell::default();
+}
+
+/// For operations of this thread's ring on `file`, which must stay open until they are complete.
+fn ring_file(file: &UringFile) -> io::Result<Rc<ManuallyDrop<monoio::fs::File>>> {
+    let fd = file.shared.file.as_raw_fd();
+    RING_FILES.with_borrow_mut(|files| {
+        if let Some(found) = files.get(&fd) {
+            return Ok(Rc::clone(found));
+        }
+        // SAFETY: from_raw_fd requires the ownership of the descriptor, so that it is closed once.
+        // Ours stays with `SharedFile`; this second owner is wrapped in `ManuallyDrop` before
+        // anything else can happen to it and never dropped, so it never closes. It is only used
+        // by tasks that hold the `SharedFile`, so the number means that file while it is used.
+        let second = unsafe { File::from_raw_fd(fd) };
+        let ring = Rc::new(ManuallyDrop::new(monoio::fs::File::from_std(second)?));
+        files.insert(fd, Rc::clone(&ring));
+        Ok(ring)
+    })
+}
+
+/// Counts the transient errors of one operation.
+#[derive(Default)]
+struct Retries(usize);
+
+impl Retries {
+    fn again(&mut self, error: io::Error) -> io::Result<()> {
+        self.0 += 1;
+        let transient = matches!(
+            error.kind(),
+            io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+        );
+        if transient && self.0 <= RETRIES_MAX {
+            Ok(())
+        } else {
+            Err(error)
+        }
+    }
+}
+
+async fn write_all(file: UringFile, mut offset: u64, mut bytes: Bytes) -> io::Result<()> {
+    let ring = ring_file(&file)?;
+    let mut retries = Retries::default();
+    while !bytes.is_empty() {
+        let (outcome, back) = ring.write_at(bytes, offset).await;
+        bytes = back;
+        match outcome {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                bytes.advance(written);
+                offset += written as u64;
+            }
+            Err(error) => retries.again(error)?,
+        }
+    }
+    Ok(())
+}
+
+async fn read_up_to(file: UringFile, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+    let ring = ring_file(&file)?;
+    let mut all = Vec::new();
+    let mut retries = Retries::default();
+    while all.len() < len {
+        let buffer = Vec::with_capacity((len - all.len()).min(READ_LEN_MAX));
+        let (outcome, mut part) = ring.read_at(buffer, offset + all.len() as u64).await;
+        match outcome {
+            Ok(0) => break,
+            Ok(read) => {
+                // The buffer may be longer than what was asked for.
+                part.truncate(read.min(len - all.len()));
+                if all.is_empty() {
+                    all = part;
+                } else {
+                    all.append(&mut part);
+                }
+            }
+            Err(error) => retries.again(error)?,
+        }
+    }
+    Ok(all)
+}
+
+impl UringFile {
+    fn share(&self) -> UringFile {
+        UringFile {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+impl Disk for UringDisk {
+    type File = UringFile;
+
+    fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        drop(monoio::spawn(task));
+    }
+
+    async fn lock(&self) -> io::Result<UringFile> {
+        self.help(Inner::lock).await
+    }
+
+    async fn list(&self) -> io::Result<Vec<String>> {
+        self.help(Inner::list).await
+    }
+
+    async fn create(&self, name: &str, len: u64) -> io::Result<UringFile> {
+        let name = name.to_owned();
+        self.help(move |inner| inner.create(&name, len)).await
+    }
+
+    async fn anonymous(&self, len: u64) -> io::Result<UringFile> {
+        self.help(move |inner| inner.anonymous(len)).await
+    }
+
+    async fn grow(&self, file: &UringFile, len: u64) -> io::Result<()> {
+        let file = file.share();
+        self.help(move |_| allocate(&file.shared.file, len)).await
+    }
+
+    async fn open(&self, name: &str) -> io::Result<(UringFile, u64)> {
+        let name = name.to_owned();
+        self.help(move |inner| inner.open(&name)).await
+    }
+
+    async fn read(&self, file: &UringFile, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        monoio::spawn(read_up_to(file.share(), offset, len)).await
+    }
+
+    async fn write(&self, file: &UringFile, offset: u64, bytes: Bytes) -> io::Result<()> {
+        monoio::spawn(write_all(file.share(), offset, bytes)).await
+    }
+
+    async fn sync(&self, file: &UringFile) -> io::Result<()> {
+        let file = file.share();
+        monoio::spawn(async move { ring_file(&file)?.sync_data().await }).await
+    }
+
+    async fn sync_dir(&self) -> io::Result<()> {
+        self.help(|inner| inner.directory.sync_all()).await
+    }
+
+    async fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let (from, to) = (self.inner.path.join(from), self.inner.path.join(to));
+        self.help(move |_| std::fs::rename(from, to)).await
+    }
+
+    async fn unlink(&self, name: &str) -> io::Result<()> {
+        let path = self.inner.path.join(name);
+        self.help(move |_| std::fs::remove_file(path)).await
+    }
+
+    fn writeback(&self, file: &UringFile, offset: u64, len: u64) {
+        let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else {
+            return;
+        };
+        let file = file.share();
+        let job: Job = Box::new(move || {
+            let fd = file.shared.file.as_raw_fd();
+            // SAFETY: sync_file_range(2) takes a descriptor, which `file` keeps open during the
+            // call, and numbers; it touches no memory of ours. Its result is of no use: errors
+            // are reported by the sync of the group.
+            unsafe { libc::sync_file_range(fd, offset, len, libc::SYNC_FILE_RANGE_WRITE) };
+        });
+        // A hint: the helpers may have better things to do.
+        let _ = self.inner.helpers.try_send(job);
+    }
+
+    async fn space(&self) -> io::Result<Space> {
+        self.help(|inner| space(&inner.directory)).await
+    }
+}

@@ -1,0 +1,392 @@
+//! A fill: the writing side of one body.
+//!
+//! Made by `Writer`, fed by one task, followed by any number through its watermark. Each piece is
+//! hashed while the write before it is under way; writes run as tasks of the disk, so that
+//! dropping a fill loses none that was issued (R2). A fill that is dropped has failed.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+
+use crate::Seconds;
+use crate::digest::{Digest, Hasher};
+use crate::disk::Disk;
+use crate::lease::{Lease, SegmentFile};
+use crate::record::{BodyEntry, CRC_STRIDE_BYTES};
+use crate::segment::Segment;
+use crate::store::Body;
+use crate::wait::Waiters;
+use crate::watermark::{FillFailure, FillState, Watermark};
+use crate::writer::Shared;
+
+/// Writes of one fill under way at once: one is written while the next is hashed.
+const WRITES_MAX: usize = 2;
+/// Written bytes between two hints to start writeback: keeps the sync of the group short.
+const WRITEBACK_STEP_BYTES: u64 = 16 << 20;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FillError {
+    #[error("the body is longer than its length")]
+    TooLong,
+    #[error("the body is shorter than its length")]
+    TooShort,
+    #[error("the body has another digest")]
+    WrongDigest,
+    #[error("the digest was purged while the body came in")]
+    Forgotten,
+    #[error("the store is full")]
+    Full,
+    #[error("the disk failed")]
+    DiskFailed,
+}
+
+impl From<FillFailure> for FillError {
+    fn from(failure: FillFailure) -> FillError {
+        match failure {
+            FillFailure::TooLong => FillError::TooLong,
+            FillFailure::TooShort => FillError::TooShort,
+            FillFailure::WrongDigest => FillError::WrongDigest,
+            FillFailure::Forgotten => FillError::Forgotten,
+            FillFailure::Full => FillError::Full,
+            // The other ends are made by the owner of the fill, who then has no fill to ask.
+            FillFailure::Dropped
+            | FillFailure::Upstream
+            | FillFailure::Timeout
+            | FillFailure::DiskFailed => FillError::DiskFailed,
+        }
+    }
+}
+
+/// What a fill shares with its writes and with its writer.
+pub(crate) struct Progress<D: Disk> {
+    pub(crate) digest: Digest,
+    pub(crate) sequence: u64,
+    /// `None`: staging.
+    pub(crate) segment: Option<Rc<Segment<D>>>,
+    pub(crate) file: Arc<SegmentFile<D>>,
+    /// Of the body.
+    pub(crate) offset: u64,
+    pub(crate) watermark: Arc<Watermark<D>>,
+    failure: Cell<Option<FillFailure>>,
+    verified: Cell<bool>,
+    pieces: RefCell<VecDeque<Piece>>,
+    pieces_done: Cell<u64>,
+    written: Cell<u64>,
+    written_back: Cell<u64>,
+    changed: Waiters,
+}
+
+/// A write that was issued: where it ends in the body, and whether it is complete.
+struct Piece {
+    end: u64,
+    complete: bool,
+}
+
+impl<D: Disk> Progress<D> {
+    pub(crate) fn new(
+        digest: Digest,
+        sequence: u64,
+        segment: Option<Rc<Segment<D>>>,
+        file: Arc<SegmentFile<D>>,
+        offset: u64,
+        watermark: Arc<Watermark<D>>,
+    ) -> Progress<D> {
+        Progress {
+            digest,
+            sequence,
+            segment,
+            file,
+            offset,
+            watermark,
+            failure: Cell::new(None),
+            verified: Cell::new(false),
+            pieces: RefCell::default(),
+            pieces_done: Cell::new(0),
+            written: Cell::new(0),
+            written_back: Cell::new(0),
+            changed: Waiters::default(),
+        }
+    }
+
+    pub(crate) fn ended(&self) -> bool {
+        self.verified.get() || self.failure.get().is_some()
+    }
+
+    pub(crate) fn is_in(&self, segment: &Rc<Segment<D>>) -> bool {
+        self.segment
+            .as_ref()
+            .is_some_and(|own| Rc::ptr_eq(own, segment))
+    }
+
+    pub(crate) fn verified(&self) -> bool {
+        self.verified.get()
+    }
+
+    /// The first end counts. Whether this is it.
+    pub(crate) fn fail(&self, why: FillFailure) -> bool {
+        if self.ended() {
+            return false;
+        }
+        self.failure.set(Some(why));
+        self.watermark.failed(why);
+        self.changed.wake_all();
+        true
+    }
+
+    fn check(&self) -> Result<(), FillError> {
+        self.failure.get().map_or(Ok(()), |why| Err(why.into()))
+    }
+
+    /// Starts a write at `at`, which ends at `end` of the body.
+    pub(crate) fn issue(self: &Rc<Self>, shared: &Rc<Shared<D>>, at: u64, end: u64, bytes: Bytes) {
+        let number = self.pieces_done.get() + self.pieces.borrow().len() as u64;
+        self.pieces.borrow_mut().push_back(Piece {
+            end,
+            complete: false,
+        });
+        if let Some(segment) = &self.segment {
+            segment.write_issued();
+        }
+        let (progress, task_shared) = (Rc::clone(self), Rc::clone(shared));
+        shared.disk.spawn(async move {
+            let outcome = task_shared.disk.write(&progress.file.file, at, bytes).await;
+            if let Some(segment) = &progress.segment {
+                segment.write_completed();
+            }
+            match outcome {
+                Ok(()) => progress.completed(number, &task_shared.disk),
+                Err(_) => task_shared.write_failed(&progress),
+            }
+        });
+    }
+
+    /// Writes may complete in any order; the watermark moves with the contiguous ones.
+    fn completed(&self, number: u64, disk: &D) {
+        let mut pieces = self.pieces.borrow_mut();
+        let first = self.pieces_done.get();
+        pieces[(number - first) as usize].complete = true;
+        let mut done = first;
+        while pieces.front().is_some_and(|piece| piece.complete) {
+            let piece = pieces.pop_front().expect("just seen");
+            self.written.set(piece.end);
+            done += 1;
+        }
+        self.pieces_done.set(done);
+        drop(pieces);
+        if !self.ended() {
+            self.watermark.advance(self.written.get());
+        }
+        let (from, to) = (self.written_back.get(), self.written.get());
+        if to - from >= WRITEBACK_STEP_BYTES {
+            disk.writeback(&self.file.file, self.offset + from, to - from);
+            self.written_back.set(to);
+        }
+        self.changed.wake_all();
+    }
+
+    /// Waits until fewer than `max` writes are under way.
+    async fn writes_below(&self, max: usize) -> Result<(), FillError> {
+        self.changed
+            .until(|| {
+                let failed = self.failure.get().map(|why| Err(why.into()));
+                failed.or_else(|| (self.pieces.borrow().len() < max).then_some(Ok(())))
+            })
+            .await
+    }
+}
+
+pub struct Fill<D: Disk> {
+    shared: Rc<Shared<D>>,
+    progress: Rc<Progress<D>>,
+    length: Option<u64>,
+    media_type: Option<Arc<str>>,
+    created: Seconds,
+    taken: u64,
+    hasher: Hasher,
+    crc: crc32fast::Hasher,
+    crcs: Vec<u32>,
+    /// The pieces so far, while the body may be one that is held in RAM.
+    small: Option<Vec<Bytes>>,
+}
+
+impl<D: Disk> Fill<D> {
+    pub(crate) fn new(
+        shared: Rc<Shared<D>>,
+        progress: Rc<Progress<D>>,
+        length: Option<u64>,
+        media_type: Option<Arc<str>>,
+        created: Seconds,
+    ) -> Fill<D> {
+        let small = progress.segment.is_some()
+            && length.is_none_or(|length| length <= shared.store.index.small_max());
+        Fill {
+            length,
+            media_type,
+            created,
+            taken: 0,
+            hasher: Hasher::new(progress.digest.algorithm()),
+            crc: crc32fast::Hasher::new(),
+            crcs: Vec::new(),
+            small: small.then(Vec::new),
+            shared,
+            progress,
+        }
+    }
+
+    pub fn watermark(&self) -> Arc<Watermark<D>> {
+        Arc::clone(&self.progress.watermark)
+    }
+
+    /// Bytes taken so far, all hashed and written or being written: a resumed source continues
+    /// here.
+    pub fn written(&self) -> u64 {
+        self.taken
+    }
+
+    /// Takes the next piece of the body. Returns while it is still being written. If the future
+    /// is dropped, the piece was not taken.
+    pub async fn write(&mut self, bytes: impl Into<Bytes>) -> Result<(), FillError> {
+        let bytes = bytes.into();
+        self.progress.check()?;
+        let end = self.taken + bytes.len() as u64;
+        if self.length.is_some_and(|length| end > length) {
+            self.end_badly(FillFailure::TooLong);
+            return Err(FillError::TooLong);
+        }
+        if self.length.is_none() {
+            self.make_room(end).await?;
+        }
+        self.progress.writes_below(WRITES_MAX).await?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        // No await from here on: hash and file never disagree.
+        self.hasher.update(&bytes);
+        self.update_crcs(&bytes);
+        if let Some(pieces) = &mut self.small {
+            pieces.push(bytes.clone());
+            if end > self.shared.store.index.small_max() {
+                self.small = None;
+            }
+        }
+        let at = self.progress.offset + self.taken;
+        self.progress.issue(&self.shared, at, end, bytes);
+        self.taken = end;
+        Ok(())
+    }
+
+    /// Grows the file of a body of unknown length.
+    async fn make_room(&mut self, end: u64) -> Result<(), FillError> {
+        match self.shared.grow_for(&self.progress, end).await {
+            Ok(()) => Ok(()),
+            Err(why) => {
+                self.end_badly(why);
+                Err(why.into())
+            }
+        }
+    }
+
+    fn update_crcs(&mut self, bytes: &[u8]) {
+        let mut rest = bytes;
+        let mut at = self.taken;
+        while !rest.is_empty() {
+            let room = CRC_STRIDE_BYTES - at % CRC_STRIDE_BYTES;
+            let (now, later) = rest.split_at(rest.len().min(room as usize));
+            self.crc.update(now);
+            at += now.len() as u64;
+            rest = later;
+            if at.is_multiple_of(CRC_STRIDE_BYTES) {
+                let crc = std::mem::take(&mut self.crc);
+                self.crcs.push(crc.finalize());
+            }
+        }
+    }
+
+    /// Ends the body. If length and digest are right it is in the index when this returns, and
+    /// survives a crash once its group is committed.
+    pub async fn finish(mut self, now: Seconds) -> Result<Body<D>, FillError> {
+        self.progress.check()?;
+        if self.length.is_some_and(|length| self.taken < length) {
+            self.end_badly(FillFailure::TooShort);
+            return Err(FillError::TooShort);
+        }
+        self.progress.writes_below(1).await?;
+        if self.hasher.clone().finish() != self.progress.digest {
+            self.end_badly(FillFailure::WrongDigest);
+            return Err(FillError::WrongDigest);
+        }
+        let body = self.settle(now);
+        self.progress.verified.set(true);
+        self.progress.watermark.verified(self.taken);
+        self.shared.fill_ended(&self.progress);
+        Ok(body)
+    }
+
+    /// The body as it will be found, in the index unless it is staging.
+    fn settle(&mut self, now: Seconds) -> Body<D> {
+        let progress = &self.progress;
+        let lease = Lease::new(Arc::clone(&progress.file), progress.offset, self.taken);
+        let media_type = self.media_type.clone();
+        if progress.segment.is_none() {
+            return Body {
+                len: self.taken,
+                media_type,
+                bytes: None,
+                lease,
+            };
+        }
+        if !self.taken.is_multiple_of(CRC_STRIDE_BYTES) {
+            self.crcs.push(std::mem::take(&mut self.crc).finalize());
+        }
+        let entry = BodyEntry {
+            digest: progress.digest,
+            offset: progress.offset,
+            len: self.taken,
+            created: self.created,
+            media_type: media_type.clone(),
+            crcs: std::mem::take(&mut self.crcs),
+        };
+        let pieces = self.small.take();
+        let bytes = pieces
+            .filter(|_| self.shared.store.index.admit_small(self.taken))
+            .map(join);
+        let body = Body {
+            len: self.taken,
+            media_type,
+            bytes,
+            lease,
+        };
+        self.shared.settle(progress, entry, &body, now);
+        body
+    }
+
+    /// Ends the fill without a body; every follower is told why.
+    pub fn fail(mut self, why: FillFailure) {
+        self.end_badly(why);
+    }
+
+    fn end_badly(&mut self, why: FillFailure) {
+        if self.progress.fail(why) {
+            self.shared.fill_ended(&self.progress);
+        }
+    }
+}
+
+impl<D: Disk> Drop for Fill<D> {
+    fn drop(&mut self) {
+        self.end_badly(FillFailure::Dropped);
+        debug_assert!(self.progress.watermark.state() != FillState::Running);
+    }
+}
+
+/// One buffer of exactly the body's length: a received piece may sit in a far larger one.
+fn join(pieces: Vec<Bytes>) -> Bytes {
+    let mut joined = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
+    for piece in pieces {
+        joined.extend_from_slice(&piece);
+    }
+    joined.freeze()
+}

@@ -1,0 +1,418 @@
+//! The index: key to extent or value, in memory, derived from the segments (S4).
+//!
+//! 256 stripes per kind of key, each written by the shard that owns its virtual shard and read by
+//! every core under a short lock. Lookups take borrowed keys and allocate nothing.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use bytes::Bytes;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
+
+use crate::digest::{Digest, SLICES};
+use crate::disk::Disk;
+use crate::key::{
+    LinkKey, LinkKeyRef, LinkRecord, RepositoryKey, RepositoryKeyRef, Statistics, TagKey,
+    TagKeyRef, TagRecord,
+};
+use crate::lease::{Lease, SegmentFile};
+use crate::store::Body;
+use crate::{Seconds, mix};
+
+/// Where a body is.
+pub(crate) struct IndexedBody<D: Disk> {
+    pub(crate) digest: Digest,
+    pub(crate) sequence: u64,
+    pub(crate) segment: u64,
+    pub(crate) lease: Lease<D>,
+    pub(crate) media_type: Option<Arc<str>>,
+    pub(crate) bytes: Option<Bytes>,
+    pub(crate) recency: AtomicU64,
+    /// Its commit entry survives a crash.
+    pub(crate) durable: AtomicBool,
+}
+
+/// A small record in the index.
+struct Valued<K, V> {
+    key: K,
+    value: V,
+    sequence: u64,
+    /// When the value that is on disk, or on its way there, was made.
+    written: Seconds,
+}
+
+/// A stripe has a cache line of its own, so that cores do not disturb their neighbours.
+#[repr(align(64))]
+struct Stripe<T>(RwLock<HashTable<T>>);
+
+struct Stripes<T>(Box<[Stripe<T>]>);
+
+impl<T> Stripes<T> {
+    fn new() -> Stripes<T> {
+        Stripes(
+            (0..SLICES)
+                .map(|_| Stripe(RwLock::new(HashTable::new())))
+                .collect(),
+        )
+    }
+
+    // Nothing that runs under the locks can leave a table half changed: poison says nothing.
+    fn read(&self, slice: usize) -> RwLockReadGuard<'_, HashTable<T>> {
+        self.0[slice]
+            .0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, slice: usize) -> RwLockWriteGuard<'_, HashTable<T>> {
+        self.0[slice]
+            .0
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+pub(crate) struct Index<D: Disk> {
+    seed: u64,
+    bodies: Stripes<IndexedBody<D>>,
+    tags: Stripes<Valued<TagKey, TagRecord>>,
+    links: Stripes<Valued<LinkKey, LinkRecord>>,
+    statistics: Stripes<Valued<RepositoryKey, Statistics>>,
+    counts: [AtomicU64; 3],
+    small_max: u64,
+    small_budget: u64,
+    small_used: AtomicU64,
+}
+
+const BODIES: usize = 0;
+const TAGS: usize = 1;
+const LINKS: usize = 2;
+
+impl<D: Disk> Index<D> {
+    pub(crate) fn new(uuid: &[u8; 16], small_max: u32, small_budget: u64) -> Index<D> {
+        Index {
+            seed: u64::from_le_bytes(uuid[..8].try_into().expect("eight bytes")),
+            bodies: Stripes::new(),
+            tags: Stripes::new(),
+            links: Stripes::new(),
+            statistics: Stripes::new(),
+            counts: Default::default(),
+            small_max: u64::from(small_max),
+            small_budget,
+            small_used: AtomicU64::new(0),
+        }
+    }
+
+    /// How many bodies, tags and links there are.
+    pub(crate) fn counts(&self) -> (u64, u64, u64) {
+        let count = |kind: usize| self.counts[kind].load(Ordering::Relaxed);
+        (count(BODIES), count(TAGS), count(LINKS))
+    }
+
+    /// The hit path.
+    pub(crate) fn body(&self, digest: &Digest, now: Seconds) -> Option<Body<D>> {
+        self.with_body(digest, |found| {
+            // A store of an equal value would still take the cache line from other cores.
+            if found.recency.load(Ordering::Relaxed) < now {
+                found.recency.store(now, Ordering::Relaxed);
+            }
+            Body {
+                len: found.lease.len(),
+                media_type: found.media_type.clone(),
+                bytes: found.bytes.clone(),
+                lease: found.lease.clone(),
+            }
+        })
+    }
+
+    pub(crate) fn with_body<T>(
+        &self,
+        digest: &Digest,
+        look: impl FnOnce(&IndexedBody<D>) -> T,
+    ) -> Option<T> {
+        let hash = mix::digest(self.seed, digest);
+        let table = self.bodies.read(digest.slice());
+        table.find(hash, |body| body.digest == *digest).map(look)
+    }
+
+    /// Whether the digest is there, and if so whether its commit entry survives a crash.
+    pub(crate) fn durable(&self, digest: &Digest) -> Option<bool> {
+        self.with_body(digest, |found| found.durable.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn set_durable(&self, digest: &Digest, sequence: u64) {
+        self.with_body(digest, |found| {
+            if found.sequence == sequence {
+                found.durable.store(true, Ordering::Release);
+            }
+        });
+    }
+
+    /// The highest sequence wins, whatever the order of insertion. What loses is returned.
+    pub(crate) fn insert_body(&self, body: IndexedBody<D>) -> Option<IndexedBody<D>> {
+        let hash = mix::digest(self.seed, &body.digest);
+        let mut table = self.bodies.write(body.digest.slice());
+        let same = |other: &IndexedBody<D>| other.digest == body.digest;
+        let loser = match table.entry(hash, same, |b| mix::digest(self.seed, &b.digest)) {
+            Entry::Occupied(mut found) if found.get().sequence < body.sequence => {
+                Some(std::mem::replace(found.get_mut(), body))
+            }
+            Entry::Occupied(_) => Some(body),
+            Entry::Vacant(empty) => {
+                empty.insert(body);
+                self.counts[BODIES].fetch_add(1, Ordering::Relaxed);
+                None
+            }
+        };
+        drop(table);
+        loser.inspect(|loser| self.release_small(loser))
+    }
+
+    /// Removes the digest if `which` says so of what is there.
+    pub(crate) fn remove_body(
+        &self,
+        digest: &Digest,
+        which: impl FnOnce(&IndexedBody<D>) -> bool,
+    ) -> Option<IndexedBody<D>> {
+        let hash = mix::digest(self.seed, digest);
+        let mut table = self.bodies.write(digest.slice());
+        let found = table.find_entry(hash, |body| body.digest == *digest).ok()?;
+        if !which(found.get()) {
+            return None;
+        }
+        let (removed, _) = found.remove();
+        drop(table);
+        self.counts[BODIES].fetch_sub(1, Ordering::Relaxed);
+        self.release_small(&removed);
+        Some(removed)
+    }
+
+    /// Removes every body of a segment that was given up.
+    pub(crate) fn remove_segment(&self, file: &Arc<SegmentFile<D>>) {
+        for slice in 0..SLICES {
+            let mut gone = Vec::new();
+            self.bodies.write(slice).retain(|body| {
+                let stays = !Arc::ptr_eq(&body.lease.file, file);
+                if !stays {
+                    gone.push(body.bytes.take());
+                }
+                stays
+            });
+            self.counts[BODIES].fetch_sub(gone.len() as u64, Ordering::Relaxed);
+            for bytes in gone.into_iter().flatten() {
+                self.small_used
+                    .fetch_sub(bytes.len() as u64, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Whether a body of this length is to be held in RAM; if so, its bytes are counted.
+    pub(crate) fn admit_small(&self, len: u64) -> bool {
+        len <= self.small_max
+            && self
+                .small_used
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                    used.checked_add(len)
+                        .filter(|sum| *sum <= self.small_budget)
+                })
+                .is_ok()
+    }
+
+    pub(crate) fn small_max(&self) -> u64 {
+        self.small_max
+    }
+
+    /// Gives a body the bytes that `admit_small` counted.
+    pub(crate) fn hold(&self, digest: &Digest, sequence: u64, bytes: Bytes) {
+        let len = bytes.len() as u64;
+        let hash = mix::digest(self.seed, digest);
+        let mut table = self.bodies.write(digest.slice());
+        match table.find_mut(hash, |body| body.digest == *digest) {
+            Some(body) if body.sequence == sequence && body.bytes.is_none() => {
+                body.bytes = Some(bytes);
+            }
+            _ => {
+                self.small_used.fetch_sub(len, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn release_small(&self, body: &IndexedBody<D>) {
+        if let Some(bytes) = &body.bytes {
+            self.small_used
+                .fetch_sub(bytes.len() as u64, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn tag(&self, key: TagKeyRef<'_>) -> Option<TagRecord> {
+        let hash = key.hash(self.seed);
+        let table = self.tags.read(key.slice());
+        table
+            .find(hash, |tag| TagKeyRef::from(&tag.key) == key)
+            .map(|tag| tag.value.clone())
+    }
+
+    /// Takes over the time if nothing else changed and the one on disk is less than `step` away.
+    pub(crate) fn touch_tag(&self, key: &TagKey, value: &TagRecord, step: Seconds) -> bool {
+        let key = TagKeyRef::from(key);
+        let mut table = self.tags.write(key.slice());
+        let same = |tag: &Valued<TagKey, _>| TagKeyRef::from(&tag.key) == key;
+        let Some(found) = table.find_mut(key.hash(self.seed), same) else {
+            return false;
+        };
+        let mut touched = found.value.clone();
+        touched.checked = value.checked;
+        if touched != *value || found.written.abs_diff(value.checked) >= step {
+            return false;
+        }
+        found.value = touched;
+        true
+    }
+
+    /// What is in the index is not on disk and will not be.
+    pub(crate) fn tag_not_written(&self, key: &TagKey) {
+        let key = TagKeyRef::from(key);
+        let mut table = self.tags.write(key.slice());
+        let same = |tag: &Valued<TagKey, _>| TagKeyRef::from(&tag.key) == key;
+        if let Some(found) = table.find_mut(key.hash(self.seed), same) {
+            found.written = 0;
+        }
+    }
+
+    pub(crate) fn put_tag(&self, key: TagKey, value: TagRecord, sequence: u64) {
+        let (seed, written) = (self.seed, value.checked);
+        let rehash = move |tag: &Valued<TagKey, _>| TagKeyRef::from(&tag.key).hash(seed);
+        let (hash, slice) = (
+            TagKeyRef::from(&key).hash(seed),
+            TagKeyRef::from(&key).slice(),
+        );
+        if put(
+            &mut self.tags.write(slice),
+            hash,
+            Valued {
+                key,
+                value,
+                sequence,
+                written,
+            },
+            rehash,
+        ) {
+            self.counts[TAGS].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn remove_tag(&self, key: &TagKey) {
+        let key = TagKeyRef::from(key);
+        let mut table = self.tags.write(key.slice());
+        let same = |tag: &Valued<TagKey, _>| TagKeyRef::from(&tag.key) == key;
+        if let Ok(found) = table.find_entry(key.hash(self.seed), same) {
+            found.remove();
+            self.counts[TAGS].fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn link(&self, key: LinkKeyRef<'_>) -> Option<LinkRecord> {
+        let hash = key.hash(self.seed);
+        let table = self.links.read(key.slice());
+        table
+            .find(hash, |link| LinkKeyRef::from(&link.key) == key)
+            .map(|link| link.value.clone())
+    }
+
+    /// The same as `touch_tag`.
+    pub(crate) fn touch_link(&self, key: &LinkKey, value: &LinkRecord, step: Seconds) -> bool {
+        let key = LinkKeyRef::from(key);
+        let mut table = self.links.write(key.slice());
+        let same = |link: &Valued<LinkKey, _>| LinkKeyRef::from(&link.key) == key;
+        let Some(found) = table.find_mut(key.hash(self.seed), same) else {
+            return false;
+        };
+        let mut touched = found.value.clone();
+        touched.at = value.at;
+        if touched != *value || found.written.abs_diff(value.at) >= step {
+            return false;
+        }
+        found.value = touched;
+        true
+    }
+
+    pub(crate) fn put_link(&self, key: LinkKey, value: LinkRecord, sequence: u64) {
+        let (seed, written) = (self.seed, value.at);
+        let rehash = move |link: &Valued<LinkKey, _>| LinkKeyRef::from(&link.key).hash(seed);
+        let (hash, slice) = (
+            LinkKeyRef::from(&key).hash(seed),
+            LinkKeyRef::from(&key).slice(),
+        );
+        if put(
+            &mut self.links.write(slice),
+            hash,
+            Valued {
+                key,
+                value,
+                sequence,
+                written,
+            },
+            rehash,
+        ) {
+            self.counts[LINKS].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn remove_link(&self, key: &LinkKey) {
+        let key = LinkKeyRef::from(key);
+        let mut table = self.links.write(key.slice());
+        let same = |link: &Valued<LinkKey, _>| LinkKeyRef::from(&link.key) == key;
+        if let Ok(found) = table.find_entry(key.hash(self.seed), same) {
+            found.remove();
+            self.counts[LINKS].fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn statistics(&self, key: RepositoryKeyRef<'_>) -> Option<Statistics> {
+        let table = self.statistics.read(key.slice());
+        let same = |found: &Valued<RepositoryKey, _>| RepositoryKeyRef::from(&found.key) == key;
+        table
+            .find(key.hash(self.seed), same)
+            .map(|found| found.value)
+    }
+
+    pub(crate) fn put_statistics(&self, key: RepositoryKey, value: Statistics, sequence: u64) {
+        let (seed, written) = (self.seed, 0);
+        let rehash = move |s: &Valued<RepositoryKey, _>| RepositoryKeyRef::from(&s.key).hash(seed);
+        let hash = RepositoryKeyRef::from(&key).hash(seed);
+        let slice = RepositoryKeyRef::from(&key).slice();
+        put(
+            &mut self.statistics.write(slice),
+            hash,
+            Valued {
+                key,
+                value,
+                sequence,
+                written,
+            },
+            rehash,
+        );
+    }
+}
+
+/// Inserts, or replaces a lower sequence. Whether the key is new.
+fn put<K: PartialEq, V>(
+    table: &mut HashTable<Valued<K, V>>,
+    hash: u64,
+    valued: Valued<K, V>,
+    rehash: impl Fn(&Valued<K, V>) -> u64,
+) -> bool {
+    match table.entry(hash, |other| other.key == valued.key, rehash) {
+        Entry::Occupied(mut found) => {
+            if found.get().sequence <= valued.sequence {
+                *found.get_mut() = valued;
+            }
+            false
+        }
+        Entry::Vacant(empty) => {
+            empty.insert(valued);
+            true
+        }
+    }
+}

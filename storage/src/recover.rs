@@ -1,0 +1,273 @@
+//! Recovery: what the segments on the disk say, and nothing else, becomes the index (S4).
+//!
+//! What the last process wrote is synced before it is believed, because a page cache is not a
+//! disk. Sealed segments are read from their end; the others are walked page by page up to the
+//! first that is not valid, sealed, and never appended to again. Running it again, or after a
+//! crash within it, finds the same.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use crate::Seconds;
+use crate::digest::Digest;
+use crate::disk::Disk;
+use crate::geometry::Geometry;
+use crate::index::IndexedBody;
+use crate::key::ForgetKey;
+use crate::lease::{Lease, SegmentFile};
+use crate::page::Uuid;
+use crate::record::{BodyEntry, Kind, Record};
+use crate::scan::{Scan, Scanned, scan};
+use crate::segment::parse_file_name;
+use crate::store::{GENERATION_SHIFT, OpenError, Options, Recovered, Store};
+use crate::superblock::{self, Superblock};
+
+pub(crate) async fn open<D: Disk>(
+    disk: &D,
+    options: &Options,
+    now: Seconds,
+) -> Result<(Arc<Store<D>>, Recovered), OpenError> {
+    let geometry = Geometry::new(options)?;
+    let lock = disk.lock().await.map_err(|source| match source.kind() {
+        io::ErrorKind::WouldBlock => OpenError::Locked,
+        _ => OpenError::Disk {
+            doing: "taking the lock",
+            source,
+        },
+    })?;
+    let failed = |doing| move |source| OpenError::Disk { doing, source };
+    let names = disk.list().await.map_err(failed("listing the store"))?;
+    let mut superblock = read_superblock(disk, options, &geometry, &names, now).await?;
+    let settled = superblock.settled;
+    superblock
+        .write(disk)
+        .await
+        .map_err(failed("writing the superblock"))?;
+
+    let (uuid, generation) = (superblock.uuid, superblock.generation);
+    let store = Arc::new(Store::new(uuid, generation, geometry, options, lock));
+    let mut recovered = Recovered {
+        uuid,
+        generation,
+        ..Recovered::default()
+    };
+    let found = read_segments(disk, &uuid, settled, names, &mut recovered).await;
+    let unlinked = merge(&store, found, &mut recovered);
+    for name in unlinked {
+        recovered.unlinked += 1;
+        // A name that stays is found again next time.
+        let _ = disk.unlink(&name).await;
+    }
+    if recovered.unreadable.is_empty() {
+        superblock.settled = generation;
+        superblock
+            .write(disk)
+            .await
+            .map_err(failed("writing the superblock"))?;
+    }
+    Ok((store, recovered))
+}
+
+/// The superblock of this process: the one found with the next generation, or a first one.
+async fn read_superblock<D: Disk>(
+    disk: &D,
+    options: &Options,
+    geometry: &Geometry,
+    names: &[String],
+    now: Seconds,
+) -> Result<Superblock, OpenError> {
+    let mut superblock = if names.iter().any(|name| name == superblock::NAME) {
+        Superblock::read(disk).await?
+    } else if names.iter().any(|name| parse_file_name(name).is_some()) {
+        return Err(OpenError::SuperblockMissing);
+    } else {
+        let (uuid, created) = (options.uuid, now);
+        Superblock {
+            uuid,
+            generation: 0,
+            settled: 0,
+            created,
+            capacity: 0,
+            segment_len: 0,
+        }
+    };
+    superblock.generation += 1;
+    superblock.capacity = options.capacity;
+    superblock.segment_len = geometry.segment_len;
+    Ok(superblock)
+}
+
+/// A segment of this store and what it says.
+struct Found<D: Disk> {
+    name: String,
+    file: D::File,
+    scanned: Scanned,
+}
+
+async fn read_segments<D: Disk>(
+    disk: &D,
+    uuid: &Uuid,
+    settled: u64,
+    names: Vec<String>,
+    recovered: &mut Recovered,
+) -> Vec<Found<D>> {
+    let mut found = Vec::new();
+    let mut segments: Vec<(u64, String)> = names
+        .into_iter()
+        .filter_map(|name| Some((parse_file_name(&name)?, name)))
+        .collect();
+    segments.sort();
+    for (id, name) in segments {
+        let recent = id >> GENERATION_SHIFT >= settled;
+        let (file, len) = match disk.open(&name).await {
+            Ok(opened) => opened,
+            Err(_) => {
+                recovered.unreadable.push(name);
+                continue;
+            }
+        };
+        match scan(disk, &file, len, uuid, id, recent).await {
+            Ok(Scan::Ours(scanned)) => {
+                recovered.sealed += u64::from(scanned.sealed_now);
+                recovered.invalid += scanned.invalid;
+                found.push(Found {
+                    name,
+                    file,
+                    scanned,
+                });
+            }
+            Ok(Scan::Foreign) => recovered.foreign.push(name),
+            Ok(Scan::Empty) => {
+                recovered.unlinked += 1;
+                let _ = disk.unlink(&name).await;
+            }
+            Err(_) => recovered.unreadable.push(name),
+        }
+    }
+    found
+}
+
+/// Of the forget records of a key, the highest sequence.
+type Forgets = HashMap<ForgetKey, u64>;
+
+/// Fills the index and the registry. Returns the names of segments without a live record.
+fn merge<D: Disk>(
+    store: &Store<D>,
+    found: Vec<Found<D>>,
+    recovered: &mut Recovered,
+) -> Vec<String> {
+    let mut forgets = Forgets::new();
+    for record in found.iter().flat_map(|found| &found.scanned.records) {
+        if let Kind::Forget(key) = &record.kind {
+            let highest = forgets.entry(key.clone()).or_insert(record.sequence);
+            *highest = (*highest).max(record.sequence);
+        }
+    }
+    let newest = newest_bodies(&found, &forgets, recovered);
+    let mut unlinked = Vec::new();
+    for found in found {
+        let Scanned {
+            segment,
+            class,
+            len,
+            records,
+            ..
+        } = found.scanned;
+        let live = |record: &Record| match &record.kind {
+            Kind::Body(entry) => newest.get(&entry.digest) == Some(&record.sequence),
+            Kind::Area { .. } => false,
+            _ => true,
+        };
+        if !records.iter().any(live) {
+            unlinked.push(found.name);
+            continue;
+        }
+        store.budget.found(len);
+        let budget = Arc::clone(&store.budget);
+        let file = Arc::new(SegmentFile::new(found.file, len, false, budget));
+        store.register(segment, class, Arc::clone(&file));
+        recovered.segments += 1;
+        for record in records.into_iter().filter(live) {
+            index(store, record, segment, &file, &forgets, recovered);
+        }
+    }
+    (_, recovered.tags, recovered.links) = store.index.counts();
+    unlinked
+}
+
+/// Of each digest that is not forgotten, the highest sequence.
+fn newest_bodies<D: Disk>(
+    found: &[Found<D>],
+    forgets: &Forgets,
+    recovered: &mut Recovered,
+) -> HashMap<Digest, u64> {
+    let mut newest = HashMap::new();
+    for record in found.iter().flat_map(|found| &found.scanned.records) {
+        let Kind::Body(BodyEntry { digest, .. }) = &record.kind else {
+            continue;
+        };
+        if forgotten(forgets, &ForgetKey::Body(*digest), record.sequence) {
+            recovered.forgotten += 1;
+            continue;
+        }
+        let newer = |other: &mut u64| {
+            recovered.superseded += 1;
+            *other = (*other).max(record.sequence);
+        };
+        newest
+            .entry(*digest)
+            .and_modify(newer)
+            .or_insert(record.sequence);
+    }
+    newest
+}
+
+fn forgotten(forgets: &Forgets, key: &ForgetKey, sequence: u64) -> bool {
+    forgets.get(key).is_some_and(|forget| sequence <= *forget)
+}
+
+fn index<D: Disk>(
+    store: &Store<D>,
+    record: Record,
+    segment: u64,
+    file: &Arc<SegmentFile<D>>,
+    forgets: &Forgets,
+    recovered: &mut Recovered,
+) {
+    let sequence = record.sequence;
+    match record.kind {
+        Kind::Body(entry) => {
+            recovered.bodies += 1;
+            recovered.body_bytes += entry.len;
+            store.index.insert_body(IndexedBody {
+                digest: entry.digest,
+                sequence,
+                segment,
+                lease: Lease::new(Arc::clone(file), entry.offset, entry.len),
+                media_type: entry.media_type,
+                bytes: None,
+                recency: AtomicU64::new(entry.created),
+                durable: AtomicBool::new(true),
+            });
+        }
+        Kind::Tag(key, tag) => {
+            if forgotten(forgets, &ForgetKey::Tag(key.clone()), sequence) {
+                recovered.forgotten += 1;
+            } else {
+                store.index.put_tag(key, tag, sequence);
+            }
+        }
+        Kind::Link(key, link) => {
+            if forgotten(forgets, &ForgetKey::Link(key.clone()), sequence) {
+                recovered.forgotten += 1;
+            } else {
+                store.index.put_link(key, link, sequence);
+            }
+        }
+        Kind::Statistics(key, statistics) => store.index.put_statistics(key, statistics, sequence),
+        // Known above, or to a later program.
+        Kind::Forget(_) | Kind::Area { .. } | Kind::Unknown { .. } => {}
+    }
+}

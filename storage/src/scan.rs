@@ -1,0 +1,328 @@
+//! Scanning one segment file at recovery: from its trailer if it is sealed, else by walking its
+//! commit pages, after which it is sealed here.
+//!
+//! Foreign bytes are never trusted: a page counts if its CRC, uuid, segment and index are right,
+//! a body if its extent lies in the file and its record header tells the same.
+
+use std::io;
+
+use bytes::Bytes;
+
+use crate::disk::Disk;
+use crate::page::{
+    Class, PAGE_LEN, RecordHeader, RecordsUse, SegmentHeader, Trailer, Uuid, claimed_len,
+    decode_records, encode_records,
+};
+use crate::record::{BodyEntry, Kind, Record};
+
+pub(crate) enum Scan {
+    Ours(Scanned),
+    /// Of another store.
+    Foreign,
+    /// Created, and never committed to.
+    Empty,
+}
+
+pub(crate) struct Scanned {
+    pub(crate) segment: u64,
+    pub(crate) class: Class,
+    pub(crate) len: u64,
+    pub(crate) records: Vec<Record>,
+    pub(crate) sealed_now: bool,
+    /// Entries dropped because their body is not where they say.
+    pub(crate) invalid: u64,
+}
+
+/// What identifies the pages of a segment.
+struct Own<'s, D: Disk> {
+    disk: &'s D,
+    file: &'s D::File,
+    len: u64,
+    uuid: &'s Uuid,
+    segment: u64,
+}
+
+/// `recent`: the process that wrote it may have ended before its last sync.
+pub(crate) async fn scan<D: Disk>(
+    disk: &D,
+    file: &D::File,
+    len: u64,
+    uuid: &Uuid,
+    segment: u64,
+    recent: bool,
+) -> io::Result<Scan> {
+    let own = Own {
+        disk,
+        file,
+        len,
+        uuid,
+        segment,
+    };
+    if recent {
+        disk.sync(file).await?;
+    }
+    match own.sealed().await? {
+        Some(scan) => Ok(scan),
+        None => {
+            if !recent {
+                disk.sync(file).await?;
+            }
+            own.unsealed().await
+        }
+    }
+}
+
+impl<D: Disk> Own<'_, D> {
+    /// `None`: no trailer, or it is not to be believed.
+    async fn sealed(&self) -> io::Result<Option<Scan>> {
+        let Some(offset) = self.len.checked_sub(PAGE_LEN) else {
+            return Ok(None);
+        };
+        let page = self.read(offset, PAGE_LEN).await?;
+        let Some(trailer) = Trailer::decode(&page) else {
+            return Ok(None);
+        };
+        if trailer.uuid != *self.uuid {
+            return Ok(Some(Scan::Foreign));
+        }
+        let end = trailer.records_offset.checked_add(trailer.records_len);
+        if trailer.segment != self.segment
+            || trailer.offset != offset
+            || end.is_none_or(|end| end > offset)
+        {
+            return Ok(None);
+        }
+        let bytes = self
+            .read(trailer.records_offset, trailer.records_len)
+            .await?;
+        if crate::codec::crc(&bytes) != trailer.records_crc {
+            return Ok(None);
+        }
+        let records = match trailer.class {
+            Class::Small => self.walk_bytes(&bytes, 0).records,
+            Class::Shared | Class::Solo => match decode_records(RecordsUse::Footer, &bytes) {
+                Some(page) if page.uuid == *self.uuid && page.segment == self.segment => {
+                    page.records
+                }
+                _ => return Ok(None),
+            },
+        };
+        let (class, sealed_now) = (trailer.class, false);
+        Ok(Some(Scan::Ours(
+            self.scanned(class, records, sealed_now).await,
+        )))
+    }
+
+    async fn unsealed(&self) -> io::Result<Scan> {
+        if self.len < PAGE_LEN {
+            return Ok(Scan::Empty);
+        }
+        let page = self.read(0, PAGE_LEN).await?;
+        let Some(header) = SegmentHeader::decode(&page) else {
+            return Ok(Scan::Empty);
+        };
+        if header.uuid != *self.uuid || header.segment != self.segment {
+            return Ok(Scan::Foreign);
+        }
+        let walked = self.walk(&header).await?;
+        if walked.records.is_empty() {
+            return Ok(Scan::Empty);
+        }
+        let sealed_now = self.seal(&header, &walked).await.is_ok_and(|sealed| sealed);
+        let mut scanned = self.scanned(header.class, walked.records, sealed_now).await;
+        self.check_headers(&mut scanned).await;
+        Ok(Scan::Ours(scanned))
+    }
+
+    /// The commit pages, area after area, up to the first that is not valid.
+    async fn walk(&self, header: &SegmentHeader) -> io::Result<Walked> {
+        let mut walked = Walked {
+            records: Vec::new(),
+            pages: 0,
+            end: header.area_offset,
+        };
+        let mut next = Some((header.area_offset, header.area_len));
+        if header.class == Class::Small {
+            next = Some((PAGE_LEN, self.len.saturating_sub(2 * PAGE_LEN)));
+        }
+        let mut last_area = 0;
+        while let Some((offset, len)) = next.take() {
+            // Areas only go forward, so that a walk ends whatever the pages say.
+            if offset <= last_area || offset.checked_add(len).is_none_or(|end| end > self.len) {
+                break;
+            }
+            last_area = offset;
+            let bytes = self.read(offset, len).await?;
+            let mut part = self.walk_bytes(&bytes, walked.pages);
+            walked.pages = part.pages;
+            walked.end = offset + part.end;
+            if let Some(Record {
+                kind: Kind::Area { offset, len },
+                ..
+            }) = part.records.last()
+            {
+                next = Some((*offset, *len));
+                part.records.pop();
+            }
+            walked.records.append(&mut part.records);
+        }
+        Ok(walked)
+    }
+
+    /// Pages from the start of `bytes`, the first of which has index `pages`.
+    fn walk_bytes(&self, bytes: &[u8], pages: u32) -> Walked {
+        let mut walked = Walked {
+            records: Vec::new(),
+            pages,
+            end: 0,
+        };
+        let mut rest = bytes;
+        while let Some(len) = claimed_len(RecordsUse::Commit, rest) {
+            let Some((page, behind)) = usize::try_from(len)
+                .ok()
+                .and_then(|len| rest.split_at_checked(len))
+            else {
+                break;
+            };
+            match decode_records(RecordsUse::Commit, page) {
+                Some(page)
+                    if page.uuid == *self.uuid
+                        && page.segment == self.segment
+                        && page.index == walked.pages =>
+                {
+                    walked.records.extend(page.records);
+                }
+                _ => break,
+            }
+            walked.pages += 1;
+            walked.end += len;
+            rest = behind;
+        }
+        walked
+    }
+
+    /// Writes footer and trailer. `false`: there is no room, so it is walked again next time.
+    async fn seal(&self, header: &SegmentHeader, walked: &Walked) -> io::Result<bool> {
+        let offset = self.len - PAGE_LEN;
+        let (records_offset, records_len, records_crc) = if header.class == Class::Small {
+            let len = walked.end - PAGE_LEN;
+            (
+                PAGE_LEN,
+                len,
+                crate::codec::crc(&self.read(PAGE_LEN, len).await?),
+            )
+        } else {
+            let mut encoded = crate::codec::Encoder::default();
+            for record in &walked.records {
+                record.encode(&mut encoded);
+            }
+            let count = walked.records.len() as u32;
+            let (uuid, encoded) = (self.uuid, encoded.bytes);
+            let page = encode_records(RecordsUse::Footer, uuid, self.segment, 0, count, &encoded);
+            let len = page.len() as u64;
+            let Some(at) = offset.checked_sub(len).filter(|at| *at >= walked.taken()) else {
+                return Ok(false);
+            };
+            let crc = crate::codec::crc(&page);
+            self.disk.write(self.file, at, Bytes::from(page)).await?;
+            (at, len, crc)
+        };
+        let (uuid, segment, class) = (*self.uuid, self.segment, header.class);
+        let trailer = Trailer {
+            uuid,
+            segment,
+            class,
+            offset,
+            records_offset,
+            records_len,
+            records_crc,
+        };
+        self.disk
+            .write(self.file, offset, Bytes::from(trailer.encode()))
+            .await?;
+        self.disk.sync(self.file).await?;
+        Ok(true)
+    }
+
+    async fn scanned(&self, class: Class, records: Vec<Record>, sealed_now: bool) -> Scanned {
+        let found = records.len();
+        let records: Vec<Record> = records
+            .into_iter()
+            .filter(|record| self.inside(record))
+            .collect();
+        let invalid = (found - records.len()) as u64;
+        Scanned {
+            segment: self.segment,
+            class,
+            len: self.len,
+            records,
+            sealed_now,
+            invalid,
+        }
+    }
+
+    fn inside(&self, record: &Record) -> bool {
+        let Kind::Body(entry) = &record.kind else {
+            return true;
+        };
+        let end = entry.offset.checked_add(entry.len);
+        entry.offset.is_multiple_of(PAGE_LEN)
+            && entry.offset >= 2 * PAGE_LEN
+            && end.is_some_and(|end| end <= self.len - PAGE_LEN)
+    }
+
+    /// Of a segment nobody sealed in time, each body's own header must agree.
+    async fn check_headers(&self, scanned: &mut Scanned) {
+        let mut valid = Vec::new();
+        for record in std::mem::take(&mut scanned.records) {
+            let agrees = match &record.kind {
+                Kind::Body(entry) => self.header_agrees(record.sequence, entry).await,
+                _ => true,
+            };
+            if agrees {
+                valid.push(record);
+            } else {
+                scanned.invalid += 1;
+            }
+        }
+        scanned.records = valid;
+    }
+
+    async fn header_agrees(&self, fill: u64, entry: &BodyEntry) -> bool {
+        let offset = entry.offset - PAGE_LEN;
+        let Ok(page) = self.read(offset, PAGE_LEN).await else {
+            return false;
+        };
+        RecordHeader::decode(&page).is_some_and(|header| {
+            header.uuid == *self.uuid
+                && header.segment == self.segment
+                && header.offset == offset
+                && header.fill == fill
+                && header.digest == entry.digest
+                && header.len.is_none_or(|len| len == entry.len)
+        })
+    }
+
+    async fn read(&self, offset: u64, len: u64) -> io::Result<Vec<u8>> {
+        let len = usize::try_from(len).map_err(|_| io::ErrorKind::InvalidData)?;
+        self.disk.read(self.file, offset, len).await
+    }
+}
+
+struct Walked {
+    records: Vec<Record>,
+    pages: u32,
+    /// Behind the last valid page.
+    end: u64,
+}
+
+impl Walked {
+    /// Behind everything that is of use.
+    fn taken(&self) -> u64 {
+        let ends = self.records.iter().map(|record| match &record.kind {
+            Kind::Body(entry) => entry.offset.saturating_add(entry.len),
+            _ => 0,
+        });
+        ends.max().unwrap_or(0).max(self.end)
+    }
+}

@@ -1,0 +1,360 @@
+//! Small records: tags, links, statistics and forget records, in segments of their own class.
+//!
+//! Queued by key, so that only the last value of a key is written; a tag waits until the body it
+//! points to is durable. A group's records are durable when its `commit_small` returns: they are
+//! self-contained, so one sync is enough. If it fails, the segment is left to the next recovery
+//! and its last records are written again elsewhere.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io;
+use std::rc::Rc;
+
+use crate::Seconds;
+use crate::budget::Purpose;
+use crate::digest::Digest;
+use crate::disk::Disk;
+use crate::key::{ForgetKey, LinkKey, LinkRecord, RepositoryKey, Statistics, TagKey, TagRecord};
+use crate::page::{Class, PAGE_LEN, records_page_len};
+use crate::record::{Kind, Record, SMALL_RECORD_LEN_MAX};
+use crate::segment::{Area, Segment, Slot, State};
+use crate::wait::Gate;
+use crate::watermark::FillFailure;
+use crate::writer::{Shared, WriteError};
+
+/// Records that may wait; far more than a second brings, so only a failing disk gets there.
+const PENDING_MAX: usize = 65_536;
+/// Records are packed into pages up to this length, unless one alone is longer.
+const PAGE_RECORDS_LEN_MAX: usize = 32 << 10;
+/// A tag or link of which only the time changed is written this often at most. A crash makes it
+/// older by as much, which costs one revalidation.
+const TIME_STEP: Seconds = 60;
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum SmallKey {
+    Tag(TagKey),
+    Link(LinkKey),
+    Statistics(RepositoryKey),
+    Forget(ForgetKey),
+}
+
+struct Pending {
+    sequence: u64,
+    encoded: Vec<u8>,
+    /// Not written before this body is durable.
+    needs: Option<Digest>,
+}
+
+pub(crate) struct SmallLog<D: Disk> {
+    segment: RefCell<Option<Rc<Segment<D>>>>,
+    pending: RefCell<BTreeMap<SmallKey, Pending>>,
+    writing: Gate,
+}
+
+impl<D: Disk> Default for SmallLog<D> {
+    fn default() -> SmallLog<D> {
+        SmallLog {
+            segment: RefCell::default(),
+            pending: RefCell::default(),
+            writing: Gate::default(),
+        }
+    }
+}
+
+impl<D: Disk> Shared<D> {
+    pub(crate) fn put_tag(&self, key: TagKey, tag: TagRecord) -> Result<(), WriteError> {
+        if self.store.index.touch_tag(&key, &tag, TIME_STEP) {
+            return Ok(());
+        }
+        let sequence = self.store.next_sequence();
+        let record = Record {
+            sequence,
+            kind: Kind::Tag(key.clone(), tag.clone()),
+        };
+        let needs = Some(tag.digest);
+        self.store.index.put_tag(key.clone(), tag, sequence);
+        self.queue(SmallKey::Tag(key), &record, needs)
+    }
+
+    pub(crate) fn put_link(&self, key: LinkKey, link: LinkRecord) -> Result<(), WriteError> {
+        if self.store.index.touch_link(&key, &link, TIME_STEP) {
+            return Ok(());
+        }
+        let sequence = self.store.next_sequence();
+        let record = Record {
+            sequence,
+            kind: Kind::Link(key.clone(), link.clone()),
+        };
+        self.store.index.put_link(key.clone(), link, sequence);
+        self.queue(SmallKey::Link(key), &record, None)
+    }
+
+    pub(crate) fn put_statistics(
+        &self,
+        key: RepositoryKey,
+        statistics: Statistics,
+    ) -> Result<(), WriteError> {
+        let sequence = self.store.next_sequence();
+        let record = Record {
+            sequence,
+            kind: Kind::Statistics(key.clone(), statistics),
+        };
+        self.store
+            .index
+            .put_statistics(key.clone(), statistics, sequence);
+        self.queue(SmallKey::Statistics(key), &record, None)
+    }
+
+    pub(crate) async fn forget(self: &Rc<Self>, what: ForgetKey) -> Result<(), WriteError> {
+        let sequence = self.store.next_sequence();
+        match &what {
+            ForgetKey::Body(digest) => self.forget_body(digest),
+            ForgetKey::Tag(key) => {
+                self.store.index.remove_tag(key);
+                self.unqueue(&SmallKey::Tag(key.clone()));
+            }
+            ForgetKey::Link(key) => {
+                self.store.index.remove_link(key);
+                self.unqueue(&SmallKey::Link(key.clone()));
+            }
+        }
+        self.queue_forget(what, sequence);
+        self.commit_small().await
+    }
+
+    fn forget_body(&self, digest: &Digest) {
+        for progress in self.running(|progress| progress.digest == *digest) {
+            self.end_fill(&progress, FillFailure::Forgotten);
+        }
+        if let Some(removed) = self.store.index.remove_body(digest, |_| true) {
+            self.withdraw(removed.sequence, removed.segment);
+        }
+    }
+
+    /// Kills records of the key up to `sequence`, now and at every recovery.
+    pub(crate) fn queue_forget(&self, what: ForgetKey, sequence: u64) {
+        let key = SmallKey::Forget(what.clone());
+        if self
+            .small
+            .pending
+            .borrow()
+            .get(&key)
+            .is_some_and(|other| other.sequence > sequence)
+        {
+            return;
+        }
+        let record = Record {
+            sequence,
+            kind: Kind::Forget(what),
+        };
+        self.insert(
+            key,
+            Pending {
+                sequence,
+                encoded: record.encoded(),
+                needs: None,
+            },
+        );
+    }
+
+    fn queue(
+        &self,
+        key: SmallKey,
+        record: &Record,
+        needs: Option<Digest>,
+    ) -> Result<(), WriteError> {
+        let encoded = record.encoded();
+        if encoded.len() > SMALL_RECORD_LEN_MAX {
+            return Err(WriteError::TooLong);
+        }
+        let pending = self.small.pending.borrow();
+        if pending.len() >= PENDING_MAX && !pending.contains_key(&key) {
+            return Err(WriteError::Behind);
+        }
+        drop(pending);
+        self.insert(
+            key,
+            Pending {
+                sequence: record.sequence,
+                encoded,
+                needs,
+            },
+        );
+        Ok(())
+    }
+
+    fn insert(&self, key: SmallKey, pending: Pending) {
+        self.add_uncommitted(pending.encoded.len() as u64);
+        let replaced = self.small.pending.borrow_mut().insert(key, pending);
+        if let Some(replaced) = replaced {
+            self.remove_uncommitted(replaced.encoded.len() as u64);
+        }
+    }
+
+    fn unqueue(&self, key: &SmallKey) {
+        let removed = self.small.pending.borrow_mut().remove(key);
+        if let Some(removed) = removed {
+            self.remove_uncommitted(removed.encoded.len() as u64);
+        }
+    }
+
+    /// Makes all records durable that may be.
+    pub(crate) async fn commit_small(&self) -> Result<(), WriteError> {
+        let _turn = self.small.writing.turn().await;
+        let ready = self.take_ready();
+        if ready.is_empty() {
+            return Ok(());
+        }
+        let outcome = self.write_small(&ready).await;
+        for (key, pending) in ready {
+            // A later value of the key, if there is one, counts for itself.
+            let superseded = self.small.pending.borrow().contains_key(&key);
+            let len = pending.encoded.len() as u64;
+            if outcome.is_err() && !superseded {
+                self.small.pending.borrow_mut().insert(key, pending);
+            } else {
+                self.remove_uncommitted(len);
+            }
+        }
+        outcome
+    }
+
+    /// The records that may be written now, oldest first. Tags whose body is gone are given up.
+    fn take_ready(&self) -> Vec<(SmallKey, Pending)> {
+        let mut ready = Vec::new();
+        let mut waiting = BTreeMap::new();
+        for (key, pending) in self.small.pending.take() {
+            match pending
+                .needs
+                .map(|digest| self.store.index.durable(&digest))
+            {
+                None | Some(Some(true)) => ready.push((key, pending)),
+                Some(Some(false)) => {
+                    waiting.insert(key, pending);
+                }
+                Some(None) => {
+                    self.remove_uncommitted(pending.encoded.len() as u64);
+                    if let SmallKey::Tag(key) = &key {
+                        self.store.index.tag_not_written(key);
+                    }
+                }
+            }
+        }
+        self.small.pending.replace(waiting);
+        ready.sort_by_key(|(_, pending)| pending.sequence);
+        ready
+    }
+
+    async fn write_small(&self, ready: &[(SmallKey, Pending)]) -> Result<(), WriteError> {
+        let (mut encoded, mut count) = (Vec::new(), 0);
+        for (_, pending) in ready {
+            if count > 0 && encoded.len() + pending.encoded.len() > PAGE_RECORDS_LEN_MAX {
+                self.write_small_page(&encoded, count).await?;
+                (encoded, count) = (Vec::new(), 0);
+            }
+            encoded.extend_from_slice(&pending.encoded);
+            count += 1;
+        }
+        let segment = self.write_small_page(&encoded, count).await?;
+        self.sync_small(&segment).await
+    }
+
+    async fn write_small_page(
+        &self,
+        encoded: &[u8],
+        count: u32,
+    ) -> Result<Rc<Segment<D>>, WriteError> {
+        let segment = self.small_segment(encoded.len() as u64).await?;
+        let slot = segment.small_page(encoded, count);
+        self.write_slot(&segment, slot).await?;
+        Ok(segment)
+    }
+
+    /// A segment with room for a page of `len` bytes of records.
+    async fn small_segment(&self, len: u64) -> Result<Rc<Segment<D>>, WriteError> {
+        let geometry = self.store.geometry;
+        let current = self.small.segment.borrow().clone();
+        if let Some(segment) = current {
+            let needed = segment.small_file_len(len);
+            if needed <= segment.len.get() {
+                return Ok(segment);
+            }
+            if needed <= segment.len_max {
+                self.grow(&segment, needed, geometry.small_step).await?;
+                return Ok(segment);
+            }
+            self.seal_small().await?;
+        }
+        let area = Area {
+            offset: PAGE_LEN,
+            end: PAGE_LEN,
+        };
+        let needed = area.end + records_page_len(len) + PAGE_LEN;
+        let first = needed.max(geometry.small_step);
+        let purpose = Purpose::SmallRecords;
+        let now = self.now.get();
+        let created = self
+            .create(Class::Small, area, first, geometry.small_len, now, purpose)
+            .await;
+        let segment = created?;
+        self.small.segment.replace(Some(Rc::clone(&segment)));
+        Ok(segment)
+    }
+
+    /// For a drain.
+    pub(crate) async fn end_small(&self) -> Result<(), WriteError> {
+        let _turn = self.small.writing.turn().await;
+        self.seal_small().await
+    }
+
+    async fn seal_small(&self) -> Result<(), WriteError> {
+        let Some(segment) = self.small.segment.take() else {
+            return Ok(());
+        };
+        for slot in segment.footer() {
+            self.write_slot(&segment, slot).await?;
+        }
+        self.sync_small(&segment).await?;
+        segment.state.set(State::Sealed);
+        Ok(())
+    }
+
+    async fn write_slot(&self, segment: &Rc<Segment<D>>, slot: Slot) -> Result<(), WriteError> {
+        let outcome = self
+            .disk
+            .write(&segment.file.file, slot.offset, slot.bytes)
+            .await;
+        self.check_small(segment, &outcome)
+    }
+
+    async fn sync_small(&self, segment: &Rc<Segment<D>>) -> Result<(), WriteError> {
+        let mut outcome = self.disk.sync(&segment.file.file).await;
+        if outcome.is_ok() && !segment.named.get() {
+            outcome = self.disk.sync_dir().await;
+            segment.named.set(outcome.is_ok());
+        }
+        self.check_small(segment, &outcome)
+    }
+
+    /// What was durable in a failed segment stays: among it are forget records.
+    fn check_small(
+        &self,
+        segment: &Rc<Segment<D>>,
+        outcome: &io::Result<()>,
+    ) -> Result<(), WriteError> {
+        if outcome.is_ok() {
+            return Ok(());
+        }
+        if segment.state.replace(State::GivenUp) != State::GivenUp {
+            self.store.count_quarantined();
+        }
+        let mut current = self.small.segment.borrow_mut();
+        if current
+            .as_ref()
+            .is_some_and(|current| Rc::ptr_eq(current, segment))
+        {
+            *current = None;
+        }
+        Err(WriteError::DiskFailed)
+    }
+}

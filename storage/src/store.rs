@@ -1,0 +1,328 @@
+//! The store: what every shard reads, and what its writers share.
+//!
+//! Opened once per process; everything here may be called from every thread and takes at most a
+//! short lock. Ids and sequences begin with the generation, which every open raises: none is ever
+//! used twice, whatever was lost in a crash.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use crate::Seconds;
+use crate::budget::{Budget, Purpose, leaves_room};
+use crate::digest::Digest;
+use crate::disk::Disk;
+use crate::geometry::Geometry;
+use crate::index::Index;
+use crate::key::{LinkKeyRef, LinkRecord, RepositoryKeyRef, Statistics, TagKeyRef, TagRecord};
+use crate::lease::{Lease, SegmentFile};
+use crate::page::{Class, Uuid};
+use crate::writer::{Refusal, Writer};
+
+/// Bodies from this length on get a segment of their own.
+pub const SOLO_MIN_BYTES: u64 = 64 << 20;
+/// The tail that is withheld until the digest matched (S2).
+pub const WITHHELD_BYTES: u64 = 1 << 20;
+/// Bodies up to this length are also held in RAM: manifests and configs.
+pub const SMALL_MAX_BYTES: u32 = 64 << 10;
+/// RAM for small bodies.
+pub const SMALL_BUDGET_BYTES: u64 = 256 << 20;
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Bytes the store may use.
+    pub capacity: u64,
+    /// Length of a shared segment; from the capacity if not given.
+    pub segment_len: Option<u64>,
+    pub solo_min: u64,
+    /// Writers there will be, at most.
+    pub shards: usize,
+    /// For a new store.
+    pub uuid: [u8; 16],
+    pub small_max: u32,
+    pub small_budget: u64,
+    pub withheld_len: u64,
+}
+
+impl Options {
+    pub fn new(capacity: u64, shards: usize, uuid: [u8; 16]) -> Options {
+        Options {
+            capacity,
+            segment_len: None,
+            solo_min: SOLO_MIN_BYTES,
+            shards,
+            uuid,
+            small_max: SMALL_MAX_BYTES,
+            small_budget: SMALL_BUDGET_BYTES,
+            withheld_len: WITHHELD_BYTES,
+        }
+    }
+}
+
+/// A body at rest.
+#[derive(Debug)]
+pub struct Body<D: Disk> {
+    pub len: u64,
+    pub media_type: Option<Arc<str>>,
+    /// The whole body, where it is held in RAM.
+    pub bytes: Option<Bytes>,
+    pub lease: Lease<D>,
+}
+
+impl<D: Disk> Clone for Body<D> {
+    fn clone(&self) -> Body<D> {
+        Body {
+            len: self.len,
+            media_type: self.media_type.clone(),
+            bytes: self.bytes.clone(),
+            lease: self.lease.clone(),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub capacity: u64,
+    /// Allocated bytes, unlinked files that are still read included.
+    pub used: u64,
+    pub staging: u64,
+    pub uncommitted_bytes: u64,
+    pub uncommitted_records: u64,
+    pub segments: u64,
+    pub bodies: u64,
+    pub tags: u64,
+    pub links: u64,
+    /// Segments given up since the start.
+    pub quarantined: u64,
+}
+
+/// What `open` found and did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    pub uuid: [u8; 16],
+    /// How often the store was opened, this time included.
+    pub generation: u64,
+    pub segments: u64,
+    /// Segments that were open when the last process ended, sealed now.
+    pub sealed: u64,
+    /// Segments without a live record, unlinked.
+    pub unlinked: u64,
+    pub bodies: u64,
+    pub body_bytes: u64,
+    pub tags: u64,
+    pub links: u64,
+    /// Records that a forget record killed.
+    pub forgotten: u64,
+    /// Records that a later one of the same key replaced.
+    pub superseded: u64,
+    /// Commit entries whose extent or header is not what they say: dropped.
+    pub invalid: u64,
+    /// Segment files of another store, ignored.
+    pub foreign: Vec<String>,
+    /// Segments that could not be read or synced, ignored.
+    pub unreadable: Vec<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("the store is in use by another process")]
+    Locked,
+    #[error("the store has format {found}; this program knows up to {known}")]
+    NewerFormat { found: u32, known: u32 },
+    #[error("the superblock of the store is damaged in both copies")]
+    SuperblockDamaged,
+    #[error("there are segments but no superblock: not a store, or not all of one")]
+    SuperblockMissing,
+    #[error("the capacity is too small: {capacity} bytes of at least {min}")]
+    CapacityTooSmall { capacity: u64, min: u64 },
+    #[error("the disk failed while {doing}: {source}")]
+    Disk {
+        doing: &'static str,
+        source: std::io::Error,
+    },
+}
+
+pub struct Store<D: Disk> {
+    pub(crate) uuid: Uuid,
+    pub(crate) geometry: Geometry,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) index: Index<D>,
+    pub(crate) uncommitted: Uncommitted,
+    generation: u64,
+    segments_made: AtomicU64,
+    records_made: AtomicU64,
+    /// Every segment that has a name, so that it counts as used whether anyone reads it or not.
+    registry: Mutex<BTreeMap<u64, Registered<D>>>,
+    quarantined: AtomicU64,
+    /// Held until the process ends: a second one on the same directory must not start.
+    _lock: D::File,
+}
+
+pub(crate) struct Registered<D: Disk> {
+    pub(crate) class: Class,
+    /// Open, so that the file is counted.
+    _file: Arc<SegmentFile<D>>,
+}
+
+/// What a crash would lose.
+#[derive(Default)]
+pub(crate) struct Uncommitted {
+    bytes: AtomicU64,
+    records: AtomicU64,
+}
+
+impl Uncommitted {
+    pub(crate) fn add(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.records.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn remove(&self, bytes: u64) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.records.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A generation numbers this many segments and records at most: 2^40 of either are centuries.
+pub(crate) const GENERATION_SHIFT: u32 = 40;
+
+impl<D: Disk> Store<D> {
+    /// Takes the lock, reads what is there, seals what was open, and serves it.
+    pub async fn open(
+        disk: D,
+        options: Options,
+        now: Seconds,
+    ) -> Result<(Arc<Store<D>>, Recovered), OpenError> {
+        crate::recover::open(&disk, &options, now).await
+    }
+
+    pub(crate) fn new(
+        uuid: Uuid,
+        generation: u64,
+        geometry: Geometry,
+        options: &Options,
+        lock: D::File,
+    ) -> Store<D> {
+        Store {
+            uuid,
+            geometry,
+            budget: Arc::new(Budget::new(options.capacity)),
+            index: Index::new(&uuid, options.small_max, options.small_budget),
+            uncommitted: Uncommitted::default(),
+            generation,
+            segments_made: AtomicU64::new(0),
+            records_made: AtomicU64::new(0),
+            registry: Mutex::default(),
+            quarantined: AtomicU64::new(0),
+            _lock: lock,
+        }
+    }
+
+    /// The writing side, for one shard and on its thread. All writes of one digest, and of the
+    /// tags and links of one repository, are made through one writer: their owner's.
+    pub fn writer(self: &Arc<Self>, disk: D, shard: usize) -> Writer<D> {
+        Writer::new(Arc::clone(self), disk, shard)
+    }
+
+    /// The hit path: no allocation, no I/O. Makes the body recent.
+    pub fn body(&self, digest: &Digest, now: Seconds) -> Option<Body<D>> {
+        self.index.body(digest, now)
+    }
+
+    pub fn tag<'k>(&self, key: impl Into<TagKeyRef<'k>>) -> Option<TagRecord> {
+        self.index.tag(key.into())
+    }
+
+    pub fn link<'k>(&self, key: impl Into<LinkKeyRef<'k>>) -> Option<LinkRecord> {
+        self.index.link(key.into())
+    }
+
+    pub fn statistics<'k>(&self, key: impl Into<RepositoryKeyRef<'k>>) -> Option<Statistics> {
+        self.index.statistics(key.into())
+    }
+
+    pub fn usage(&self) -> Usage {
+        let (bodies, tags, links) = self.index.counts();
+        Usage {
+            capacity: self.budget.capacity(),
+            used: self.budget.used(),
+            staging: self.budget.staging(),
+            uncommitted_bytes: self.uncommitted.bytes.load(Ordering::Relaxed),
+            uncommitted_records: self.uncommitted.records.load(Ordering::Relaxed),
+            segments: self.registry().len() as u64,
+            bodies,
+            tags,
+            links,
+            quarantined: self.quarantined.load(Ordering::Relaxed),
+        }
+    }
+
+    pub(crate) fn next_segment(&self) -> u64 {
+        self.number(&self.segments_made)
+    }
+
+    pub(crate) fn next_sequence(&self) -> u64 {
+        self.number(&self.records_made)
+    }
+
+    fn number(&self, made: &AtomicU64) -> u64 {
+        (self.generation << GENERATION_SHIFT) + made.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Takes `bytes` from the budget if the file system has them too.
+    pub(crate) async fn allocate(
+        &self,
+        disk: &D,
+        bytes: u64,
+        purpose: Purpose,
+    ) -> Result<(), Refusal> {
+        if !self.budget.take(bytes, purpose) {
+            return Err(Refusal::Full);
+        }
+        match disk.space().await {
+            Ok(space) if leaves_room(space, bytes) => Ok(()),
+            Ok(_) => {
+                self.budget.give_back(bytes, purpose);
+                Err(Refusal::Full)
+            }
+            Err(_) => {
+                self.budget.give_back(bytes, purpose);
+                Err(Refusal::DiskFailed)
+            }
+        }
+    }
+
+    pub(crate) fn register(&self, segment: u64, class: Class, file: Arc<SegmentFile<D>>) {
+        self.registry()
+            .insert(segment, Registered { class, _file: file });
+    }
+
+    pub(crate) fn unregister(&self, segment: u64) -> Option<Registered<D>> {
+        self.registry().remove(&segment)
+    }
+
+    pub(crate) fn class_of(&self, segment: u64) -> Option<Class> {
+        self.registry()
+            .get(&segment)
+            .map(|registered| registered.class)
+    }
+
+    pub(crate) fn count_quarantined(&self) {
+        self.quarantined.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn registry(&self) -> MutexGuard<'_, BTreeMap<u64, Registered<D>>> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How a failed create or grow is told to whoever wanted to write.
+pub(crate) fn refusal(error: &io::Error) -> Refusal {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Refusal::Full,
+        _ => Refusal::DiskFailed,
+    }
+}

@@ -1,0 +1,102 @@
+//! Waiting within one thread: for a condition, for a turn, for a task nobody can drop.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+
+use crate::disk::Disk;
+
+/// Tasks that wait for a condition on what they share.
+#[derive(Default)]
+pub(crate) struct Waiters {
+    wakers: RefCell<Vec<Waker>>,
+}
+
+impl Waiters {
+    /// Resolves as soon as `condition` is some; it is asked again after every `wake_all`.
+    pub(crate) async fn until<T>(&self, mut condition: impl FnMut() -> Option<T>) -> T {
+        poll_fn(|cx| match condition() {
+            Some(value) => Poll::Ready(value),
+            None => {
+                let mut wakers = self.wakers.borrow_mut();
+                if !wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
+                    wakers.push(cx.waker().clone());
+                }
+                Poll::Pending
+            }
+        })
+        .await
+    }
+
+    pub(crate) fn wake_all(&self) {
+        for waker in self.wakers.take() {
+            waker.wake();
+        }
+    }
+}
+
+/// One task at a time, across awaits.
+#[derive(Default)]
+pub(crate) struct Gate {
+    taken: Cell<bool>,
+    waiters: Waiters,
+}
+
+pub(crate) struct Turn<'g>(&'g Gate);
+
+impl Gate {
+    pub(crate) async fn turn(&self) -> Turn<'_> {
+        self.waiters
+            .until(|| (!self.taken.replace(true)).then_some(()))
+            .await;
+        Turn(self)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.taken.set(false);
+        self.0.waiters.wake_all();
+    }
+}
+
+struct Outcome<T> {
+    value: Cell<Option<T>>,
+    waiters: Waiters,
+}
+
+/// Runs `task` to its end even if the future returned here is dropped; what it yields is then
+/// dropped too.
+pub(crate) async fn detached<D: Disk, T: 'static>(
+    disk: &D,
+    task: impl Future<Output = T> + 'static,
+) -> T {
+    let outcome = Rc::new(Outcome {
+        value: Cell::new(None),
+        waiters: Waiters::default(),
+    });
+    let told = Rc::clone(&outcome);
+    disk.spawn(async move {
+        told.value.set(Some(task.await));
+        told.waiters.wake_all();
+    });
+    outcome.waiters.until(|| outcome.value.take()).await
+}
+
+/// The same for several tasks at once.
+pub(crate) async fn all<D: Disk, F>(disk: &D, tasks: Vec<F>)
+where
+    F: Future<Output = ()> + 'static,
+{
+    let left = Rc::new((Cell::new(tasks.len()), Waiters::default()));
+    for task in tasks {
+        let left = Rc::clone(&left);
+        disk.spawn(async move {
+            task.await;
+            left.0.set(left.0.get() - 1);
+            left.1.wake_all();
+        });
+    }
+    left.1.until(|| (left.0.get() == 0).then_some(())).await;
+}
