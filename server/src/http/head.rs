@@ -9,7 +9,7 @@
 use thiserror::Error;
 
 use super::field::{self, ConnectionOptions, TransferCodings};
-use super::scan;
+use super::{scan, target};
 
 /// Most field lines a head may have whatever the limits say: their places are kept in an array.
 pub const FIELDS_CEILING: usize = 64;
@@ -312,7 +312,7 @@ impl<'b> Scanner<'b> {
             _ => return Err(HeadError::InvalidTarget.into()),
         }
         let target = std::str::from_utf8(target).map_err(|_| HeadError::InvalidTarget)?;
-        Ok(path_and_query(method, target)?)
+        Ok(target::path_and_query(method, target)?)
     }
 
     fn version(&mut self) -> Result<Version, Stop> {
@@ -430,61 +430,6 @@ fn refused_version(rest: &[u8]) -> Stop {
     HeadError::UnsupportedVersion.into()
 }
 
-/// RFC 9112 §3.2: the four forms of a target.
-fn path_and_query(method: Method, target: &str) -> Result<&str, HeadError> {
-    if target.starts_with('/') && method != Method::Connect {
-        return Ok(target);
-    }
-    match method {
-        Method::Connect if is_authority(target.as_bytes()) => return Ok(target),
-        Method::Options if target == "*" => return Ok(target),
-        _ => {}
-    }
-    // RFC 9112 §3.2.2: the absolute form is accepted, and its authority overrides Host. Nothing
-    // here depends on either, so both are only checked.
-    let (scheme, rest) = target.split_once("://").ok_or(HeadError::InvalidTarget)?;
-    let known = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
-    let (authority, path) = match rest.find(['/', '?']) {
-        Some(at) => rest.split_at(at),
-        None => (rest, "/"),
-    };
-    if !known || !is_authority(authority.as_bytes()) || !path.starts_with('/') {
-        return Err(HeadError::InvalidTarget);
-    }
-    Ok(path)
-}
-
-/// RFC 9110 §7.2: `uri-host [":" port]`. The empty host is refused (§4.2.1).
-fn is_authority(value: &[u8]) -> bool {
-    let (host, port) = match value {
-        [b'[', rest @ ..] => {
-            let Some(end) = rest.iter().position(|byte| *byte == b']') else {
-                return false;
-            };
-            let address = &rest[..end];
-            if !address
-                .iter()
-                .all(|b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.'))
-            {
-                return false;
-            }
-            (address, &rest[end + 1..])
-        }
-        _ => value.split_at(
-            value
-                .iter()
-                .take_while(|byte| field::is_host(**byte))
-                .count(),
-        ),
-    };
-    let port_fits = match port {
-        [] => true,
-        [b':', digits @ ..] => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
-        _ => false,
-    };
-    !host.is_empty() && port_fits
-}
-
 /// What the field lines say about the message itself.
 #[derive(Default)]
 struct Meaning {
@@ -504,7 +449,7 @@ impl Meaning {
                 if self.host {
                     return Err(HeadError::DuplicateHost);
                 }
-                if !is_authority(value) {
+                if !target::is_authority(value) {
                     return Err(HeadError::InvalidHost);
                 }
                 self.host = true;

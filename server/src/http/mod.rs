@@ -16,4 +16,5 @@ pub mod head;
 pub mod range;
 pub mod response;
 mod scan;
+mod target;
 pub mod upstream_head;

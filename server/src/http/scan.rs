@@ -71,10 +71,11 @@ fn between(word: u64, first: u8, last: u8) -> u64 {
 mod tests {
     use super::*;
 
-    /// Every octet, at every place of a run, ends it or not as the tables say.
     #[test]
-    fn the_wide_sets_are_those_of_the_tables() {
-        let cases: [(fn(&[u8]) -> usize, fn(u8) -> bool); 3] = [
+    fn every_run_ends_where_the_table_says() {
+        type Len = fn(&[u8]) -> usize;
+        type GoesOn = fn(u8) -> bool;
+        let cases: [(Len, GoesOn); 3] = [
             (token_len, field::is_token),
             (target_len, field::is_target),
             (value_len, field::is_value),
