@@ -34,6 +34,8 @@ pub struct Failure {
     /// For the log and the error body.
     pub detail: Arc<str>,
     pub retry_after_s: Option<u32>,
+    /// The status it was made from, if upstream sent one.
+    pub status: Option<u16>,
 }
 
 impl Failure {
@@ -43,6 +45,7 @@ impl Failure {
             kind,
             detail: detail.into(),
             retry_after_s,
+            status: None,
         }
     }
 
@@ -62,7 +65,14 @@ impl Failure {
             FailureClass::Unreachable if error.is_timeout() => FailureKind::Timeout,
             FailureClass::Unreachable => FailureKind::Unreachable,
         };
-        Failure::new(kind, format!("{origin}: {error}"))
+        let error = error.to_string();
+        // Some causes name the place themselves, another one after a redirect.
+        let detail = if error.contains(origin) {
+            error
+        } else {
+            format!("{origin}: {error}")
+        };
+        Failure::new(kind, detail)
     }
 
     /// The failure an upstream's status stands for; `retry_after` is its field's value.
@@ -83,6 +93,7 @@ impl Failure {
                 FailureKind::RateLimited => Some(retry_after_s.unwrap_or(RETRY_AFTER_S)),
                 _ => retry_after_s,
             },
+            status: Some(status),
         }
     }
 

@@ -66,6 +66,8 @@ pub struct Following {
     pub watermark: Arc<Watermark<UringDisk>>,
     pub media_type: Option<Arc<str>>,
     pub origin: Arc<str>,
+    /// True when the bytes will not stay.
+    pub staged: bool,
     /// False for the ask that started the fill.
     pub collapsed: bool,
 }
@@ -85,6 +87,7 @@ struct Stream {
     watermark: Arc<Watermark<UringDisk>>,
     media_type: Option<Arc<str>>,
     origin: Arc<str>,
+    staged: bool,
 }
 
 struct Running {
@@ -353,6 +356,7 @@ impl Fetcher {
             watermark: admitted.fill.watermark(),
             media_type: media_type.as_deref().map(Into::into),
             origin: origin.clone(),
+            staged: admitted.staged,
         };
         // The first ask started this; the others found it running.
         for (position, ask) in running.waiting.take().into_iter().enumerate() {
@@ -536,6 +540,7 @@ fn follow(stream: &Stream, collapsed: bool) -> BodyAnswer {
         watermark: stream.watermark.clone(),
         media_type: stream.media_type.clone(),
         origin: stream.origin.clone(),
+        staged: stream.staged,
         collapsed,
     })
 }

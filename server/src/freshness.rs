@@ -181,7 +181,7 @@ impl Tags {
             (Ok(answer), Some(digest)) => {
                 self.named(source, tag, head, cached, digest, answer).await
             }
-            (Err(failure), _) if failure.kind != FailureKind::ServerError => Err(failure),
+            (Err(failure), _) if !matches!(failure.status, Some(405 | 501)) => Err(failure),
             // A HEAD without a digest, or an upstream that knows no HEAD: one GET tells.
             _ => {
                 let answer = self

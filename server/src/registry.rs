@@ -173,7 +173,7 @@ async fn digest_body(
         return match service.lookup.prove(&source, digest, kind).await {
             Ok(proven) => {
                 let media_type = proven.media_type.as_deref().unwrap_or(BLOB_TYPE);
-                let facts = facts(text, media_type, CacheStatus::Miss, kind);
+                let facts = facts(text, media_type, CacheStatus::Passed, kind);
                 match proven.len {
                     Some(len) => exchange.remote(&facts, len).await.map(|()| None),
                     None => {
@@ -206,7 +206,7 @@ async fn tag_manifest(exchange: &mut Exchange<'_>, place: &Place<'_>, tag: &str)
         let facts = facts(
             &text,
             &remote.media_type,
-            CacheStatus::Miss,
+            CacheStatus::Passed,
             BodyKind::Manifest,
         );
         return exchange.remote(&facts, remote.len).await.map(|()| origin);
@@ -259,9 +259,10 @@ async fn send(
             Ok(None)
         }
         Found::Follow(following) => {
-            let cache = match following.collapsed {
-                true => CacheStatus::Collapsed,
-                false => CacheStatus::Miss,
+            let cache = match (following.collapsed, following.staged) {
+                (true, _) => CacheStatus::Collapsed,
+                (false, true) => CacheStatus::Passed,
+                (false, false) => CacheStatus::Miss,
             };
             let origin = following.origin.clone();
             let media_type = match kind {
@@ -391,7 +392,7 @@ fn unknown(kind: BodyKind) -> Code {
 fn count(exchange: &Exchange<'_>, kind: Kind) {
     let outcome = match (exchange.sent().0, &exchange.cache) {
         (status, _) if status >= 400 => Outcome::Error,
-        (_, Some(CacheStatus::Miss)) => Outcome::Miss,
+        (_, Some(CacheStatus::Miss | CacheStatus::Passed)) => Outcome::Miss,
         (_, Some(CacheStatus::Collapsed)) => Outcome::Collapsed,
         (_, Some(CacheStatus::Revalidated)) => Outcome::Revalidated,
         (_, Some(CacheStatus::Stale)) => Outcome::Stale,

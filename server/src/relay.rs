@@ -83,7 +83,7 @@ pub async fn relay(
     let facts = Facts {
         digest: digest_text,
         media_type: media_type.as_deref().unwrap_or("application/octet-stream"),
-        cache: CacheStatus::Miss,
+        cache: CacheStatus::Passed,
         age_s: None,
         warning: None,
         ranges: false,

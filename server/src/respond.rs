@@ -46,6 +46,8 @@ pub enum CacheStatus {
     Hit,
     /// Upstream was asked for the bytes.
     Miss,
+    /// Upstream was asked, and the bytes do not stay: there is no room.
+    Passed,
     /// Somebody else's request had asked upstream already.
     Collapsed,
     /// Upstream confirmed what we hold.
@@ -59,6 +61,7 @@ impl CacheStatus {
         match self {
             CacheStatus::Hit => "hit",
             CacheStatus::Miss => "miss",
+            CacheStatus::Passed => "passed",
             CacheStatus::Collapsed => "collapsed",
             CacheStatus::Revalidated => "revalidated",
             CacheStatus::Stale => "stale",
@@ -71,6 +74,7 @@ impl Display for CacheStatus {
         f.write_str(match self {
             CacheStatus::Hit => "entrepot; hit",
             CacheStatus::Miss => "entrepot; fwd=uri-miss; stored",
+            CacheStatus::Passed => "entrepot; fwd=uri-miss",
             CacheStatus::Collapsed => "entrepot; fwd=uri-miss; collapsed; stored",
             CacheStatus::Revalidated => "entrepot; hit; detail=revalidated",
             CacheStatus::Stale => "entrepot; hit; detail=stale",

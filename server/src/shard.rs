@@ -11,6 +11,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use entrepot_storage::disk::uring::UringDisk;
@@ -58,6 +59,43 @@ pub struct Parts {
     pub disk: UringDisk,
     pub warmer: Warmer,
     pub mailboxes: Arc<Mailboxes>,
+    pub drained: Drained,
+}
+
+/// The points of a drain at which shards wait for each other.
+pub struct Drained {
+    idle: Rendezvous,
+    durable: Rendezvous,
+}
+
+impl Drained {
+    pub fn new(shards: usize) -> Drained {
+        Drained {
+            idle: Rendezvous::new(shards),
+            durable: Rendezvous::new(shards),
+        }
+    }
+}
+
+/// A barrier that does not block a shard.
+struct Rendezvous {
+    missing: AtomicUsize,
+}
+
+impl Rendezvous {
+    fn new(shards: usize) -> Rendezvous {
+        Rendezvous {
+            missing: AtomicUsize::new(shards),
+        }
+    }
+
+    /// Returns when all shards have arrived.
+    async fn arrive(&self) {
+        self.missing.fetch_sub(1, Ordering::AcqRel);
+        while self.missing.load(Ordering::Acquire) > 0 {
+            sleep(DRAIN_LOOK).await;
+        }
+    }
 }
 
 /// What one shard gets for itself.
@@ -158,7 +196,8 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
     monoio::spawn(commit(writer.clone()));
     monoio::spawn(receive(seat.mailbox.clone(), owner.clone()));
     let _ = seat.drain.recv_async().await;
-    drain(&seat, &owner, &service, config.limits.drain_timeout).await;
+    let patience = config.limits.drain_timeout;
+    drain(&seat, &owner, &service, patience, &parts.drained).await;
 }
 
 async fn accept(listener: TcpListener, service: Rc<Service>, connections_max: usize) {
@@ -303,7 +342,13 @@ async fn commit_once(writer: &Writer<UringDisk>) {
 }
 
 /// Stops accepting, lets requests and fills end until the deadline, makes all durable.
-async fn drain(seat: &Seat, owner: &Owner, service: &Rc<Service>, patience: Duration) {
+async fn drain(
+    seat: &Seat,
+    owner: &Owner,
+    service: &Rc<Service>,
+    patience: Duration,
+    drained: &Drained,
+) {
     for listener in &seat.listeners {
         socket::stop_listening(listener);
     }
@@ -318,7 +363,13 @@ async fn drain(seat: &Seat, owner: &Owner, service: &Rc<Service>, patience: Dura
     if open > 0 || fills > 0 {
         tracing::warn!(shard = seat.index, open, fills, "drain ran out of time");
     }
+    // Others may still ask this shard, until none has a client or a fill.
+    drained.idle.arrive().await;
     // The second makes durable what the first wrote: the entries of the first group.
+    commit_once(&owner.writer).await;
+    commit_once(&owner.writer).await;
+    // Tags wait for bodies that another shard makes durable.
+    drained.durable.arrive().await;
     commit_once(&owner.writer).await;
     commit_once(&owner.writer).await;
     if let Err(error) = owner.writer.seal_all(clock::now()).await {

@@ -20,7 +20,7 @@ use crate::net::socket::listen;
 use crate::net::warm::Warmer;
 use crate::preflight::{Fatal, Passed, RING_ENTRIES};
 use crate::project::Projects;
-use crate::shard::Parts;
+use crate::shard::{Drained, Parts};
 use crate::upstream::{Resolver, SetupError, TrustRoots, Upstream};
 
 /// Why a start ended.
@@ -115,6 +115,7 @@ pub fn parts(
         resolver: Resolver::start().map_err(system("starting the name threads"))?,
         warmer: Warmer::start().map_err(system("starting the warming threads"))?,
         connections_max: passed.connections_max,
+        drained: Drained::new(mailboxes.shards()),
         store,
         disk,
         mailboxes,

@@ -72,11 +72,7 @@ impl Authorize<'_> {
         near: bool,
     ) -> Result<Secret, UpstreamError> {
         let grant = self.remembered.grants.borrow_mut().remove(self.repository);
-        let (ask, token) = match grant {
-            Some(grant) => (Some(grant.ask), Some(grant.token)),
-            None => (None, None),
-        };
-        let refused = token.filter(|token| Some(token.authorization()) == sent);
+        let refused = sent.map(|sent| Token::refused(sent.clone(), self.now));
         let mut basic = false;
         for challenge in head
             .fields("www-authenticate")
@@ -104,8 +100,8 @@ impl Authorize<'_> {
             return self.basic(sent);
         }
         // Some services send no challenge along with the refusal of an old token.
-        match ask {
-            Some(ask) if refused.is_some() => self.ask(ask, refused).await,
+        match grant {
+            Some(grant) if sent.is_some() => self.ask(grant.ask, refused).await,
             _ => Err(self.denied()),
         }
     }

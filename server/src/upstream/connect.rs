@@ -173,14 +173,15 @@ pub(super) struct Dial<'a> {
 
 impl Dial<'_> {
     pub async fn connect(&self) -> Result<Connection, UpstreamError> {
-        let deadline = Instant::now() + self.timeout * CONNECT_ROUNDS;
+        let start = Instant::now();
+        let budget = self.timeout.saturating_mul(CONNECT_ROUNDS);
         let addresses = match timeout(self.timeout, self.addresses()).await {
             Ok(addresses) => addresses?,
             Err(_) => return Err(self.timed_out()),
         };
         let mut failure = self.timed_out();
         for address in addresses {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = budget.saturating_sub(start.elapsed());
             let Some(guard) = self.open.guard() else {
                 return Err(UpstreamError::Busy);
             };

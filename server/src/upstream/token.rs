@@ -39,6 +39,14 @@ pub struct Token {
 }
 
 impl Token {
+    /// Whatever was sent and refused, for comparison.
+    pub(super) fn refused(authorization: Secret, now: Instant) -> Token {
+        Token {
+            authorization,
+            good_until: now,
+        }
+    }
+
     /// The value of the Authorization field.
     pub(super) fn authorization(&self) -> &Secret {
         &self.authorization
