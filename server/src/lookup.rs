@@ -4,6 +4,7 @@
 //! no message. Everything else asks the owner by mailbox: a body of its digest's owner, a proof
 //! or a tag of its repository's. Held bytes go out only to a repository with a link (R9).
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use entrepot_storage::disk::uring::UringDisk;
@@ -37,14 +38,53 @@ pub struct Lookup {
     pub store: Arc<Store<UringDisk>>,
     pub sources: Sources,
     post: Post,
+    small_max: u64,
+    /// Set once a loaded body did not stay in RAM: its budget is used up.
+    ram_full: Cell<bool>,
 }
 
 impl Lookup {
-    pub fn new(store: Arc<Store<UringDisk>>, sources: Sources, post: Post) -> Lookup {
+    pub fn new(
+        store: Arc<Store<UringDisk>>,
+        sources: Sources,
+        post: Post,
+        small_max: u64,
+    ) -> Lookup {
+        let ram_full = Cell::new(false);
         Lookup {
             store,
             sources,
             post,
+            small_max,
+            ram_full,
+        }
+    }
+
+    /// A small body with its bytes. After a restart the first hit has its owner read and verify
+    /// them; `None` when they turned out to be wrong and are gone.
+    pub async fn with_bytes(
+        &self,
+        digest: &Digest,
+        mut body: Body<UringDisk>,
+    ) -> Option<Body<UringDisk>> {
+        if body.bytes.is_some() || body.len > self.small_max || self.ram_full.get() {
+            return Some(body);
+        }
+        let (digest, owner) = (*digest, digest_owner(digest, self.post.shards()));
+        let loaded = self
+            .post
+            .ask(owner, |reply| Message::Load { digest, reply });
+        match loaded.await {
+            Ok(Some(bytes)) => {
+                let held = self.store.body(&digest, clock::now());
+                self.ram_full
+                    .set(held.is_none_or(|held| held.bytes.is_none()));
+                body.bytes = Some(bytes);
+                Some(body)
+            }
+            Ok(None) => None,
+            // A full mailbox is no reason to refuse what `sendfile` can serve.
+            Err(_) => Some(body),
         }
     }
 
@@ -68,7 +108,10 @@ impl Lookup {
             let proven = self.is_linked(source.project, &source.name, &digest);
             if let Some(body) = self.store.body(&digest, clock::now()) {
                 if proven {
-                    return Ok(Found::Held { body, asked });
+                    match self.with_bytes(&digest, body).await {
+                        Some(body) => return Ok(Found::Held { body, asked }),
+                        None => continue,
+                    }
                 }
                 self.prove(source, digest, kind).await?;
                 asked = true;

@@ -45,6 +45,11 @@ pub enum Message {
         record: TagRecord,
         reply: Reply<()>,
     },
+    /// Reads and verifies a small body that a restart left on disk only.
+    Load {
+        digest: Digest,
+        reply: Reply<Option<Bytes>>,
+    },
     Hold {
         digest: Digest,
         media_type: String,

@@ -113,32 +113,30 @@ impl Drop for Held {
     }
 }
 
-/// The Prometheus text of all shards together, with the store's figures.
+/// The Prometheus text (format 0.0.4) of all shards together, with the store's figures.
 pub fn render(shards: &[Arc<Metrics>], usage: &entrepot_storage::Usage, config: &Config) -> String {
-    let mut text = String::with_capacity(4096);
+    let mut page = Page::default();
     let sum = |pick: &dyn Fn(&Metrics) -> &AtomicU64| -> u64 {
-        shards
+        let values = shards
             .iter()
-            .map(|shard| pick(shard).load(Ordering::Relaxed))
-            .sum()
+            .map(|shard| pick(shard).load(Ordering::Relaxed));
+        values.sum()
     };
     for &kind in Kind::ALL {
         for &outcome in Outcome::ALL {
             let value = sum(&|shard| &shard.requests[kind as usize][outcome as usize]);
             let (kind, outcome) = (kind.label(), outcome.label());
-            let _ = writeln!(
-                text,
-                "entrepot_requests_total{{kind=\"{kind}\",result=\"{outcome}\"}} {value}"
-            );
+            let name = format!("entrepot_requests_total{{kind=\"{kind}\",result=\"{outcome}\"}}");
+            page.sample("counter", &name, value);
         }
     }
     for &counter in Counter::ALL {
         let value = sum(&|shard| &shard.counters[counter as usize]);
-        let _ = writeln!(text, "{} {value}", counter.label());
+        page.sample("counter", counter.label(), value);
     }
     for &gauge in Gauge::ALL {
         let value = sum(&|shard| &shard.gauges[gauge as usize]);
-        let _ = writeln!(text, "{} {value}", gauge.label());
+        page.sample("gauge", gauge.label(), value);
     }
     let store = [
         ("entrepot_store_capacity_bytes", usage.capacity),
@@ -158,7 +156,54 @@ pub fn render(shards: &[Arc<Metrics>], usage: &entrepot_storage::Usage, config: 
         ("entrepot_shards", shards.len() as u64),
     ];
     for (name, value) in store {
-        let _ = writeln!(text, "{name} {value}");
+        page.sample("gauge", name, value);
     }
-    text
+    page.text
+}
+
+/// Samples, each family after a line that says its type.
+#[derive(Default)]
+struct Page {
+    text: String,
+    family: String,
+}
+
+impl Page {
+    fn sample(&mut self, of: &str, name: &str, value: u64) {
+        let family = name.split('{').next().unwrap_or(name);
+        if family != self.family {
+            // Writing to a String does not fail.
+            let _ = writeln!(self.text, "# TYPE {family} {of}");
+            self.family = family.to_owned();
+        }
+        let _ = writeln!(self.text, "{name} {value}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_every_family_is_typed_once() {
+        let home = |name: &str| (name == "HOME").then(|| "/nonexistent".to_owned());
+        let loaded = crate::config::load(&crate::config::Sources::default(), &home);
+        let config = loaded.expect("an empty configuration is valid").config;
+        let shard: Arc<Metrics> = Arc::default();
+        shard.request(Kind::Blob, Outcome::Hit);
+        let text = render(
+            &[shard.clone(), shard],
+            &entrepot_storage::Usage::default(),
+            &config,
+        );
+        let mut seen = std::collections::HashSet::new();
+        for line in text.lines() {
+            let name = match line.strip_prefix("# TYPE ") {
+                Some(typed) => typed,
+                None => line.rsplit_once(' ').expect("a name and a value").0,
+            };
+            assert!(seen.insert(name), "{line} is there twice");
+        }
+        assert!(text.contains("entrepot_requests_total{kind=\"blob\",result=\"hit\"} 2\n"));
+    }
 }

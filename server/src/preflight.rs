@@ -12,6 +12,8 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use monoio::io::AsyncReadRent;
 use monoio::{IoUringDriver, Runtime, RuntimeBuilder};
@@ -30,6 +32,11 @@ const RING_LEN: u64 = 128 << 10;
 const FILES_RESERVED: u64 = 1_024;
 /// With fewer client connections than this a server is not worth starting.
 const CONNECTIONS_MIN: u64 = 64;
+
+/// How long the kernel may take to close what a killed server held; 10 to 100 ms were seen.
+pub const LEFTOVER_WAIT: Duration = Duration::from_secs(3);
+/// How often it is looked at.
+pub const LEFTOVER_LOOK: Duration = Duration::from_millis(20);
 
 const URING_DISABLED: &str = "kernel.io_uring_disabled";
 
@@ -269,15 +276,23 @@ fn connections(files: u64, wanted: usize) -> Result<usize, Fatal> {
 /// The shards' listeners share their port by SO_REUSEPORT, with which a second server would
 /// silently take half of the connections. So one bind without it comes first. The standard
 /// library sets only SO_REUSEADDR, which does not share a port that is listened on.
+///
+/// A server that was killed leaves its sockets and its lock to the kernel, which takes its rings
+/// down after the process is gone: for `LEFTOVER_WAIT` that is not taken for another server.
 pub fn port_is_free(address: SocketAddr) -> Result<(), Fatal> {
-    match TcpListener::bind(address) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(match error.kind() {
-            ErrorKind::AddrInUse => Fatal::PortTaken(address),
-            ErrorKind::PermissionDenied => Fatal::PortPrivileged(address),
-            ErrorKind::AddrNotAvailable => Fatal::AddressUnknown(address),
-            _ => Fatal::Listen { address, error },
-        }),
+    let deadline = Instant::now() + LEFTOVER_WAIT;
+    loop {
+        let error = match TcpListener::bind(address) {
+            Ok(_) => return Ok(()),
+            Err(error) => error,
+        };
+        match error.kind() {
+            ErrorKind::AddrInUse if Instant::now() < deadline => thread::sleep(LEFTOVER_LOOK),
+            ErrorKind::AddrInUse => return Err(Fatal::PortTaken(address)),
+            ErrorKind::PermissionDenied => return Err(Fatal::PortPrivileged(address)),
+            ErrorKind::AddrNotAvailable => return Err(Fatal::AddressUnknown(address)),
+            _ => return Err(Fatal::Listen { address, error }),
+        }
     }
 }
 

@@ -160,7 +160,9 @@ async fn digest_body(
     let service = exchange.service.clone();
     // The digest stands in the target as it is written in the answer.
     let text = reference(exchange.head().target);
-    if let Some(body) = service.lookup.hit(place.index, &place.name, &digest) {
+    if let Some(body) = service.lookup.hit(place.index, &place.name, &digest)
+        && let Some(body) = service.lookup.with_bytes(&digest, body).await
+    {
         return held(exchange, &body, text, kind, CacheStatus::Hit)
             .await
             .map(|()| None);

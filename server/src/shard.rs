@@ -174,7 +174,7 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
         send_s: seconds(config.limits.send_timeout),
     });
     let service = Rc::new(Service {
-        lookup: Lookup::new(store.clone(), sources, post),
+        lookup: Lookup::new(store.clone(), sources, post, config.store.small_max),
         metrics: metrics.clone(),
         warmer: parts.warmer.clone(),
         watchdog: watchdog.clone(),
@@ -281,6 +281,12 @@ impl Owner {
                         tracing::warn!(%error, "a listing could not be written");
                     }
                     let _ = reply.try_send(());
+                });
+            }
+            Message::Load { digest, reply } => {
+                let writer = self.writer.clone();
+                monoio::spawn(async move {
+                    let _ = reply.try_send(writer.load(&digest, clock::now()).await);
                 });
             }
             Message::Hold {

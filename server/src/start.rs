@@ -6,6 +6,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::thread;
+use std::time::Instant;
 
 use entrepot_storage::disk::uring::UringDisk;
 use entrepot_storage::{OpenError, Options, Recovered, Store};
@@ -18,7 +20,7 @@ use crate::mailbox::Mailboxes;
 use crate::metrics::Metrics;
 use crate::net::socket::listen;
 use crate::net::warm::Warmer;
-use crate::preflight::{Fatal, Passed, RING_ENTRIES};
+use crate::preflight::{Fatal, LEFTOVER_LOOK, LEFTOVER_WAIT, Passed, RING_ENTRIES};
 use crate::project::Projects;
 use crate::shard::{Drained, Parts};
 use crate::upstream::{Resolver, SetupError, TrustRoots, Upstream};
@@ -45,7 +47,7 @@ fn system(doing: &'static str) -> impl Fn(std::io::Error) -> StartError {
 
 /// One shard per core unless the configuration says otherwise.
 pub fn shard_count(config: &Config) -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = thread::available_parallelism().map_or(1, usize::from);
     config.shards.unwrap_or(cores).max(1)
 }
 
@@ -148,8 +150,15 @@ fn open_store(
         .enable_timer()
         .build()
         .map_err(crate::preflight::ring_error)?;
-    let began = std::time::Instant::now();
-    let opened = runtime.block_on(Store::open(disk.clone(), options, clock::now()));
+    let began = Instant::now();
+    let deadline = began + LEFTOVER_WAIT;
+    let opened = loop {
+        let opening = Store::open(disk.clone(), options.clone(), clock::now());
+        match runtime.block_on(opening) {
+            Err(OpenError::Locked) if Instant::now() < deadline => thread::sleep(LEFTOVER_LOOK),
+            opened => break opened,
+        }
+    };
     // As in a shard: a ring is never dropped.
     std::mem::forget(runtime);
     let (store, recovered) = opened.map_err(|error| match error {
@@ -200,14 +209,14 @@ pub fn admin(
         .map_err(|error| StartError::Machine(Fatal::Listen { address, error }))
 }
 
-pub type Thread = std::thread::JoinHandle<std::io::Result<()>>;
+pub type Thread = thread::JoinHandle<std::io::Result<()>>;
 
 /// Starts a shard's thread.
 pub fn thread(
     index: usize,
     run: impl FnOnce() -> std::io::Result<()> + Send + 'static,
 ) -> Result<Thread, StartError> {
-    let thread = std::thread::Builder::new().name(format!("shard-{index}"));
+    let thread = thread::Builder::new().name(format!("shard-{index}"));
     thread.spawn(run).map_err(system("starting a shard"))
 }
 
