@@ -7,8 +7,10 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
-/// Of latencies in nanoseconds: three digits.
+/// Of latencies: three digits.
 const PRECISION: u8 = 3;
+/// Longer ones count as this.
+const LATENCY_MAX: Duration = Duration::from_secs(3600);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ErrorClass {
@@ -66,7 +68,8 @@ pub struct Report {
 
 impl Report {
     pub fn new(url: &str, connections: usize) -> Report {
-        let empty = || Histogram::new(PRECISION).expect("a precision from 0 to 5");
+        let longest = LATENCY_MAX.as_nanos() as u64;
+        let empty = || Histogram::new_with_max(longest, PRECISION).expect("bounds in range");
         Report {
             url: url.to_owned(),
             connections,
@@ -184,7 +187,6 @@ impl fmt::Display for Report {
 }
 
 fn record(histogram: &mut Histogram<u64>, time: Duration) {
-    // It grows by itself; only a value beyond 2^63 ns could fail.
     histogram.saturating_record(time.as_nanos() as u64);
 }
 

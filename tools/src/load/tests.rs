@@ -138,6 +138,26 @@ fn a_stalled_request_is_given_up() {
 }
 
 #[test]
+fn latencies_hold_the_delay() {
+    let origin = start();
+    let url = put_blob(&origin, 1000);
+    call(&origin, "faults", &json!({"then": {"delay_ms": 20}}));
+    let report = load(&asked(&url, false), 2, 4).json();
+    for times in ["latency_ms", "first_byte_ms"] {
+        for mark in ["p50", "p90", "p99", "max"] {
+            assert!(report[times][mark].as_f64().unwrap() >= 19.9, "{report}");
+        }
+    }
+    let first_bytes = report["first_bytes_ms"].as_array().unwrap();
+    assert!(
+        first_bytes
+            .iter()
+            .all(|time| time.as_f64().unwrap() >= 20.0),
+        "{report}"
+    );
+}
+
+#[test]
 fn nobody_there() {
     let origin = start();
     let url = put_blob(&origin, 10);

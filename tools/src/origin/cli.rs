@@ -10,7 +10,8 @@ use clap::Parser;
 use serde_json::{Map, Value, json};
 
 use super::auth::{Mode, Rules, User};
-use super::control::{ControlError, Setup};
+use super::content::Setup;
+use super::control::ControlError;
 use super::image::ImageSpec;
 use super::tls::{Identity, Leaf, TlsError};
 use super::{Options, Running};

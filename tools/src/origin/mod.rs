@@ -8,6 +8,7 @@ mod auth;
 mod body;
 pub mod cli;
 mod connection;
+mod content;
 mod control;
 mod digest;
 mod endpoint;
