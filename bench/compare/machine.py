@@ -1,0 +1,57 @@
+"""What a reader must know about the machine and the programs; nothing that names its owner."""
+
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+from servers import nginx_program
+
+
+def facts(repository, programs, profile):
+    model = processor()
+    cores = os.cpu_count()
+    return {
+        "name": f"{cores}core-{slug(model)}",
+        "processor": model,
+        "cores": cores,
+        "memory_gib": round(memory_kib() / (1 << 20), 1),
+        "kernel": re.match(r"[\d.]+", platform.release()).group(),
+        "distribution": distribution(),
+        "load_average": os.getloadavg(),
+        "commit": output(["git", "-C", str(repository), "describe", "--always", "--dirty"]),
+        "profile": profile,
+        "rustc": output(["rustc", "--version"]),
+        "nginx": output([nginx_program(), "-v"]),
+        "wrk": output(["wrk", "-v"]).split(" Copyright")[0],
+        "entrepot": output([str(programs.entrepot), "--version"]),
+    }
+
+
+def processor():
+    found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+    return found.group(1).strip() if found else platform.machine()
+
+
+def memory_kib():
+    return int(re.search(r"^MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text(), re.M).group(1))
+
+
+def distribution():
+    found = re.search(r'^PRETTY_NAME="(.+)"$', Path("/etc/os-release").read_text(), re.M)
+    return found.group(1) if found else "unknown"
+
+
+def slug(text):
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", text.lower())).strip("-")
+
+
+def output(command):
+    """The first line, from wherever the program prints its version."""
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return "missing"
+    lines = (ran.stdout + ran.stderr).strip().splitlines()
+    return lines[0] if lines else ""
