@@ -179,7 +179,7 @@ pub struct Counters {
     pub body_bytes: Counter,
 }
 
-/// Padded apart by nobody: one shard writes all counters of its client.
+/// Written by one shard only, so that adding never contends.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 

@@ -17,7 +17,7 @@ use super::{Clock, UpstreamId};
 /// Below the 60 s after which common servers and balancers close.
 pub(super) const IDLE_TTL: Duration = Duration::from_secs(45);
 /// What a pull of one image opens at once to one origin.
-const IDLE_PER_ORIGIN_MAX: usize = 8;
+pub(super) const IDLE_PER_ORIGIN_MAX: usize = 8;
 const IDLE_MAX: usize = 64;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -268,12 +268,12 @@ fn a_fetch_that_is_given_up_passes_to_a_waiter() {
             let request = of("one");
             let mut send = std::pin::pin!(client.send(FIRST, &request));
             let mut left = std::pin::pin!(left.recv_async());
-            std::future::poll_fn(|context| {
+            std::future::poll_fn(|cx| {
                 assert!(
-                    send.as_mut().poll(context).is_pending(),
+                    send.as_mut().poll(cx).is_pending(),
                     "the token is held back"
                 );
-                left.as_mut().poll(context)
+                left.as_mut().poll(cx)
             })
             .await
         });

@@ -1,12 +1,12 @@
 //! Answers as they should be, and the connections they come over.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::Duration;
 
 use super::origin::{Origin, answer};
-use super::{Request, Shard, get, head, run, upstream};
-use crate::upstream::pool::IDLE_TTL;
+use super::{FIRST, Request, Shard, get, head, run, upstream};
+use crate::upstream::pool::{IDLE_PER_ORIGIN_MAX, IDLE_TTL};
 use crate::upstream::{PIECE_LEN_MAX, UpstreamError};
 
 #[test]
@@ -303,4 +303,36 @@ fn connections_with_something_left_in_them_are_closed() {
         assert_eq!(connections(), 4);
     });
     assert_eq!(served.load(Ordering::SeqCst), 5);
+}
+
+#[test]
+fn few_idle_connections_are_kept_for_one_origin() {
+    const HERD: usize = IDLE_PER_ORIGIN_MAX + 3;
+    // Nobody is answered before all have asked, so each needs a connection.
+    let all = Barrier::new(HERD);
+    let origin = Origin::answering(move |_| {
+        all.wait();
+        answer(200, &[], "x")
+    });
+    run(async {
+        let shard = Shard::new(&[upstream(&origin.url())]);
+        for connections in [HERD, HERD + 3] {
+            let herd: Vec<_> = (0..HERD)
+                .map(|_| {
+                    let client = shard.client.clone();
+                    monoio::spawn(async move {
+                        let mut response = client.send(FIRST, &get("/")).await.expect("an answer");
+                        response.body.collect(100).await
+                    })
+                })
+                .collect();
+            for one in herd {
+                assert_eq!(one.await, Ok(b"x".to_vec()));
+            }
+            assert_eq!(
+                shard.client.counters().connections.get(),
+                connections as u64
+            );
+        }
+    });
 }
