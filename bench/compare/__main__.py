@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+sys.dont_write_bytecode = True  # nothing is left behind beside the scripts
 import clients
 import machine
 import servers
