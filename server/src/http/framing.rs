@@ -291,42 +291,42 @@ mod tests {
 
     #[test]
     fn refused_bodies() {
-        use ChunkError::*;
+        use ChunkError as E;
         let cases: [(&[u8], ChunkError); 27] = [
-            (b"\r\n", InvalidSize),
-            (b"\n", InvalidSize),
-            (b"g\r\n", InvalidSize),
-            (b" 5\r\n", InvalidSize),
-            (b"+5\r\n", InvalidSize),
-            (b"-1\r\n", InvalidSize),
-            (b"0x5\r\n", InvalidSize),
-            (b"5 \r\n", InvalidSize),
-            (b"5\t;a\r\n", InvalidSize),
-            (b";a\r\n", InvalidSize),
-            (b"5\n", LineEnd),
-            (b"5\rX", LineEnd),
-            (b"5;a\n", LineEnd),
-            (b"5;a\rb", LineEnd),
-            (b"5;a\0\r\n", InvalidExtension),
-            (b"5\r\nhelloX", DataEnd),
-            (b"5\r\nhello\n", DataEnd),
-            (b"5\r\nhello\rX", DataEnd),
-            (b"8000000000000000\r\n", SizeTooLarge),
-            (b"ffffffffffffffff\r\n", SizeTooLarge),
-            (b"10000000000000000\r\n", SizeTooLarge),
-            (b"00000000000000005\r\n", SizeTooLarge),
-            (b"0\r\n\n", LineEnd),
-            (b"0\r\n\rX", LineEnd),
-            (b"0\r\n: a\r\n", InvalidTrailer),
-            (b"0\r\nA : a\r\n", InvalidTrailer),
-            (b"0\r\nA: a\r\n folded\r\n", InvalidTrailer),
+            (b"\r\n", E::InvalidSize),
+            (b"\n", E::InvalidSize),
+            (b"g\r\n", E::InvalidSize),
+            (b" 5\r\n", E::InvalidSize),
+            (b"+5\r\n", E::InvalidSize),
+            (b"-1\r\n", E::InvalidSize),
+            (b"0x5\r\n", E::InvalidSize),
+            (b"5 \r\n", E::InvalidSize),
+            (b"5\t;a\r\n", E::InvalidSize),
+            (b";a\r\n", E::InvalidSize),
+            (b"5\n", E::LineEnd),
+            (b"5\rX", E::LineEnd),
+            (b"5;a\n", E::LineEnd),
+            (b"5;a\rb", E::LineEnd),
+            (b"5;a\0\r\n", E::InvalidExtension),
+            (b"5\r\nhelloX", E::DataEnd),
+            (b"5\r\nhello\n", E::DataEnd),
+            (b"5\r\nhello\rX", E::DataEnd),
+            (b"8000000000000000\r\n", E::SizeTooLarge),
+            (b"ffffffffffffffff\r\n", E::SizeTooLarge),
+            (b"10000000000000000\r\n", E::SizeTooLarge),
+            (b"00000000000000005\r\n", E::SizeTooLarge),
+            (b"0\r\n\n", E::LineEnd),
+            (b"0\r\n\rX", E::LineEnd),
+            (b"0\r\n: a\r\n", E::InvalidTrailer),
+            (b"0\r\nA : a\r\n", E::InvalidTrailer),
+            (b"0\r\nA: a\r\n folded\r\n", E::InvalidTrailer),
         ];
         for (bytes, expected) in cases {
             assert_eq!(decode(bytes), Err(expected), "{}", bytes.escape_ascii());
         }
-        assert_eq!(decode(b"0\r\nA: a\n"), Err(LineEnd));
-        assert_eq!(decode(b"0\r\nA: a\rX"), Err(LineEnd));
-        assert_eq!(decode(b"0\r\nA: \0\r\n"), Err(InvalidTrailer));
+        assert_eq!(decode(b"0\r\nA: a\n"), Err(E::LineEnd));
+        assert_eq!(decode(b"0\r\nA: a\rX"), Err(E::LineEnd));
+        assert_eq!(decode(b"0\r\nA: \0\r\n"), Err(E::InvalidTrailer));
         assert_eq!(
             decode(b"7fffffffffffffff\r\nx"),
             Ok((b"x".to_vec(), 19, false))

@@ -676,66 +676,75 @@ mod tests {
 
     #[test]
     fn refused_lines() {
-        use HeadError::*;
+        use HeadError as E;
         let cases: [(&[u8], HeadError); 32] = [
-            (b"\nGET / HTTP/1.1\r\n", BareLineFeed),
-            (b"\rGET / HTTP/1.1\r\n", BareCarriageReturn),
-            (b"\r\n\r\nGET / HTTP/1.1\r\n", InvalidMethod),
-            (b" GET / HTTP/1.1\r\n", InvalidMethod),
-            (b"G\0T / HTTP/1.1\r\n", InvalidMethod),
-            (b"GET\t/ HTTP/1.1\r\n", InvalidMethod),
+            (b"\nGET / HTTP/1.1\r\n", E::BareLineFeed),
+            (b"\rGET / HTTP/1.1\r\n", E::BareCarriageReturn),
+            (b"\r\n\r\nGET / HTTP/1.1\r\n", E::InvalidMethod),
+            (b" GET / HTTP/1.1\r\n", E::InvalidMethod),
+            (b"G\0T / HTTP/1.1\r\n", E::InvalidMethod),
+            (b"GET\t/ HTTP/1.1\r\n", E::InvalidMethod),
             (
                 b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-                InvalidMethod,
+                E::InvalidMethod,
             ),
-            (b"GET  / HTTP/1.1\r\n", InvalidTarget),
-            (b"GET /\r\n", InvalidVersion),
-            (b"GET / \r\n", InvalidVersion),
-            (b"GET /  HTTP/1.1\r\n", InvalidVersion),
-            (b"GET / HTTP/1.1 \r\n", InvalidVersion),
-            (b"GET / HTTP/1.10\r\n", InvalidVersion),
-            (b"GET / http/1.1\r\n", InvalidVersion),
-            (b"GET / X\r\n\r\n", InvalidVersion),
-            (b"GET / HTTP/1.1\n", BareLineFeed),
-            (b"GET / HTTP/1.1\rX", BareCarriageReturn),
-            (b"GET / HTTP/1.2\r\n", UnsupportedVersion),
-            (b"GET / HTTP/0.9\r\n", UnsupportedVersion),
-            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", InvalidTarget),
-            (b"GET / HTTP/2.0\r\n\r\n", UnsupportedVersion),
-            (b"GET / HTTP/1.1\r\n Host: a\r\n\r\n", ObsoleteLineFolding),
+            (b"GET  / HTTP/1.1\r\n", E::InvalidTarget),
+            (b"GET /\r\n", E::InvalidVersion),
+            (b"GET / \r\n", E::InvalidVersion),
+            (b"GET /  HTTP/1.1\r\n", E::InvalidVersion),
+            (b"GET / HTTP/1.1 \r\n", E::InvalidVersion),
+            (b"GET / HTTP/1.10\r\n", E::InvalidVersion),
+            (b"GET / http/1.1\r\n", E::InvalidVersion),
+            (b"GET / X\r\n\r\n", E::InvalidVersion),
+            (b"GET / HTTP/1.1\n", E::BareLineFeed),
+            (b"GET / HTTP/1.1\rX", E::BareCarriageReturn),
+            (b"GET / HTTP/1.2\r\n", E::UnsupportedVersion),
+            (b"GET / HTTP/0.9\r\n", E::UnsupportedVersion),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", E::InvalidTarget),
+            (b"GET / HTTP/2.0\r\n\r\n", E::UnsupportedVersion),
+            (
+                b"GET / HTTP/1.1\r\n Host: a\r\n\r\n",
+                E::ObsoleteLineFolding,
+            ),
             (
                 b"GET / HTTP/1.1\r\nHost: a\r\n b\r\n\r\n",
-                ObsoleteLineFolding,
+                E::ObsoleteLineFolding,
             ),
             (
                 b"GET / HTTP/1.1\r\nHost: a\r\n\tb\r\n\r\n",
-                ObsoleteLineFolding,
+                E::ObsoleteLineFolding,
             ),
-            (b"GET / HTTP/1.1\r\nHost : a\r\n\r\n", WhitespaceBeforeColon),
+            (
+                b"GET / HTTP/1.1\r\nHost : a\r\n\r\n",
+                E::WhitespaceBeforeColon,
+            ),
             (
                 b"GET / HTTP/1.1\r\nHost\t: a\r\n\r\n",
-                WhitespaceBeforeColon,
+                E::WhitespaceBeforeColon,
             ),
-            (b"GET / HTTP/1.1\r\n: a\r\n\r\n", InvalidFieldName),
-            (b"GET / HTTP/1.1\r\nHo(st: a\r\n\r\n", InvalidFieldName),
-            (b"GET / HTTP/1.1\r\nHost\r\n\r\n", InvalidFieldName),
-            (b"GET / HTTP/1.1\r\nX: a\0b\r\n\r\n", InvalidFieldValue),
-            (b"GET / HTTP/1.1\r\nX: a\x7f\r\n\r\n", InvalidFieldValue),
-            (b"GET / HTTP/1.1\r\nX: a\x0bb\r\n\r\n", InvalidFieldValue),
+            (b"GET / HTTP/1.1\r\n: a\r\n\r\n", E::InvalidFieldName),
+            (b"GET / HTTP/1.1\r\nHo(st: a\r\n\r\n", E::InvalidFieldName),
+            (b"GET / HTTP/1.1\r\nHost\r\n\r\n", E::InvalidFieldName),
+            (b"GET / HTTP/1.1\r\nX: a\0b\r\n\r\n", E::InvalidFieldValue),
+            (b"GET / HTTP/1.1\r\nX: a\x7f\r\n\r\n", E::InvalidFieldValue),
+            (b"GET / HTTP/1.1\r\nX: a\x0bb\r\n\r\n", E::InvalidFieldValue),
         ];
         for (bytes, expected) in cases {
             assert_eq!(refused(bytes), Some(expected), "{}", bytes.escape_ascii());
         }
         let cases: [(&[u8], HeadError); 6] = [
-            (b"GET / HTTP/1.1\r\nHost\nX: a\r\n\r\n", BareLineFeed),
-            (b"GET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n", BareLineFeed),
+            (b"GET / HTTP/1.1\r\nHost\nX: a\r\n\r\n", E::BareLineFeed),
+            (b"GET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n", E::BareLineFeed),
             (
                 b"GET / HTTP/1.1\r\nHost: a\rX: b\r\n\r\n",
-                BareCarriageReturn,
+                E::BareCarriageReturn,
             ),
-            (b"GET / HTTP/1.1\r\nHost: a\r\r\n\r\n", BareCarriageReturn),
-            (b"GET / HTTP/1.1\r\nHost: a\r\n\n", BareLineFeed),
-            (b"GET / HTTP/1.1\r\nHost: a\r\n\rX", BareCarriageReturn),
+            (
+                b"GET / HTTP/1.1\r\nHost: a\r\r\n\r\n",
+                E::BareCarriageReturn,
+            ),
+            (b"GET / HTTP/1.1\r\nHost: a\r\n\n", E::BareLineFeed),
+            (b"GET / HTTP/1.1\r\nHost: a\r\n\rX", E::BareCarriageReturn),
         ];
         for (bytes, expected) in cases {
             assert_eq!(refused(bytes), Some(expected), "{}", bytes.escape_ascii());
@@ -792,7 +801,7 @@ mod tests {
 
     #[test]
     fn framings() {
-        use HeadError::*;
+        use HeadError as E;
         let cases = [
             ("", Ok(Framing::None)),
             ("Content-Length: 0\r\n", Ok(Framing::None)),
@@ -803,79 +812,82 @@ mod tests {
             ),
             (
                 "Content-Length: 9223372036854775808\r\n",
-                Err(InvalidContentLength),
+                Err(E::InvalidContentLength),
             ),
             (
                 "Content-Length: 99999999999999999999\r\n",
-                Err(InvalidContentLength),
+                Err(E::InvalidContentLength),
             ),
-            ("Content-Length: +5\r\n", Err(InvalidContentLength)),
-            ("Content-Length: -5\r\n", Err(InvalidContentLength)),
-            ("Content-Length: 5 5\r\n", Err(InvalidContentLength)),
-            ("Content-Length: 5, 5\r\n", Err(InvalidContentLength)),
-            ("Content-Length: 0x5\r\n", Err(InvalidContentLength)),
-            ("Content-Length:\r\n", Err(InvalidContentLength)),
+            ("Content-Length: +5\r\n", Err(E::InvalidContentLength)),
+            ("Content-Length: -5\r\n", Err(E::InvalidContentLength)),
+            ("Content-Length: 5 5\r\n", Err(E::InvalidContentLength)),
+            ("Content-Length: 5, 5\r\n", Err(E::InvalidContentLength)),
+            ("Content-Length: 0x5\r\n", Err(E::InvalidContentLength)),
+            ("Content-Length:\r\n", Err(E::InvalidContentLength)),
             (
                 "Content-Length: 5\r\nContent-Length: 5\r\n",
-                Err(DuplicateContentLength),
+                Err(E::DuplicateContentLength),
             ),
             (
                 "Content-Length: 5\r\nContent-Length: 6\r\n",
-                Err(DuplicateContentLength),
+                Err(E::DuplicateContentLength),
             ),
             (
                 "Content-Length: 0\r\nContent-Length: 6\r\n",
-                Err(DuplicateContentLength),
+                Err(E::DuplicateContentLength),
             ),
             ("Transfer-Encoding: chunked\r\n", Ok(Framing::Chunked)),
             ("transfer-encoding: CHUNKED\r\n", Ok(Framing::Chunked)),
             (
                 "Transfer-Encoding: gzip, chunked\r\n",
-                Err(UnknownTransferCoding),
+                Err(E::UnknownTransferCoding),
             ),
-            ("Transfer-Encoding: gzip\r\n", Err(UnknownTransferCoding)),
+            ("Transfer-Encoding: gzip\r\n", Err(E::UnknownTransferCoding)),
             (
                 "Transfer-Encoding: xchunked\r\n",
-                Err(UnknownTransferCoding),
+                Err(E::UnknownTransferCoding),
             ),
             (
                 "Transfer-Encoding: chunked;a=b\r\n",
-                Err(UnknownTransferCoding),
+                Err(E::UnknownTransferCoding),
             ),
             (
                 "Transfer-Encoding: \"chunked\"\r\n",
-                Err(UnknownTransferCoding),
+                Err(E::UnknownTransferCoding),
             ),
             (
                 "Transfer-Encoding: identity\r\n",
-                Err(UnknownTransferCoding),
+                Err(E::UnknownTransferCoding),
             ),
-            ("Transfer-Encoding: chunked, gzip\r\n", Err(ChunkedNotFinal)),
+            (
+                "Transfer-Encoding: chunked, gzip\r\n",
+                Err(E::ChunkedNotFinal),
+            ),
             (
                 "Transfer-Encoding: chunked, chunked\r\n",
-                Err(ChunkedNotFinal),
+                Err(E::ChunkedNotFinal),
             ),
             (
                 "Transfer-Encoding: chunked\r\nTransfer-Encoding: gzip\r\n",
-                Err(ChunkedNotFinal),
+                Err(E::ChunkedNotFinal),
             ),
-            ("Transfer-Encoding: chunked,\r\n", Err(ChunkedNotFinal)),
+            ("Transfer-Encoding: chunked,\r\n", Err(E::ChunkedNotFinal)),
             (
                 "Transfer-Encoding: , chunked\r\n",
-                Err(InvalidTransferCoding),
+                Err(E::InvalidTransferCoding),
             ),
-            ("Transfer-Encoding:\r\n", Err(InvalidTransferCoding)),
+            ("Transfer-Encoding:\r\n", Err(E::InvalidTransferCoding)),
             (
                 "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
-                Err(LengthWithTransferCoding),
+                Err(E::LengthWithTransferCoding),
             ),
             (
                 "Content-Length: 0\r\nTransfer-Encoding: chunked\r\n",
-                Err(LengthWithTransferCoding),
+                Err(E::LengthWithTransferCoding),
             ),
             (
                 "Content-Length: 0\r\nTransfer-Encoding: x\r\n",
-                Err(LengthWithTransferCoding),
+                Err(E::LengthWithTransferCoding),
             ),
         ];
         for (lines, expected) in cases {
@@ -886,7 +898,7 @@ mod tests {
             }
         }
         let old = b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n";
-        assert_eq!(refused(old), Some(TransferCodingInHttp10));
+        assert_eq!(refused(old), Some(E::TransferCodingInHttp10));
     }
 
     #[test]

@@ -273,32 +273,35 @@ mod tests {
 
     #[test]
     fn refused_heads() {
-        use HeadError::*;
+        use HeadError as E;
         let cases: [(&str, HeadError); 21] = [
-            ("\r\nHTTP/1.1 200 OK\r\n\r\n", InvalidStatusLine),
-            ("\nHTTP/1.1 200 OK\r\n\r\n", InvalidStatusLine),
-            ("<html>\r\n\r\n", InvalidVersion),
-            ("HTTP/0.9 200 OK\r\n\r\n", InvalidVersion),
-            ("HTTP/2.0 200 OK\r\n\r\n", InvalidVersion),
-            ("HTTP/1.1 20 OK\r\n\r\n", InvalidStatusLine),
-            ("HTTP/1.1 2000 OK\r\n\r\n", InvalidStatusLine),
-            ("HTTP/1.1 099 OK\r\n\r\n", InvalidStatusLine),
-            ("HTTP/1.1 600 OK\r\n\r\n", InvalidStatusLine),
-            ("HTTP/1.1  200 OK\r\n\r\n", InvalidStatusLine),
-            ("HTTP/1.1 200 OK\n\n", BareLineFeed),
-            ("HTTP/1.1 200 OK\nX: y\r\n\r\n", BareLineFeed),
-            ("HTTP/1.1 200 OK\r\nX: y\n\r\n", BareLineFeed),
-            ("HTTP/1.1 200 OK\r\nX: y\rZ: a\r\n\r\n", BareCarriageReturn),
-            ("HTTP/1.1 200 OK\r\n X: y\r\n\r\n", InvalidFieldName),
+            ("\r\nHTTP/1.1 200 OK\r\n\r\n", E::InvalidStatusLine),
+            ("\nHTTP/1.1 200 OK\r\n\r\n", E::InvalidStatusLine),
+            ("<html>\r\n\r\n", E::InvalidVersion),
+            ("HTTP/0.9 200 OK\r\n\r\n", E::InvalidVersion),
+            ("HTTP/2.0 200 OK\r\n\r\n", E::InvalidVersion),
+            ("HTTP/1.1 20 OK\r\n\r\n", E::InvalidStatusLine),
+            ("HTTP/1.1 2000 OK\r\n\r\n", E::InvalidStatusLine),
+            ("HTTP/1.1 099 OK\r\n\r\n", E::InvalidStatusLine),
+            ("HTTP/1.1 600 OK\r\n\r\n", E::InvalidStatusLine),
+            ("HTTP/1.1  200 OK\r\n\r\n", E::InvalidStatusLine),
+            ("HTTP/1.1 200 OK\n\n", E::BareLineFeed),
+            ("HTTP/1.1 200 OK\nX: y\r\n\r\n", E::BareLineFeed),
+            ("HTTP/1.1 200 OK\r\nX: y\n\r\n", E::BareLineFeed),
+            (
+                "HTTP/1.1 200 OK\r\nX: y\rZ: a\r\n\r\n",
+                E::BareCarriageReturn,
+            ),
+            ("HTTP/1.1 200 OK\r\n X: y\r\n\r\n", E::InvalidFieldName),
             (
                 "HTTP/1.1 200 OK\r\nX: y\r\n folded\r\n\r\n",
-                InvalidFieldName,
+                E::InvalidFieldName,
             ),
-            ("HTTP/1.1 200 OK\r\nX : y\r\n\r\n", InvalidFieldName),
-            ("HTTP/1.1 200 OK\r\n: y\r\n\r\n", InvalidFieldName),
-            ("HTTP/1.1 200 OK\r\nX\r\n\r\n", InvalidFieldName),
-            ("HTTP/1.1 200 OK\r\nX: \0\r\n\r\n", InvalidFieldValue),
-            ("HTTP/1.1 200 OK\r\nX: \x7f\r\n\r\n", InvalidFieldValue),
+            ("HTTP/1.1 200 OK\r\nX : y\r\n\r\n", E::InvalidFieldName),
+            ("HTTP/1.1 200 OK\r\n: y\r\n\r\n", E::InvalidFieldName),
+            ("HTTP/1.1 200 OK\r\nX\r\n\r\n", E::InvalidFieldName),
+            ("HTTP/1.1 200 OK\r\nX: \0\r\n\r\n", E::InvalidFieldValue),
+            ("HTTP/1.1 200 OK\r\nX: \x7f\r\n\r\n", E::InvalidFieldValue),
         ];
         for (text, expected) in cases {
             assert_eq!(parse(text.as_bytes()), Err(expected), "{text:?}");
@@ -327,7 +330,7 @@ mod tests {
 
     #[test]
     fn framings() {
-        use HeadError::*;
+        use HeadError as E;
         let cases: [(Method, &str, Result<BodyFraming, HeadError>); 20] = [
             (Method::Get, "1 200\r\n", Ok(BodyFraming::UntilClose)),
             (
@@ -370,52 +373,52 @@ mod tests {
             (
                 Method::Get,
                 "1 200\r\nContent-Length: 5, 5\r\n",
-                Err(InvalidContentLength),
+                Err(E::InvalidContentLength),
             ),
             (
                 Method::Get,
                 "1 200\r\nContent-Length: -1\r\n",
-                Err(InvalidContentLength),
+                Err(E::InvalidContentLength),
             ),
             (
                 Method::Get,
                 "1 200\r\nContent-Length: 5\r\nContent-Length: 5\r\n",
-                Err(DuplicateContentLength),
+                Err(E::DuplicateContentLength),
             ),
             (
                 Method::Get,
                 "1 200\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n",
-                Err(LengthWithTransferCoding),
+                Err(E::LengthWithTransferCoding),
             ),
             (
                 Method::Get,
                 "0 200\r\nTransfer-Encoding: chunked\r\n",
-                Err(TransferCodingInHttp10),
+                Err(E::TransferCodingInHttp10),
             ),
             (
                 Method::Get,
                 "1 200\r\nTransfer-Encoding: gzip\r\n",
-                Err(UnknownTransferCoding),
+                Err(E::UnknownTransferCoding),
             ),
             (
                 Method::Get,
                 "1 200\r\nTransfer-Encoding: gzip, chunked\r\n",
-                Err(UnknownTransferCoding),
+                Err(E::UnknownTransferCoding),
             ),
             (
                 Method::Get,
                 "1 200\r\nTransfer-Encoding: chunked, gzip\r\n",
-                Err(ChunkedNotFinal),
+                Err(E::ChunkedNotFinal),
             ),
             (
                 Method::Get,
                 "1 200\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
-                Err(ChunkedNotFinal),
+                Err(E::ChunkedNotFinal),
             ),
             (
                 Method::Get,
                 "1 200\r\nTransfer-Encoding:\r\n",
-                Err(InvalidTransferCoding),
+                Err(E::InvalidTransferCoding),
             ),
         ];
         for (method, rest, expected) in cases {

@@ -496,68 +496,68 @@ mod tests {
 
     #[test]
     fn refused_targets() {
-        use RouteError::*;
+        use RouteError as E;
         let upper = SHA.to_uppercase().replace("SHA256", "sha256");
         let cases = [
-            ("", NotFound),
-            ("/", NotFound),
-            ("v2/", NotFound),
-            ("/v1/", NotFound),
-            ("/V2/", NotFound),
-            ("/v2x/a/manifests/b", NotFound),
-            ("//v2/", NotFound),
-            ("/Dh/v2/a/manifests/b", NotFound),
-            ("/a/b/v2/c/manifests/d", NotFound),
-            ("/../v2/a/manifests/b", NotFound),
-            ("/v2/a", NotFound),
-            ("/v2/a/b/c", NotFound),
-            ("/v2/a/manifest/b", NotFound),
-            ("/v2/a/tags/lists", NotFound),
-            ("/v2/a/manifests/b/", NotFound),
-            ("/v2/a/uploads/b", NotFound),
-            ("/v2/manifests/latest", NameInvalid),
-            ("/v2/tags/list", NameInvalid),
-            ("/v2//manifests/latest", NameInvalid),
-            ("/v2//a/manifests/latest", NameInvalid),
-            ("/v2/A/manifests/latest", NameInvalid),
-            ("/v2/a/../b/manifests/latest", NameInvalid),
-            ("/v2/a%2Fb/manifests/latest", PercentEncoded),
-            ("/v2/a/manifests/sha256%3A00", PercentEncoded),
-            ("/v2/a/manifests/", TagInvalid),
-            ("/v2/a/manifests/.b", TagInvalid),
-            ("/v2/a/manifests/b@c", TagInvalid),
-            ("/v2/a/manifests/sha256:00", DigestInvalid),
-            ("/v2/a/manifests/b:c", DigestInvalid),
-            ("/v2/a/blobs/latest", DigestInvalid),
-            ("/v2/a/blobs/", DigestInvalid),
-            ("/v2/a/referrers/latest", DigestInvalid),
-            ("/v2/a/manifests/b?ns=", NamespaceInvalid),
-            ("/v2/a/manifests/b?ns=a/b", NamespaceInvalid),
-            ("/v2/a/manifests/b?ns=https://a", NamespaceInvalid),
-            ("/v2/a/manifests/b?ns=a%00", NamespaceInvalid),
-            ("/v2/a/manifests/b?ns=a%", NamespaceInvalid),
-            ("/v2/a/manifests/b?ns=a%4", NamespaceInvalid),
-            ("/v2/a/manifests/b?ns=a%zz", NamespaceInvalid),
-            ("/v2/a/manifests/b?ns=%ff", NamespaceInvalid),
-            ("/v2/a/manifests/b?ns=a&ns=a", NamespaceInvalid),
-            ("/v2/a/tags/list?n=", PageInvalid),
-            ("/v2/a/tags/list?n=-1", PageInvalid),
-            ("/v2/a/tags/list?n=+1", PageInvalid),
-            ("/v2/a/tags/list?n=x", PageInvalid),
-            ("/v2/a/tags/list?n=10001", PageInvalid),
-            ("/v2/a/tags/list?n=99999999999", PageInvalid),
-            ("/v2/a/tags/list?last=%", QueryInvalid),
-            ("/v2/a/tags/list?last=%ff", QueryInvalid),
+            ("", E::NotFound),
+            ("/", E::NotFound),
+            ("v2/", E::NotFound),
+            ("/v1/", E::NotFound),
+            ("/V2/", E::NotFound),
+            ("/v2x/a/manifests/b", E::NotFound),
+            ("//v2/", E::NotFound),
+            ("/Dh/v2/a/manifests/b", E::NotFound),
+            ("/a/b/v2/c/manifests/d", E::NotFound),
+            ("/../v2/a/manifests/b", E::NotFound),
+            ("/v2/a", E::NotFound),
+            ("/v2/a/b/c", E::NotFound),
+            ("/v2/a/manifest/b", E::NotFound),
+            ("/v2/a/tags/lists", E::NotFound),
+            ("/v2/a/manifests/b/", E::NotFound),
+            ("/v2/a/uploads/b", E::NotFound),
+            ("/v2/manifests/latest", E::NameInvalid),
+            ("/v2/tags/list", E::NameInvalid),
+            ("/v2//manifests/latest", E::NameInvalid),
+            ("/v2//a/manifests/latest", E::NameInvalid),
+            ("/v2/A/manifests/latest", E::NameInvalid),
+            ("/v2/a/../b/manifests/latest", E::NameInvalid),
+            ("/v2/a%2Fb/manifests/latest", E::PercentEncoded),
+            ("/v2/a/manifests/sha256%3A00", E::PercentEncoded),
+            ("/v2/a/manifests/", E::TagInvalid),
+            ("/v2/a/manifests/.b", E::TagInvalid),
+            ("/v2/a/manifests/b@c", E::TagInvalid),
+            ("/v2/a/manifests/sha256:00", E::DigestInvalid),
+            ("/v2/a/manifests/b:c", E::DigestInvalid),
+            ("/v2/a/blobs/latest", E::DigestInvalid),
+            ("/v2/a/blobs/", E::DigestInvalid),
+            ("/v2/a/referrers/latest", E::DigestInvalid),
+            ("/v2/a/manifests/b?ns=", E::NamespaceInvalid),
+            ("/v2/a/manifests/b?ns=a/b", E::NamespaceInvalid),
+            ("/v2/a/manifests/b?ns=https://a", E::NamespaceInvalid),
+            ("/v2/a/manifests/b?ns=a%00", E::NamespaceInvalid),
+            ("/v2/a/manifests/b?ns=a%", E::NamespaceInvalid),
+            ("/v2/a/manifests/b?ns=a%4", E::NamespaceInvalid),
+            ("/v2/a/manifests/b?ns=a%zz", E::NamespaceInvalid),
+            ("/v2/a/manifests/b?ns=%ff", E::NamespaceInvalid),
+            ("/v2/a/manifests/b?ns=a&ns=a", E::NamespaceInvalid),
+            ("/v2/a/tags/list?n=", E::PageInvalid),
+            ("/v2/a/tags/list?n=-1", E::PageInvalid),
+            ("/v2/a/tags/list?n=+1", E::PageInvalid),
+            ("/v2/a/tags/list?n=x", E::PageInvalid),
+            ("/v2/a/tags/list?n=10001", E::PageInvalid),
+            ("/v2/a/tags/list?n=99999999999", E::PageInvalid),
+            ("/v2/a/tags/list?last=%", E::QueryInvalid),
+            ("/v2/a/tags/list?last=%ff", E::QueryInvalid),
         ];
         for (target, expected) in cases {
             assert_eq!(get(target), Err(expected), "{target}");
         }
         let upper = format!("/v2/a/blobs/{upper}");
-        assert_eq!(get(&upper), Err(DigestInvalid));
+        assert_eq!(get(&upper), Err(E::DigestInvalid));
         let long = format!("/v2/a/tags/list?last={}", "a".repeat(QUERY_LEN_MAX));
-        assert_eq!(get(&long), Err(QueryTooLong));
+        assert_eq!(get(&long), Err(E::QueryTooLong));
         let long = format!("/v2/a/manifests/b?ns={}", "a".repeat(NS_LEN_MAX + 1));
-        assert_eq!(get(&long), Err(NamespaceInvalid));
+        assert_eq!(get(&long), Err(E::NamespaceInvalid));
     }
 
     #[test]

@@ -328,18 +328,18 @@ mod tests {
 
     #[test]
     fn accepted() {
-        use ManifestKind::*;
+        use ManifestKind as Kind;
         let cases = [
-            (IMAGE, OciManifest),
-            (INDEX, OciIndex),
-            (INDEX, DockerList),
-            (r#"{"config":{},"layers":[]}"#, DockerManifest),
-            (r#"{"blobs":[],"artifactType":"a"}"#, OciArtifact),
+            (IMAGE, Kind::OciManifest),
+            (INDEX, Kind::OciIndex),
+            (INDEX, Kind::DockerList),
+            (r#"{"config":{},"layers":[]}"#, Kind::DockerManifest),
+            (r#"{"blobs":[],"artifactType":"a"}"#, Kind::OciArtifact),
             (
                 r#"{"mediaType":"","manifests":null,"layers":null}"#,
-                OciIndex,
+                Kind::OciIndex,
             ),
-            (r#" {} "#, OciManifest),
+            (r#" {} "#, Kind::OciManifest),
         ];
         for (text, kind) in cases {
             assert_eq!(
@@ -349,47 +349,50 @@ mod tests {
             );
         }
         let with_parameter = format!("{}; charset=utf-8", image());
-        assert_eq!(check(IMAGE.as_bytes(), &with_parameter), Ok(OciManifest));
+        assert_eq!(
+            check(IMAGE.as_bytes(), &with_parameter),
+            Ok(Kind::OciManifest)
+        );
     }
 
     #[test]
     fn refused() {
-        use ManifestError::*;
+        use ManifestError as E;
         let cases = [
-            ("", image(), InvalidJson),
-            ("<html></html>", image(), InvalidJson),
-            ("[]", image(), InvalidJson),
-            ("null", image(), InvalidJson),
-            ("{} {}", image(), InvalidJson),
-            (r#"{"layers":[1,]}"#, image(), InvalidJson),
-            (r#"{"layers":{}}"#, image(), InvalidJson),
-            (r#"{"layers":"a"}"#, image(), InvalidJson),
-            (r#"{"mediaType":1}"#, image(), InvalidJson),
-            (r#"{"layers":[],"layers":[]}"#, image(), InvalidJson),
-            (r#"{"layers":null,"layers":[]}"#, image(), InvalidJson),
-            (r#"{"Layers":[]}"#, image(), InvalidJson),
-            (r#"{"layers":[],"MANIFESTS":[]}"#, image(), InvalidJson),
-            (r#"{"mediatype":"a"}"#, image(), InvalidJson),
-            ("\u{feff}{}", image(), InvalidJson),
-            ("{}", "application/json", MediaTypeUnknown),
-            (IMAGE, index(), MediaTypeMismatch),
+            ("", image(), E::InvalidJson),
+            ("<html></html>", image(), E::InvalidJson),
+            ("[]", image(), E::InvalidJson),
+            ("null", image(), E::InvalidJson),
+            ("{} {}", image(), E::InvalidJson),
+            (r#"{"layers":[1,]}"#, image(), E::InvalidJson),
+            (r#"{"layers":{}}"#, image(), E::InvalidJson),
+            (r#"{"layers":"a"}"#, image(), E::InvalidJson),
+            (r#"{"mediaType":1}"#, image(), E::InvalidJson),
+            (r#"{"layers":[],"layers":[]}"#, image(), E::InvalidJson),
+            (r#"{"layers":null,"layers":[]}"#, image(), E::InvalidJson),
+            (r#"{"Layers":[]}"#, image(), E::InvalidJson),
+            (r#"{"layers":[],"MANIFESTS":[]}"#, image(), E::InvalidJson),
+            (r#"{"mediatype":"a"}"#, image(), E::InvalidJson),
+            ("\u{feff}{}", image(), E::InvalidJson),
+            ("{}", "application/json", E::MediaTypeUnknown),
+            (IMAGE, index(), E::MediaTypeMismatch),
             (
                 IMAGE,
                 ManifestKind::DockerManifest.media_type(),
-                MediaTypeMismatch,
+                E::MediaTypeMismatch,
             ),
-            (INDEX, image(), Ambiguous),
-            (r#"{"layers":[],"manifests":[]}"#, image(), Ambiguous),
-            (r#"{"layers":[],"manifests":[]}"#, index(), Ambiguous),
-            (r#"{"config":{},"manifests":[]}"#, index(), Ambiguous),
-            (r#"{"blobs":[]}"#, image(), Ambiguous),
-            (r#"{"blobs":[]}"#, index(), Ambiguous),
+            (INDEX, image(), E::Ambiguous),
+            (r#"{"layers":[],"manifests":[]}"#, image(), E::Ambiguous),
+            (r#"{"layers":[],"manifests":[]}"#, index(), E::Ambiguous),
+            (r#"{"config":{},"manifests":[]}"#, index(), E::Ambiguous),
+            (r#"{"blobs":[]}"#, image(), E::Ambiguous),
+            (r#"{"blobs":[]}"#, index(), E::Ambiguous),
             (
                 r#"{"manifests":[]}"#,
                 ManifestKind::OciArtifact.media_type(),
-                Ambiguous,
+                E::Ambiguous,
             ),
-            (r#"{"fsLayers":[]}"#, image(), Ambiguous),
+            (r#"{"fsLayers":[]}"#, image(), E::Ambiguous),
         ];
         for (text, content_type, expected) in cases {
             assert_eq!(
@@ -398,7 +401,7 @@ mod tests {
                 "{text}"
             );
         }
-        assert_eq!(check(b"{\"a\":\"\xff\"}", image()), Err(InvalidJson));
+        assert_eq!(check(b"{\"a\":\"\xff\"}", image()), Err(E::InvalidJson));
     }
 
     #[test]
