@@ -103,7 +103,7 @@ def measure(arguments, started, blobs):
             for server in order:
                 run = clients.BY_NAME[client](server.programs, CLIENT_CORE)
                 cpu = server.cpu_seconds()
-                result = run.measure(server.url(blob), connections, arguments.seconds)
+                result = run.measure(server, blob, connections, arguments.seconds)
                 result["server_cpu_s"] = server.cpu_seconds() - cpu
                 record = {
                     "round": turn,

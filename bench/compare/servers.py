@@ -121,6 +121,19 @@ class Server(Process):
             if f"sha256:{hasher.hexdigest()}" != blob.digest:
                 raise SystemExit(f"{self.name}: wrong bytes of {blob.name}")
 
+    def head_len(self, blob):
+        """Bytes of the response head, which wrk counts as transferred."""
+        with socket.create_connection(("127.0.0.1", self.port)) as connection:
+            host = f"Host: 127.0.0.1:{self.port}"
+            connection.sendall(f"HEAD {blob.path} HTTP/1.1\r\n{host}\r\n\r\n".encode())
+            head = b""
+            while b"\r\n\r\n" not in head:
+                piece = connection.recv(65536)
+                if not piece:
+                    raise SystemExit(f"{self.name}: no answer to HEAD")
+                head += piece
+            return len(head)
+
     def counters(self):
         return {}
 
