@@ -349,7 +349,7 @@ mod tests {
                 ["seccomp=", "SystemCallFilter="],
             ),
             (ring(libc::EPERM, None), ["seccomp", "SystemCallFilter="]),
-            (ring(libc::ENOSYS, None), ["no io_uring", "Linux 5.15"]),
+            (ring(libc::ENOSYS, None), ["no io_uring", "Linux 6.18"]),
             (
                 ring(libc::ENOMEM, None),
                 ["LimitMEMLOCK=infinity", "ulimit -l"],
@@ -360,7 +360,7 @@ mod tests {
             ),
             (
                 Fatal::UringOperations.to_string(),
-                ["operations", "Linux 5.15"],
+                ["operations", "Linux 6.18"],
             ),
             (
                 memlock(Some(8 << 20), 65)
