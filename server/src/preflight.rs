@@ -57,13 +57,15 @@ pub enum Fatal {
     )]
     UringForbidden,
     #[error(
-        "this kernel has no io_uring, or a seccomp filter hides it: \
-             Linux 5.15 or newer is needed, 6.1 or newer recommended"
+        "this kernel has no io_uring, or a seccomp filter hides it\n  \
+             a newer kernel:     the server is tested on Linux 6.18\n  \
+             in a container:     --security-opt seccomp=<profile that allows io_uring_setup, \
+             io_uring_enter, io_uring_register>"
     )]
     UringMissing,
     #[error(
         "this kernel's io_uring lacks operations the server needs: \
-             Linux 5.15 or newer is needed, 6.1 or newer recommended"
+             it is tested on Linux 6.18"
     )]
     UringOperations,
     #[error(
@@ -84,7 +86,7 @@ pub enum Fatal {
     Memlock { limit: u64, rings: u64, need: u64 },
     #[error(
         "a receive on a non-blocking socket does not stay pending in io_uring on this \
-             kernel ({0}): Linux 5.15 or newer is needed, 6.1 or newer recommended"
+             kernel ({0}): the server is tested on Linux 6.18"
     )]
     ReceiveNotPending(io::Error),
 
