@@ -1,7 +1,7 @@
 //! HTTP dates in their one current form, IMF-fixdate (RFC 9110 §5.6.7).
 //!
 //! Formatted for `Date`; parsed from `Retry-After` and `Date` of upstreams. The two obsolete
-//! forms are not parsed: no registry sends them, and a date not understood is a date not given.
+//! forms are not parsed: no registry is known to send them, and a date not understood is a date not given.
 
 /// Octets of every IMF-fixdate.
 pub const LEN: usize = 29;

@@ -8,8 +8,8 @@ use thiserror::Error;
 
 use super::field;
 
-/// Octets of all chunk extensions of a body together. Nobody sends any; one of a few octets for
-/// each chunk would be a way to make us read for nothing.
+/// Octets of all chunk extensions of a body together. We know of no registry that sends any;
+/// without a bound they would be a way to make us read for nothing.
 pub const EXTENSIONS_LEN_MAX: usize = 16 << 10;
 /// Octets of the trailer section.
 pub const TRAILERS_LEN_MAX: usize = 16 << 10;

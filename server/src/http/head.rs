@@ -30,9 +30,9 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
-            // A bearer token of a cloud registry takes up to 8 KiB; as much again for the rest.
+            // Room for a bearer token of 8 KiB and as much again for the rest.
             head_len_max: 16 << 10,
-            // Clients send 4 to 12 lines, the longest chain of proxies seen adds about 20.
+            // Clients send 4 to 12 lines; the rest is room for proxies in front of us.
             fields_max: FIELDS_CEILING,
             // RFC 9112 §3: at least 8000 octets for the request line are recommended.
             target_len_max: 8 << 10,

@@ -7,8 +7,8 @@
 use super::field::{self, ConnectionOptions, TransferCodings};
 use super::head::{HeadError, Limits, Method, Parsed, Version};
 
-/// Most field lines of a response whatever the limits say. Registries behind several CDNs send
-/// up to 40.
+/// Most field lines of a response whatever the limits say. Those from behind a CDN carry more
+/// than requests do.
 pub const FIELDS_CEILING: usize = 128;
 
 /// A complete response head that owns what it holds.

@@ -13,8 +13,8 @@ use thiserror::Error;
 use super::name;
 use crate::http::head::Method;
 
-/// Octets of a query that is passed on and kept as part of a key. A page token of a cloud
-/// registry takes some hundred.
+/// Octets of a query that is passed on and kept as part of a key. The rest after
+/// `n` and `last` is room for the page tokens that some registries make up.
 pub const QUERY_LEN_MAX: usize = 2048;
 /// Octets of an `ns`: a host name has at most 253, a port six.
 pub const NS_LEN_MAX: usize = 260;

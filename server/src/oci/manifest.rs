@@ -26,7 +26,8 @@ pub const LEN_MAX: usize = 4 << 20;
 /// Arrays and objects within each other. Deepest by the specification are the `os.features` of a
 /// platform, at 5; the rest is for what later versions add.
 pub const DEPTH_MAX: usize = 32;
-/// Descriptors of one manifest. Images have at most 127 layers, model artifacts some thousand.
+/// Descriptors of one manifest. Docker makes at most 127 layers; the rest is room
+/// for artifacts of many files.
 pub const DESCRIPTORS_MAX: usize = 16 << 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
