@@ -77,6 +77,7 @@ impl Links {
             method: Method::Head,
             path: &path,
             accept: accept(*kind),
+            range: None,
         };
         let answer = self
             .sources

@@ -311,6 +311,7 @@ impl Fetcher {
             method: Method::Get,
             path: &path,
             accept: accept(kind),
+            range: None,
         };
         let answer = self
             .sources

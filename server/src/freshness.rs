@@ -171,6 +171,7 @@ impl Tags {
             method,
             path: &path,
             accept: Some(manifest::ACCEPT),
+            range: None,
         };
         let headed = self
             .sources

@@ -74,6 +74,7 @@ async fn forward(
         method: Method::Get,
         path,
         accept: None,
+        range: None,
     };
     let sources = &exchange.service.lookup.sources;
     let mut answer = sources.first(source, None, &wanted, |_, _| false).await?;

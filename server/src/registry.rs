@@ -23,10 +23,7 @@ use crate::oci::error::{self, Code};
 use crate::oci::manifest;
 use crate::project::{Project, Repository};
 use crate::relay::relay;
-use crate::respond::{Asked, CacheStatus, Exchange, Facts, Gone};
-
-/// What a blob is sent as; its true type is in the descriptor that led to it.
-const BLOB_TYPE: &str = "application/octet-stream";
+use crate::respond::{Asked, BLOB_TYPE, CacheStatus, Exchange, Facts, Gone};
 
 type Body = entrepot_storage::Body<UringDisk>;
 

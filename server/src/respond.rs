@@ -36,6 +36,21 @@ impl From<std::io::Error> for Gone {
     }
 }
 
+/// What a blob is sent as; its true type is in the descriptor that led to it.
+pub const BLOB_TYPE: &str = "application/octet-stream";
+
+/// Why there is nothing left to send.
+pub enum Answered {
+    Sent,
+    Gone,
+}
+
+impl From<Gone> for Answered {
+    fn from(Gone: Gone) -> Answered {
+        Answered::Gone
+    }
+}
+
 /// A body up to this long is wholly verified before its head goes out, so that a failure is a
 /// clean 502 (S2).
 pub const WHOLE_LEN_MAX: u64 = entrepot_storage::WITHHELD_BYTES;
@@ -302,7 +317,11 @@ impl<'a> Exchange<'a> {
             self.slice(&lease, at, to).await?;
             at = to;
         }
-        Ok(())
+        // An empty body has had nothing to take its head along.
+        match self.out.is_empty() {
+            true => Ok(()),
+            false => self.send(&[], false).await,
+        }
     }
 
     /// A body of unknown length, chunked; its last chunk is sent once the digest matched.
@@ -333,6 +352,7 @@ impl<'a> Exchange<'a> {
                 self.slice(&lease, at, readable).await?;
                 self.out.extend_from_slice(b"\r\n");
                 at = readable;
+                self.sent.set((200, at));
             }
             match state {
                 FillState::Running => {}
@@ -345,6 +365,33 @@ impl<'a> Exchange<'a> {
             (readable, state) = following.follower.wait(at).await;
         }
         self.send(b"0\r\n\r\n", false).await
+    }
+
+    /// The range of a blob that the client wants, against its length; `None` when it wants the
+    /// whole. `Err` when the answer, a 416, is sent.
+    pub async fn relayed_range(
+        &mut self,
+        facts: &Facts<'_>,
+        len: u64,
+    ) -> Result<Option<(u64, u64)>, Answered> {
+        match self.span(facts, len).await? {
+            Some(span) => Ok(span.partial.then_some((span.start, span.end))),
+            None => Err(Answered::Sent),
+        }
+    }
+
+    /// Begins a range that `relay` sends piece by piece.
+    pub fn begin_relayed_range(&mut self, facts: &Facts<'_>, len: u64, (start, end): (u64, u64)) {
+        let partial = true;
+        self.content_head(
+            facts,
+            Some(len),
+            Span {
+                start,
+                end,
+                partial,
+            },
+        );
     }
 
     /// Begins a body that `relay` sends piece by piece.
@@ -422,6 +469,11 @@ impl<'a> Exchange<'a> {
                 Ok(None)
             }
         }
+    }
+
+    /// True when one range of a GET is wanted.
+    pub fn wants_range(&self, facts: &Facts<'_>) -> bool {
+        matches!(self.wanted_range(facts), RangeRequest::One(_))
     }
 
     /// The Range that applies: of a GET for ranged content whose If-Range, if any, matches.

@@ -4,9 +4,13 @@
 //! order is strict priority; a "not found", a denial and a failure all lead to the next one.
 //! Which of the failures is reported is decided by `Failure::worse`.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use entrepot_storage::Seconds;
+
+use crate::clock;
 use crate::failure::{Failure, FailureKind};
 use crate::fetch::BodyKind;
 use crate::http::upstream_head::ResponseHead;
@@ -21,6 +25,8 @@ pub struct Wanted<'a> {
     /// `blobs/<digest>`, `manifests/<reference>`, `tags/list?n=5`, …
     pub path: &'a str,
     pub accept: Option<&'static str>,
+    /// First byte and end (excluded); the answer may be a 206, or a 200 all the same.
+    pub range: Option<(u64, u64)>,
 }
 
 /// A 200 of one upstream.
@@ -36,6 +42,8 @@ pub struct Sources {
     client: Rc<Client>,
     projects: Arc<Projects>,
     metrics: Arc<Metrics>,
+    /// Second of the last warning.
+    warned: Rc<Cell<Seconds>>,
 }
 
 impl Sources {
@@ -44,6 +52,7 @@ impl Sources {
             client,
             projects,
             metrics,
+            warned: Rc::default(),
         }
     }
 
@@ -83,10 +92,7 @@ impl Sources {
                     });
                 }
                 Err(error) => {
-                    tracing::debug!(
-                        upstream = %origin, repository = %repository.name, path = wanted.path,
-                        error = %error.detail, "upstream has no answer"
-                    );
+                    self.log(origin, repository, wanted.path, &error);
                     let last = stop(origin, &error);
                     failure = Some(Failure::worse(failure, error));
                     if last {
@@ -101,6 +107,23 @@ impl Sources {
         }))
     }
 
+    /// A failure that an operator can do something about is a warning, one a second at most.
+    fn log(&self, origin: &str, repository: &Repository, path: &str, error: &Failure) {
+        let ordinary = matches!(error.kind, FailureKind::NotFound | FailureKind::Denied);
+        let now = clock::now();
+        if ordinary || self.warned.replace(now) == now {
+            tracing::debug!(
+                upstream = %origin, repository = %repository.name, path, error = %error.detail,
+                "upstream has no answer"
+            );
+        } else {
+            tracing::warn!(
+                upstream = %origin, repository = %repository.name, path, error = %error.detail,
+                "upstream failed"
+            );
+        }
+    }
+
     async fn ask(
         &self,
         upstream: UpstreamId,
@@ -113,7 +136,7 @@ impl Sources {
             repository: repository.name.to_string(),
             path_and_query: format!("/v2/{}/{}", repository.name, wanted.path),
             accept: wanted.accept,
-            range: None,
+            range: wanted.range.map(|(start, end)| (start, Some(end - 1))),
         };
         self.metrics.count(match wanted.method {
             Method::Get => Counter::UpstreamGets,
@@ -121,6 +144,7 @@ impl Sources {
         });
         match self.client.send(upstream, &request).await {
             Ok(response) if response.status == 200 => Ok(response),
+            Ok(response) if response.status == 206 && wanted.range.is_some() => Ok(response),
             Ok(response) => Err(Failure::status(
                 origin,
                 response.status,
