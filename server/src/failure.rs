@@ -135,7 +135,11 @@ impl Failure {
         match self.kind {
             FailureKind::Denied => Code::Denied,
             FailureKind::RateLimited | FailureKind::Busy => Code::TooManyRequests,
-            _ => unknown,
+            FailureKind::NotFound => unknown,
+            FailureKind::ServerError
+            | FailureKind::Unreachable
+            | FailureKind::Timeout
+            | FailureKind::BadBody => Code::Unknown,
         }
     }
 }

@@ -364,12 +364,29 @@ impl Fetcher {
             answer(&ask, follow(&stream, position > 0));
         }
         running.stream.replace(Some(stream));
-        self.transfer(digest, source, &origin, arriving, admitted)
+        let held = self
+            .transfer(digest, source, &origin, arriving, admitted)
             .await;
+        if held && kind == BodyKind::Manifest {
+            self.verified(source, digest).await;
+        }
         Ok(())
     }
 
-    /// Moves all bytes, verifies them, and says how it ended.
+    /// Tells the repository's owner, who may know a tag that names this manifest.
+    async fn verified(&self, source: &Repository, digest: Digest) {
+        let project = &self.sources.projects().get(source.project).name;
+        let owner = repository_owner(project, &source.name, self.post.shards());
+        let source = source.clone();
+        let message = |reply| Message::Verified {
+            source,
+            digest,
+            reply,
+        };
+        self.post.tell(owner, message).await;
+    }
+
+    /// Moves all bytes and verifies them. True when they are in the store now.
     async fn transfer(
         &self,
         digest: Digest,
@@ -377,7 +394,7 @@ impl Fetcher {
         origin: &Arc<str>,
         mut arriving: Arriving,
         admitted: Admitted,
-    ) {
+    ) -> bool {
         let started = Instant::now();
         let Admitted { mut fill, staged } = admitted;
         let moved = self.stream(&mut fill, &mut arriving, staged).await;
@@ -404,6 +421,7 @@ impl Fetcher {
                     false => Counter::FillsVerified,
                 });
                 tracing::info!(%digest, upstream = %origin, bytes, ms, staged, "fill verified");
+                !staged
             }
             Err(error) => {
                 self.metrics.count(Counter::FillsFailed);
@@ -411,6 +429,7 @@ impl Fetcher {
                     %digest, upstream = %origin, repository = %source.name, bytes, ms, error,
                     "fill failed; its followers were cut"
                 );
+                false
             }
         }
     }

@@ -4,10 +4,11 @@
 //! however many ask: a HEAD to the upstream the tag came from, a GET only when the digest
 //! changed. The tag moves after its manifest is verified. When upstream can't answer, the cached
 //! digest stands in for as long as the project's rules allow, and before another upstream's
-//! namesake. A client's HEAD moves nothing.
+//! namesake. A client's HEAD moves nothing by itself: containerd and dockerd ask by HEAD and then
+//! for the digest, and the tag moves once that manifest is verified.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -28,6 +29,9 @@ use crate::project::{Repository, digest_owner};
 use crate::source::{Answer, Sources, Wanted, check_manifest, content_type, read_manifest};
 use crate::upstream::Method;
 
+/// Tags whose manifest a client is expected to ask for by digest next. The oldest are forgotten:
+/// they are asked for anew.
+const NAMED_MAX: usize = 1024;
 /// Attempts to get a changed tag's manifest while proofs and fills cross each other.
 const OBTAIN_ATTEMPTS: usize = 4;
 
@@ -82,6 +86,14 @@ pub struct Tags {
     post: Post,
     metrics: Arc<Metrics>,
     asking: RefCell<HashMap<Key, Waiting>>,
+    named: RefCell<VecDeque<Named>>,
+}
+
+/// What upstream said a tag names, before the manifest was seen.
+struct Named {
+    source: Repository,
+    tag: Arc<str>,
+    record: TagRecord,
 }
 
 impl Tags {
@@ -100,6 +112,7 @@ impl Tags {
             post,
             metrics,
             asking,
+            named: RefCell::default(),
         })
     }
 
@@ -213,15 +226,46 @@ impl Tags {
             }
             return Ok(resolved(&record, Certainty::Revalidated));
         }
-        if head {
+        let held = self.store.body(&digest, clock::now()).is_some();
+        if head && !held {
             let mut resolved = resolved(&record, Certainty::Changed);
             resolved.remote = remote(&answer);
+            self.remember(source, tag, record);
             return Ok(resolved);
         }
         drop(answer.response);
         self.obtain(source, digest, &answer.origin).await?;
         self.put(source, tag, record.clone()).await;
         Ok(resolved(&record, Certainty::Changed))
+    }
+
+    /// Keeps what a client's HEAD was told, until the manifest is verified.
+    fn remember(&self, source: &Repository, tag: &str, record: TagRecord) {
+        let mut named = self.named.borrow_mut();
+        named.retain(|named| named.source != *source || *named.tag != *tag);
+        if named.len() >= NAMED_MAX {
+            named.pop_front();
+        }
+        named.push_back(Named {
+            source: source.clone(),
+            tag: tag.into(),
+            record,
+        });
+    }
+
+    /// A manifest of the repository was verified: tags that a HEAD found to name it move now.
+    pub async fn settle(&self, source: &Repository, digest: Digest) {
+        let settled: VecDeque<Named> = {
+            let mut named = self.named.borrow_mut();
+            let (settled, waiting) = named
+                .drain(..)
+                .partition(|named| named.source == *source && named.record.digest == digest);
+            *named = waiting;
+            settled
+        };
+        for named in settled {
+            self.put(source, &named.tag, named.record).await;
+        }
     }
 
     /// Upstream sent the manifest itself.

@@ -15,6 +15,7 @@ use crate::failure::Failure;
 use crate::fetch::BodyAsk;
 use crate::freshness::TagAsk;
 use crate::metrics::{Counter, Metrics};
+use crate::project::Repository;
 use crate::upstream::{Token, TokenAsk, UpstreamError};
 
 /// Asks that may wait for an owner. An owner answers tens of thousands a second, so a queue this
@@ -40,6 +41,12 @@ pub enum Message {
         reply: Reply<()>,
     },
     /// A cached listing; tags proper are put by their owner itself.
+    /// A manifest of the repository is verified and held.
+    Verified {
+        source: Repository,
+        digest: Digest,
+        reply: Reply<()>,
+    },
     Listing {
         key: TagKey,
         record: TagRecord,

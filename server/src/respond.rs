@@ -424,7 +424,7 @@ impl<'a> Exchange<'a> {
 
     async fn fill_failed(&mut self) -> Result<(), Gone> {
         let why = "upstream sent a body that is cut short or does not match its digest";
-        self.error(502, Code::BlobUnknown, why, None).await
+        self.error(502, Code::Unknown, why, None).await
     }
 
     /// 304, 416, or the part that is to be sent. `None` when the answer is already complete.

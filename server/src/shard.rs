@@ -283,6 +283,17 @@ impl Owner {
                     let _ = reply.try_send(());
                 });
             }
+            Message::Verified {
+                source,
+                digest,
+                reply,
+            } => {
+                let tags = self.tags.clone();
+                monoio::spawn(async move {
+                    tags.settle(&source, digest).await;
+                    let _ = reply.try_send(());
+                });
+            }
             Message::Load { digest, reply } => {
                 let writer = self.writer.clone();
                 monoio::spawn(async move {

@@ -4,7 +4,8 @@ use serde::Serialize;
 
 use super::endpoint::RouteError;
 
-/// Every code of the specification, and one that Distribution added for page sizes.
+/// Every code of the specification, and two of Distribution's: for page sizes, and for failures
+/// that say nothing about what was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
     BlobUnknown,
@@ -21,6 +22,7 @@ pub enum Code {
     SizeInvalid,
     TooManyRequests,
     Unauthorized,
+    Unknown,
     Unsupported,
 }
 
@@ -41,6 +43,7 @@ impl Code {
             Code::SizeInvalid => "SIZE_INVALID",
             Code::TooManyRequests => "TOOMANYREQUESTS",
             Code::Unauthorized => "UNAUTHORIZED",
+            Code::Unknown => "UNKNOWN",
             Code::Unsupported => "UNSUPPORTED",
         }
     }
