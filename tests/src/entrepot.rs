@@ -299,8 +299,12 @@ impl Entrepot {
     /// Waits until everything verified so far survives a crash.
     pub fn wait_committed(&self) {
         until_true("nothing is uncommitted and no fill runs", || {
-            self.metric("entrepot_fills_running", &[]) == 0.0
-                && self.metric("entrepot_store_uncommitted_bytes", &[]) == 0.0
+            let gauges = [
+                "entrepot_fills_running",
+                "entrepot_store_uncommitted_bytes",
+                "entrepot_store_uncommitted_records",
+            ];
+            gauges.iter().all(|gauge| self.metric(gauge, &[]) == 0.0)
         });
     }
 

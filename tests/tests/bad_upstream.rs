@@ -14,8 +14,8 @@ use entrepot_tests::sha256::digest;
 /// Bodies up to this long leave the server only once verified, so their failure is a clean 502.
 const WITHHELD_LEN: u64 = 1 << 20;
 
-/// Below, at and above the withheld length, and well above.
-const BODY_LENS: [u64; 4] = [1_000, WITHHELD_LEN, WITHHELD_LEN + 1, 5_000_000];
+/// Below the withheld length (ten more are at it), just above, and well above.
+const BODY_LENS: [u64; 4] = [1_000, WITHHELD_LEN - 10, WITHHELD_LEN + 1, 5_000_000];
 
 /// Clients that ask for the same bad body at once.
 const CLIENTS: usize = 3;

@@ -154,7 +154,7 @@ fn malformed_requests_are_refused_and_the_connection_closed() {
         ),
         ("GET /v2/ HTTP/2.0\r\nHost: a\r\n\r\n", 505),
         ("GET /v2/ HTTP/3\r\nHost: a\r\n\r\n", 400),
-        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
         (&long_field, 431),
         (&many, 431),
         (&long_target, 414),

@@ -51,12 +51,14 @@ fn a_full_store_is_not_noticed_by_clients() {
     let blob = origin.blob(&["library/app"], 16 << 20, 999);
     let target = blob_target(&blob.digest);
     server.head(&target).expect(200);
-    let part = server
-        .get_with(&target, &[("Range", "bytes=100-199")])
-        .expect(206);
-    assert_eq!(part.body.len(), 100);
+    let range = [("Range", "bytes=100-199")];
+    let part = server.get_with(&target, &range).expect(206).body;
+    let whole = server.get(&target).expect(200).body;
+    assert_eq!(digest(&whole), blob.digest);
+    assert!(part == whole[100..200]);
 }
 
+/// The file system is full long before the budget is.
 #[test]
 fn a_full_file_system_is_not_noticed_by_clients() {
     let origin = Origin::start();

@@ -210,3 +210,35 @@ fn a_fill_goes_on_without_its_first_client() {
     let again = entrepot_tests::http::get_hashed(server.addr(), &target).expect("a head");
     assert_eq!((again.broken, again.digest), (None, blob.digest));
 }
+
+/// Every client of a fill that fails is cut short, and none is left waiting.
+#[test]
+fn a_herd_is_cut_short_when_its_source_breaks() {
+    let origin = Origin::start();
+    for fault in [
+        json!({"halt_at": "50%", "flip_at": -1}),
+        json!({"halt_at": "50%", "chunked": true, "flip_at": 0}),
+    ] {
+        let server = Entrepot::before(origin.url());
+        let blob = origin.blob(&["library/broken"], 8 << 20, 3);
+        origin.fault(json!({"kind": "blob", "method": "GET"}), fault.clone());
+        let target = format!("/v2/dh/library/broken/blobs/{}", blob.digest);
+        let mut clients: Vec<_> = (0..CLIENTS)
+            .map(|_| {
+                let mut client = Connection::open(server.addr());
+                client.request("GET", &target, &[]);
+                let head = client.read_head().expect("a head while the body arrives");
+                (client, head)
+            })
+            .collect();
+        assert_eq!(origin.count("kind=blob&state=halted"), 1);
+        origin.release();
+        for (client, head) in &mut clients {
+            let read = client.read_body("GET", head, &mut |_| ());
+            let cut = matches!(read, Err(Broken::Short { .. } | Broken::Reset));
+            assert!(cut, "{fault}: {read:?}");
+        }
+        origin.clear_faults();
+        origin.clear_log();
+    }
+}

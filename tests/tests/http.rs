@@ -130,7 +130,8 @@ fn answers_say_what_they_carry() {
 #[test]
 fn accept_is_honoured_in_one_line_or_six() {
     let origin = Origin::start();
-    let index = origin.image_of(json!({"repository": "library/app", "tags": ["1", "2"]}));
+    let index = origin.image_of(json!({"repository": "library/app", "tags": ["1", "2"],
+        "platforms": ["linux/amd64", "linux/arm64"]}));
     let server = Entrepot::before(origin.url());
     let types = [
         "application/vnd.oci.image.manifest.v1+json",

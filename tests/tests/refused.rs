@@ -118,6 +118,7 @@ fn a_store_that_is_no_folder_is_a_clear_error() {
     check_refused(&setup.store(&file), &[&path]);
 }
 
+/// The kernel's refusals of `io_uring_setup`, made by strace.
 #[test]
 fn a_machine_without_io_uring_is_a_clear_error() {
     let strace = tool("strace", "strace");

@@ -207,6 +207,36 @@ fn a_head_of_a_tag_needs_no_get() {
     assert!(answer.head.length().expect("a length").is_some());
 }
 
+/// containerd and dockerd ask for a tag by HEAD only, and then for its digest.
+#[test]
+fn a_tag_that_is_only_asked_for_by_head_stands_in_too() {
+    let origin = Origin::start();
+    let image = origin.image("library/app", "1", 1);
+    let server = Entrepot::before(origin.url());
+    server.head(TAG).expect(200);
+    let by_digest = format!("/v2/dh/library/app/manifests/{}", image.digest);
+    server.get(&by_digest).expect(200);
+
+    // It moves, and is asked for in the same way.
+    let moved = origin.image("library/app", "1", 2);
+    server.head(TAG).expect(200);
+    let by_digest = format!("/v2/dh/library/app/manifests/{}", moved.digest);
+    server.get(&by_digest).expect(200);
+
+    server.wait_committed();
+    origin.go_down();
+    let server = server.kill9().start();
+    let mut connection = Connection::open(server.addr());
+    connection.request("HEAD", TAG, &[]);
+    let answer = connection.answer("HEAD").expect("an answer");
+    check_stale(&answer);
+    let named = answer.field("docker-content-digest");
+    assert_eq!(named, Some(moved.digest.as_str()));
+    let answer = server.get(TAG);
+    check_stale(&answer);
+    assert_eq!(digest(&answer.body), moved.digest);
+}
+
 #[test]
 fn an_upstream_without_head_or_digest_field_is_served_all_the_same() {
     let origin = Origin::start();

@@ -6,7 +6,7 @@ use entrepot_tests::origin::Origin;
 use entrepot_tests::sha256::Hash;
 
 /// Longer than what is held in memory, and of several sendfile calls.
-const BODY_LENS: [u64; 3] = [256 << 10, 1 << 20, 20_000_000];
+const BODY_LENS: [u64; 3] = [256 << 10, 1 << 20, 6_000_000];
 
 /// Connections are spread over all cores by the kernel; this many reach every one.
 const CONNECTIONS: usize = 32;
