@@ -25,6 +25,8 @@ const SHOWN_LEN: usize = 300;
 /// Why an answer did not arrive as promised.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Broken {
+    /// Nobody listens.
+    Refused,
     /// The connection ended before the first byte of an answer.
     Closed,
     /// The connection ended inside a head or a body.
@@ -197,9 +199,13 @@ pub struct Connection {
 
 impl Connection {
     pub fn open(addr: SocketAddr) -> Connection {
-        let stream = TcpStream::connect_timeout(&addr, READ_TIMEOUT)
-            .unwrap_or_else(|error| panic!("cannot connect to {addr}: {error}"));
-        Connection::over(stream)
+        let opened = Connection::try_open(addr);
+        opened.unwrap_or_else(|broken| panic!("cannot connect to {addr}: {broken:?}"))
+    }
+
+    pub fn try_open(addr: SocketAddr) -> Result<Connection, Broken> {
+        let stream = TcpStream::connect_timeout(&addr, READ_TIMEOUT);
+        stream.map(Connection::over).map_err(|_| Broken::Refused)
     }
 
     pub fn over(stream: TcpStream) -> Connection {
@@ -395,7 +401,7 @@ pub fn fetch(
     target: &str,
     fields: &[(&str, &str)],
 ) -> Result<Answer, Broken> {
-    let mut connection = Connection::open(addr);
+    let mut connection = Connection::try_open(addr)?;
     connection.request(method, target, fields);
     connection.answer(method)
 }
@@ -424,7 +430,7 @@ pub struct Hashed {
 
 /// GET of a body of any size.
 pub fn get_hashed(addr: SocketAddr, target: &str) -> Result<Hashed, Broken> {
-    let mut connection = Connection::open(addr);
+    let mut connection = Connection::try_open(addr)?;
     connection.request("GET", target, &[]);
     let head = connection.read_head()?;
     let mut hash = Hash::default();

@@ -8,6 +8,7 @@
 
 pub mod clients;
 pub mod deadline;
+pub mod dice;
 pub mod entrepot;
 pub mod http;
 pub mod image;

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use entrepot_tests::deadline::until_within;
+use entrepot_tests::dice::{Dice, setting};
 use entrepot_tests::entrepot::{Config, Entrepot, Setup};
 use entrepot_tests::http::{Connection, get_hashed};
-use entrepot_tests::image::noise;
 use entrepot_tests::origin::{Held, Origin};
 use entrepot_tests::sha256::{Hash, digest};
 
@@ -27,33 +27,6 @@ const BODY_LENS: [u64; 5] = [0, 700, 200_000, 3_000_000, 12_000_000];
 /// A wrong digest is held against its source for a moment, and the moment is short here.
 const HOLDOFF: &str = "limits.mismatch_holdoff=200ms";
 const WELL_AGAIN_AFTER: Duration = Duration::from_secs(60);
-
-/// Choices from a seed (xorshift64*), the same for the same seed.
-struct Dice(u64);
-
-impl Dice {
-    fn new(seed: u64) -> Dice {
-        let bytes = noise(seed, 8);
-        let first: [u8; 8] = bytes.try_into().expect("eight bytes");
-        Dice(u64::from_le_bytes(first) | 1)
-    }
-
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % sides
-    }
-
-    fn pick<'t, T>(&mut self, from: &'t [T]) -> &'t T {
-        &from[self.roll(from.len() as u64) as usize]
-    }
-}
-
-fn number(variable: &str, default: u64) -> u64 {
-    let text = std::env::var(variable);
-    text.map_or(default, |text| text.parse().expect("a number"))
-}
 
 /// Each body is in two of three repositories.
 const REPOSITORIES: [&str; 3] = ["team/a", "team/b", "team/c"];
@@ -152,8 +125,8 @@ fn requests(origin: &Origin) -> u64 {
 
 #[test]
 fn whatever_is_completed_is_right() {
-    let seed = number("ENTREPOT_SOAK_SEED", u64::from(std::process::id()));
-    let seconds = number("ENTREPOT_SOAK_SECONDS", SOAK_SECONDS);
+    let seed = setting("ENTREPOT_SOAK_SEED", u64::from(std::process::id()));
+    let seconds = setting("ENTREPOT_SOAK_SECONDS", SOAK_SECONDS);
     println!("ENTREPOT_SOAK_SEED={seed}");
     let origin = Origin::start();
     let bodies: Vec<Held> = (0..BODIES)
