@@ -17,7 +17,7 @@ use crate::failure::Failure;
 use crate::fetch::BodyKind;
 use crate::mailbox::Reply;
 use crate::project::{Project, Repository};
-use crate::source::{Sources, Wanted, accept, body_path, content_type};
+use crate::source::{Search, Sources, Wanted, accept, body_path, content_type};
 use crate::upstream::Method;
 
 pub struct ProofAsk {
@@ -73,22 +73,24 @@ impl Links {
 
     async fn ask_upstream(&self, (source, digest, kind): &Key) -> Result<Proven, Failure> {
         let path = body_path(*kind, digest);
-        let wanted = Wanted {
-            method: Method::Head,
+        let wanted = |method| Wanted {
+            method,
             path: &path,
             accept: accept(*kind),
             range: None,
         };
-        let answer = self
-            .sources
-            .first(source, None, &wanted, |_, _| false)
-            .await?;
-        let project = self.sources.projects().get(source.project);
-        let key = LinkKey {
-            project: Box::from(&*project.name),
-            repository: Box::from(&*source.name),
-            digest: *digest,
+        let head = wanted(Method::Head);
+        let answer = match self.sources.first(source, &head, Search::default()).await {
+            Ok(answer) => answer,
+            // An upstream that knows no HEAD: the head of a GET says the same, its body is left.
+            Err(unanswered) if matches!(unanswered.report.status, Some(405 | 501)) => {
+                let get = wanted(Method::Get);
+                self.sources.first(source, &get, Search::default()).await?
+            }
+            Err(unanswered) => return Err(unanswered.report),
         };
+        let project = self.sources.projects().get(source.project);
+        let key = link_key(project, source, *digest);
         let record = LinkRecord {
             origin: answer.origin.clone(),
             proof: Proof::Headed,
@@ -106,6 +108,15 @@ impl Links {
         if let Err(error) = self.writer.put_link(key, record).await {
             tracing::warn!(%error, "a link could not be written");
         }
+    }
+}
+
+/// Names the link of a repository to a digest.
+pub fn link_key(project: &Project, repository: &Repository, digest: Digest) -> LinkKey {
+    LinkKey {
+        project: Box::from(&*project.name),
+        repository: Box::from(&*repository.name),
+        digest,
     }
 }
 

@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use entrepot_storage::Store;
 use entrepot_storage::disk::uring::UringDisk;
@@ -56,6 +56,7 @@ impl Admin {
             head_len_max: HEAD_LEN_MAX,
             ..Limits::default()
         };
+        let deadline = Instant::now() + PATIENCE;
         let mut received = Vec::new();
         let mut buffer = [0; 1024];
         let (status, media_type, body, is_head) = loop {
@@ -68,6 +69,7 @@ impl Admin {
                     };
                     break (status, media_type, body, is_head);
                 }
+                Ok(Parsed::Partial) if Instant::now() > deadline => return Ok(()),
                 Ok(Parsed::Partial) => match stream.read(&mut buffer)? {
                     0 => return Ok(()),
                     count => received.extend_from_slice(&buffer[..count]),

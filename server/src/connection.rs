@@ -37,7 +37,7 @@ pub async fn serve(service: Rc<Service>, socket: Rc<Socket>) {
             }
             Err(End::Closed) => break,
             Err(End::Refused) => {
-                discard(&service, &socket).await;
+                discard(&socket).await;
                 break;
             }
         }
@@ -73,14 +73,14 @@ async fn next_request(
     } else {
         Phase::Head
     };
-    socket.enter(phase, service.watchdog.tick());
+    socket.enter(phase);
     loop {
         if received.is_empty() {
-            receive(service, socket, received).await?;
+            receive(socket, received).await?;
         }
         match parse_request(received, limits) {
             Ok(Parsed::Complete(head)) => {
-                socket.enter(Phase::Work, service.watchdog.tick());
+                socket.enter(Phase::Work);
                 let consumed = head.len;
                 let has_body = !matches!(head.framing, Framing::None | Framing::Length(0));
                 let mut exchange = Exchange::new(service, socket, &head, out, has_body);
@@ -93,7 +93,7 @@ async fn next_request(
                     Err(End::Closed)
                 };
             }
-            Ok(Parsed::Partial) => receive(service, socket, received).await?,
+            Ok(Parsed::Partial) => receive(socket, received).await?,
             Err(error) => {
                 refuse(service, socket, out, error).await?;
                 return Err(End::Refused);
@@ -102,7 +102,7 @@ async fn next_request(
     }
 }
 
-async fn receive(service: &Service, socket: &Socket, received: &mut Vec<u8>) -> Result<(), End> {
+async fn receive(socket: &Socket, received: &mut Vec<u8>) -> Result<(), End> {
     let start = received.len();
     received.resize(start + BUFFER_LEN, 0);
     let count = socket.receive(&mut received[start..]).await.unwrap_or(0);
@@ -112,7 +112,7 @@ async fn receive(service: &Service, socket: &Socket, received: &mut Vec<u8>) -> 
     }
     if start == 0 {
         // The patience for a head counts from its first byte, not from each.
-        socket.enter(Phase::Head, service.watchdog.tick());
+        socket.enter(Phase::Head);
     }
     Ok(())
 }
@@ -133,9 +133,9 @@ async fn refuse(
 }
 
 /// Reads on for a moment, so that the close does not destroy the answer on its way.
-async fn discard(service: &Service, socket: &Socket) {
+async fn discard(socket: &Socket) {
     socket.finish_sending();
-    socket.enter(Phase::Head, service.watchdog.tick());
+    socket.enter(Phase::Head);
     let mut dropped = 0;
     let mut buffer = vec![0; BUFFER_LEN];
     while dropped < DISCARD_LEN_MAX {

@@ -111,10 +111,11 @@ impl Failure {
     }
 
     /// Of two failures the one that is to be reported.
-    pub fn worse(first: Option<Failure>, second: Failure) -> Failure {
-        match first {
-            Some(first) if first.weight() >= second.weight() => first,
-            _ => second,
+    pub fn worse(first: Failure, second: Failure) -> Failure {
+        if first.weight() >= second.weight() {
+            first
+        } else {
+            second
         }
     }
 

@@ -13,20 +13,21 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use entrepot_storage::disk::uring::UringDisk;
-use entrepot_storage::{Digest, Fill, FillError, FillSpec, Follower, LinkKey, LinkRecord, Proof};
+use entrepot_storage::{Digest, Fill, FillError, FillSpec, Follower, LinkRecord, Proof};
 use entrepot_storage::{Store, Watermark, Writer};
 
+use crate::access::link_key;
 use crate::clock;
 use crate::failure::{Failure, FailureKind};
 use crate::mailbox::{Message, Post, Reply};
 use crate::metrics::{Counter, Gauge, Metrics};
 use crate::project::{Repository, repository_owner};
 use crate::source::{
-    Answer, Sources, Wanted, accept, body_path, check_manifest, content_type, read_manifest,
+    Answer, Search, Sources, Wanted, accept, body_path, check_manifest, content_type, read_manifest,
 };
 use crate::upstream::{Method, Response};
 
-/// Remembered mismatches; beyond it the oldest are forgotten and only cost a refetch.
+/// Remembered mismatches; beyond it a new one is not remembered and only costs a refetch.
 const REFUSED_MAX: usize = 1024;
 
 /// How a body is asked for, which decides upstream's path and the checks.
@@ -150,6 +151,10 @@ impl Arriving {
     }
 }
 
+/// A manifest and a blob of one digest are asked for at different places of an upstream: one
+/// answer says nothing of the other.
+type Key = (Digest, BodyKind);
+
 pub struct Fetcher {
     store: Arc<Store<UringDisk>>,
     writer: Rc<Writer<UringDisk>>,
@@ -157,9 +162,10 @@ pub struct Fetcher {
     post: Post,
     metrics: Arc<Metrics>,
     bounds: Bounds,
-    running: RefCell<HashMap<Digest, Rc<Running>>>,
+    running: RefCell<HashMap<Key, Rc<Running>>>,
     refused: RefCell<HashMap<(Digest, Arc<str>), Instant>>,
     draining: Cell<bool>,
+    aborting: Cell<bool>,
 }
 
 impl Fetcher {
@@ -181,6 +187,7 @@ impl Fetcher {
             running: RefCell::default(),
             refused: RefCell::default(),
             draining: Cell::new(false),
+            aborting: Cell::new(false),
         })
     }
 
@@ -194,12 +201,17 @@ impl Fetcher {
         self.draining.set(true);
     }
 
+    /// Running fills fail at their next piece.
+    pub fn abort(&self) {
+        self.aborting.set(true);
+    }
+
     /// Answers an ask, now or when upstream's head has arrived.
     pub fn body(self: &Rc<Self>, ask: BodyAsk) {
         if self.store.body(&ask.digest, clock::now()).is_some() {
             return answer(&ask, BodyAnswer::Held);
         }
-        let running = self.running.borrow().get(&ask.digest).cloned();
+        let running = self.running.borrow().get(&(ask.digest, ask.kind)).cloned();
         match running {
             Some(running) => self.join(&running, ask),
             None => self.start(ask),
@@ -245,12 +257,14 @@ impl Fetcher {
             waiting: RefCell::new(vec![ask]),
             stream: RefCell::default(),
         });
-        self.running.borrow_mut().insert(digest, running.clone());
+        self.running
+            .borrow_mut()
+            .insert((digest, kind), running.clone());
         let fetcher = self.clone();
         monoio::spawn(async move {
             let gauge = fetcher.metrics.hold(Gauge::FillsRunning);
             fetcher.run(digest, kind, &running).await;
-            fetcher.running.borrow_mut().remove(&digest);
+            fetcher.running.borrow_mut().remove(&(digest, kind));
             drop(gauge);
             // A fill that ended before it streamed owes its askers an answer.
             for ask in running.waiting.take() {
@@ -296,16 +310,6 @@ impl Fetcher {
         source: &Repository,
         prefer: Option<&str>,
     ) -> Result<Answer, Failure> {
-        let project = self.sources.projects().get(source.project);
-        if let Some((_, origin)) = project
-            .upstreams
-            .iter()
-            .find(|(_, origin)| self.is_refused(digest, origin))
-            && project.upstreams.len() == 1
-        {
-            let why = format!("{origin} sent wrong bytes for {digest} a moment ago");
-            return Err(Failure::new(FailureKind::BadBody, why));
-        }
         let path = body_path(kind, digest);
         let wanted = Wanted {
             method: Method::Get,
@@ -313,18 +317,12 @@ impl Fetcher {
             accept: accept(kind),
             range: None,
         };
-        let answer = self
-            .sources
-            .first(source, prefer, &wanted, |_, _| false)
-            .await?;
-        if self.is_refused(digest, &answer.origin) {
-            let why = format!(
-                "{} sent wrong bytes for {digest} a moment ago",
-                answer.origin
-            );
-            return Err(Failure::new(FailureKind::BadBody, why));
-        }
-        Ok(answer)
+        let search = Search {
+            prefer,
+            refused: Some(&|origin| self.is_refused(digest, origin)),
+            ..Search::default()
+        };
+        Ok(self.sources.first(source, &wanted, search).await?)
     }
 
     /// Streams one answer into the store and to its followers.
@@ -341,7 +339,8 @@ impl Fetcher {
         let Answer {
             origin, response, ..
         } = opened;
-        let media_type = content_type(&response.head);
+        // Only a manifest's type is checked, and worth keeping.
+        let media_type = content_type(&response.head).filter(|_| kind == BodyKind::Manifest);
         let arriving = Arriving::open(kind, response, media_type.as_deref(), &origin).await?;
         let spec = FillSpec {
             digest,
@@ -413,7 +412,6 @@ impl Fetcher {
             }
         };
         let (bytes, ms) = (arriving.arrived, started.elapsed().as_millis() as u64);
-        self.metrics.add(Counter::UpstreamBytes, bytes);
         match ended {
             Ok(()) => {
                 self.metrics.count(match staged {
@@ -442,8 +440,12 @@ impl Fetcher {
     ) -> Result<(), String> {
         let watermark = fill.watermark();
         while let Some(bytes) = arriving.next().await? {
-            if arriving.arrived > self.bounds.body_len_max {
+            // One that said so before is staged, and no longer than it said.
+            if arriving.len.is_none() && arriving.arrived > self.bounds.body_len_max {
                 return Err("longer than limits.body_max".to_owned());
+            }
+            if self.aborting.get() {
+                return Err("the server is stopping".to_owned());
             }
             fill.write(bytes).await.map_err(|error| error.to_string())?;
             if staged && watermark.followers() == 0 {
@@ -519,18 +521,14 @@ impl Fetcher {
     }
 
     async fn link(&self, source: &Repository, digest: Digest, origin: &Arc<str>) {
-        let project = &self.sources.projects().get(source.project).name;
-        let key = LinkKey {
-            project: Box::from(&**project),
-            repository: Box::from(&*source.name),
-            digest,
-        };
+        let project = self.sources.projects().get(source.project);
+        let key = link_key(project, source, digest);
         let record = LinkRecord {
             origin: origin.clone(),
             proof: Proof::Fetched,
             at: clock::now(),
         };
-        let owner = repository_owner(project, &source.name, self.post.shards());
+        let owner = repository_owner(&project.name, &source.name, self.post.shards());
         self.post
             .tell(owner, |reply| Message::Link { key, record, reply })
             .await;

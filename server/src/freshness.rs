@@ -4,8 +4,8 @@
 //! however many ask: a HEAD to the upstream the tag came from, a GET only when the digest
 //! changed. The tag moves after its manifest is verified. When upstream can't answer, the cached
 //! digest stands in for as long as the project's rules allow, and before another upstream's
-//! namesake. A client's HEAD moves nothing by itself: containerd and dockerd ask by HEAD and then
-//! for the digest, and the tag moves once that manifest is verified.
+//! namesake. A client's HEAD fetches nothing: containerd and dockerd ask by HEAD and then for the
+//! digest, and the tag moves once that manifest is verified, or at once if it is held.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -18,15 +18,16 @@ use entrepot_storage::{
     Digest, FillState, Seconds, Store, TagKey, TagKeyRef, TagKind, TagRecord, Writer,
 };
 
-use crate::access::is_linked;
+use crate::access::{is_linked, link_key};
 use crate::clock;
 use crate::failure::{Failure, FailureKind};
 use crate::fetch::{BodyAnswer, BodyAsk, BodyKind};
 use crate::mailbox::{Message, Post, Reply};
-use crate::metrics::{Counter, Metrics};
 use crate::oci::manifest;
 use crate::project::{Repository, digest_owner};
-use crate::source::{Answer, Sources, Wanted, check_manifest, content_type, read_manifest};
+use crate::source::{
+    Answer, Search, Sources, Unanswered, Wanted, check_manifest, content_type, read_manifest,
+};
 use crate::upstream::Method;
 
 /// Tags whose manifest a client is expected to ask for by digest next. The oldest are forgotten:
@@ -84,7 +85,6 @@ pub struct Tags {
     writer: Rc<Writer<UringDisk>>,
     sources: Sources,
     post: Post,
-    metrics: Arc<Metrics>,
     asking: RefCell<HashMap<Key, Waiting>>,
     named: RefCell<VecDeque<Named>>,
 }
@@ -102,7 +102,6 @@ impl Tags {
         writer: Rc<Writer<UringDisk>>,
         sources: Sources,
         post: Post,
-        metrics: Arc<Metrics>,
     ) -> Rc<Tags> {
         let asking = RefCell::default();
         Rc::new(Tags {
@@ -110,7 +109,6 @@ impl Tags {
             writer,
             sources,
             post,
-            metrics,
             asking,
             named: RefCell::default(),
         })
@@ -142,16 +140,24 @@ impl Tags {
     async fn ask_upstream(&self, (source, tag, head): &Key) -> Result<Resolved, Failure> {
         let cached = cached(&self.store, &self.sources, source, tag);
         let outcome = self.revalidate(source, tag, *head, cached.as_ref()).await;
-        match (outcome, cached) {
-            (Err(failure), Some(cached)) if self.may_stand_in(source, &cached, &failure) => {
+        let unanswered = match outcome {
+            Ok(resolved) => return Ok(resolved),
+            Err(unanswered) => unanswered,
+        };
+        // What the tag's own upstream said decides; another one being down does not bring back
+        // a tag that was deleted or closed.
+        let judged = unanswered.own.as_ref().unwrap_or(&unanswered.report);
+        match cached {
+            Some(cached) if self.may_stand_in(source, &cached, judged) => {
                 tracing::warn!(
                     repository = %source.name, %tag, upstream = %cached.origin,
-                    error = %failure.detail, age_s = clock::now().saturating_sub(cached.checked),
+                    error = %judged.detail, age_s = clock::now().saturating_sub(cached.checked),
                     "tag served stale"
                 );
-                Ok(resolved(&cached, Certainty::Stale(failure)))
+                let certainty = Certainty::Stale(judged.clone());
+                Ok(resolved(&cached, certainty))
             }
-            (outcome, _) => outcome,
+            _ => Err(unanswered.report),
         }
     }
 
@@ -171,13 +177,10 @@ impl Tags {
         tag: &str,
         head: bool,
         cached: Option<&TagRecord>,
-    ) -> Result<Resolved, Failure> {
-        let came_from = cached.map(|cached| &*cached.origin);
-        // Where the tag came from, only "not there" and "not for you" let another upstream's
-        // namesake take its place.
-        let stop = |origin: &str, failure: &Failure| {
-            came_from == Some(origin)
-                && !matches!(failure.kind, FailureKind::NotFound | FailureKind::Denied)
+    ) -> Result<Resolved, Unanswered> {
+        let search = || Search {
+            came_from: cached.map(|cached| &*cached.origin),
+            ..Search::default()
         };
         let path = format!("manifests/{tag}");
         let wanted = |method| Wanted {
@@ -186,23 +189,20 @@ impl Tags {
             accept: Some(manifest::ACCEPT),
             range: None,
         };
-        let headed = self
-            .sources
-            .first(source, came_from, &wanted(Method::Head), stop)
-            .await;
-        let named = headed.as_ref().ok().and_then(digest_field);
-        match (headed, named) {
-            (Ok(answer), Some(digest)) => {
-                self.named(source, tag, head, cached, digest, answer).await
+        let head_first = wanted(Method::Head);
+        let headed = self.sources.first(source, &head_first, search()).await;
+        match headed {
+            Ok(answer) if digest_field(&answer).is_some() => {
+                Ok(self.named(source, tag, head, cached, answer).await?)
             }
-            (Err(failure), _) if !matches!(failure.status, Some(405 | 501)) => Err(failure),
+            Err(unanswered) if !matches!(unanswered.report.status, Some(405 | 501)) => {
+                Err(unanswered)
+            }
             // A HEAD without a digest, or an upstream that knows no HEAD: one GET tells.
             _ => {
-                let answer = self
-                    .sources
-                    .first(source, came_from, &wanted(Method::Get), stop)
-                    .await?;
-                self.fetched(source, tag, head, cached, answer).await
+                let get = wanted(Method::Get);
+                let answer = self.sources.first(source, &get, search()).await?;
+                Ok(self.fetched(source, tag, head, cached, answer).await?)
             }
         }
     }
@@ -214,9 +214,12 @@ impl Tags {
         tag: &str,
         head: bool,
         cached: Option<&TagRecord>,
-        digest: Digest,
         answer: Answer,
     ) -> Result<Resolved, Failure> {
+        let Some(digest) = digest_field(&answer) else {
+            let why = format!("{} names no digest", answer.origin);
+            return Err(Failure::new(FailureKind::ServerError, why));
+        };
         let record = record(digest, &answer.origin, clock::now());
         if let Some(cached) = cached.filter(|c| c.digest == digest && c.origin == record.origin)
             && self.store.body(&digest, clock::now()).is_some()
@@ -241,8 +244,8 @@ impl Tags {
 
     /// Keeps what a client's HEAD was told, until the manifest is verified.
     fn remember(&self, source: &Repository, tag: &str, record: TagRecord) {
+        self.drop_named(source, tag);
         let mut named = self.named.borrow_mut();
-        named.retain(|named| named.source != *source || *named.tag != *tag);
         if named.len() >= NAMED_MAX {
             named.pop_front();
         }
@@ -251,6 +254,11 @@ impl Tags {
             tag: tag.into(),
             record,
         });
+    }
+
+    fn drop_named(&self, source: &Repository, tag: &str) {
+        let mut named = self.named.borrow_mut();
+        named.retain(|named| named.source != *source || *named.tag != *tag);
     }
 
     /// A manifest of the repository was verified: tags that a HEAD found to name it move now.
@@ -264,7 +272,11 @@ impl Tags {
             settled
         };
         for named in settled {
-            self.put(source, &named.tag, named.record).await;
+            let known = cached(&self.store, &self.sources, source, &named.tag);
+            // A later question may have been answered first.
+            if known.is_none_or(|known| known.checked <= named.record.checked) {
+                self.put(source, &named.tag, named.record).await;
+            }
         }
     }
 
@@ -280,7 +292,6 @@ impl Tags {
         let bytes = read_manifest(&mut answer.response.body, &answer.origin).await?;
         let media_type = content_type(&answer.response.head);
         check_manifest(&bytes, media_type.as_deref(), &answer.origin)?;
-        self.metrics.add(Counter::UpstreamBytes, bytes.len() as u64);
         let digest = Digest::sha256(&bytes);
         let media_type: Arc<str> = media_type.unwrap_or_default().into();
         let record = record(digest, &answer.origin, clock::now());
@@ -292,6 +303,7 @@ impl Tags {
         if head {
             let len = bytes.len() as u64;
             resolved.remote = Some(Remote { len, media_type });
+            self.remember(source, tag, record);
             return Ok(resolved);
         }
         let owner = digest_owner(&digest, self.post.shards());
@@ -370,11 +382,7 @@ impl Tags {
 
     async fn link(&self, source: &Repository, digest: Digest, origin: &Arc<str>) {
         let project = self.sources.projects().get(source.project);
-        let key = entrepot_storage::LinkKey {
-            project: Box::from(&*project.name),
-            repository: Box::from(&*source.name),
-            digest,
-        };
+        let key = link_key(project, source, digest);
         let record = entrepot_storage::LinkRecord {
             origin: origin.clone(),
             proof: entrepot_storage::Proof::Headed,
@@ -386,6 +394,7 @@ impl Tags {
     }
 
     async fn put(&self, source: &Repository, tag: &str, record: TagRecord) {
+        self.drop_named(source, tag);
         // A tag whose manifest was not admitted is resolved anew each time.
         if self.store.body(&record.digest, clock::now()).is_none() {
             return;

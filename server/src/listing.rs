@@ -16,19 +16,21 @@ use crate::oci::error::Code;
 use crate::project::{Repository, digest_owner};
 use crate::registry::warning;
 use crate::respond::{CacheStatus, Exchange, Gone};
-use crate::source::{Wanted, content_type};
+use crate::source::{Search, Unanswered, Wanted, content_type};
 use crate::upstream::Method;
 
 /// Longest answer that is forwarded: 10,000 tags of the longest kind.
 const LISTING_LEN_MAX: usize = 4 << 20;
 
-/// Fields of upstream's answer that belong to its meaning (distribution-spec).
+/// Listings that may be under way on a shard; each holds a few times its length.
+const LISTINGS_MAX: usize = 32;
+/// Says which filters upstream applied to referrers (distribution-spec).
 const FILTERS_APPLIED: &str = "OCI-Filters-Applied";
 
 struct Listing {
     bytes: Vec<u8>,
     media_type: String,
-    /// The `Link` and `OCI-Filters-Applied` values, one a line.
+    /// `Link`, `OCI-Filters-Applied` and the media type, one a line.
     note: String,
     origin: Arc<str>,
 }
@@ -40,12 +42,18 @@ pub async fn answer(
     query: &str,
     unknown: Code,
 ) -> Result<Option<Arc<str>>, Gone> {
-    let path = if query.is_empty() {
-        path.to_owned()
-    } else {
-        format!("{path}?{query}")
+    let service = exchange.service.clone();
+    let Some(_permit) = service.permit(&service.listings, LISTINGS_MAX) else {
+        let busy = Failure::busy("listings of this core");
+        return exchange.failure(&busy, unknown).await.map(|()| None);
     };
-    match forward(exchange, source, &path).await {
+    let query = known_parameters(query);
+    let path = match query.is_empty() {
+        true => path.to_owned(),
+        false => format!("{path}?{query}"),
+    };
+    let kept = kept(exchange, source, &path);
+    match forward(exchange, source, &path, kept.as_ref()).await {
         Ok(listing) => {
             remember(exchange, source, &path, &listing).await;
             exchange.cache = Some(CacheStatus::Miss);
@@ -59,17 +67,42 @@ pub async fn answer(
                 .await?;
             Ok(Some(listing.origin))
         }
-        Err(failure) => stale(exchange, source, &path, failure, unknown)
+        Err(unanswered) => stale(exchange, source, kept, unanswered, unknown)
             .await
             .map(|()| None),
     }
+}
+
+/// The parameters of the specification; others would only make more answers to keep.
+fn known_parameters(query: &str) -> String {
+    let known = ["n", "last", "artifactType"];
+    let pairs = query.split('&').filter(|pair| {
+        let name = pair.split('=').next().unwrap_or_default();
+        known.contains(&name)
+    });
+    pairs.collect::<Vec<_>>().join("&")
+}
+
+/// The last answer, if its upstream still counts.
+fn kept(exchange: &Exchange<'_>, source: &Repository, path: &str) -> Option<TagRecord> {
+    let lookup = &exchange.service.lookup;
+    let project = lookup.sources.projects().get(source.project);
+    let key = TagKeyRef {
+        project: &project.name,
+        repository: &source.name,
+        kind: TagKind::Listing,
+        name: path,
+    };
+    let record = lookup.store.tag(key);
+    record.filter(|record| project.trusts(&record.origin))
 }
 
 async fn forward(
     exchange: &Exchange<'_>,
     source: &Repository,
     path: &str,
-) -> Result<Listing, Failure> {
+    kept: Option<&TagRecord>,
+) -> Result<Listing, Unanswered> {
     let wanted = Wanted {
         method: Method::Get,
         path,
@@ -77,30 +110,33 @@ async fn forward(
         range: None,
     };
     let sources = &exchange.service.lookup.sources;
-    let mut answer = sources.first(source, None, &wanted, |_, _| false).await?;
-    let mut bytes = Vec::new();
-    loop {
-        let piece = answer.response.body.read().await.map_err(|error| {
-            Failure::new(
-                FailureKind::ServerError,
-                format!("{}: {error}", answer.origin),
-            )
-        })?;
-        let Some(piece) = piece else { break };
-        bytes.extend_from_slice(&piece);
-        if bytes.len() > LISTING_LEN_MAX {
-            let why = format!("{}: a listing over {LISTING_LEN_MAX} bytes", answer.origin);
-            return Err(Failure::new(FailureKind::BadBody, why));
+    let search = Search {
+        came_from: kept.map(|kept| &*kept.origin),
+        ..Search::default()
+    };
+    let mut answer = sources.first(source, &wanted, search).await?;
+    let collected = answer.response.body.collect(LISTING_LEN_MAX).await;
+    let bytes = collected.map_err(|error| {
+        let why = format!("{}: {error}", answer.origin);
+        let report = Failure::new(FailureKind::BadBody, why);
+        Unanswered {
+            own: Some(report.clone()),
+            report,
         }
-    }
+    })?;
     let field = |name| {
         let value = answer.response.head.field(name).unwrap_or_default();
         String::from_utf8_lossy(value).replace('\n', " ")
     };
+    let media_type = content_type(&answer.response.head).unwrap_or("application/json".to_owned());
     Ok(Listing {
         bytes,
-        media_type: content_type(&answer.response.head).unwrap_or("application/json".to_owned()),
-        note: format!("{}\n{}", field("link"), field("oci-filters-applied")),
+        note: format!(
+            "{}\n{}\n{media_type}",
+            field("link"),
+            field("oci-filters-applied")
+        ),
+        media_type,
         origin: answer.origin,
     })
 }
@@ -114,7 +150,7 @@ async fn remember(exchange: &Exchange<'_>, source: &Repository, path: &str, list
         .post()
         .ask(owner, |reply| Message::Hold {
             digest,
-            media_type: listing.media_type.clone(),
+            media_type: String::new(),
             bytes: Bytes::copy_from_slice(&listing.bytes),
             reply,
         })
@@ -144,23 +180,17 @@ async fn remember(exchange: &Exchange<'_>, source: &Repository, path: &str, list
 async fn stale(
     exchange: &mut Exchange<'_>,
     source: &Repository,
-    path: &str,
-    failure: Failure,
+    kept: Option<TagRecord>,
+    unanswered: Unanswered,
     unknown: Code,
 ) -> Result<(), Gone> {
     let service = exchange.service.clone();
     let project = service.lookup.sources.projects().get(source.project);
-    let key = TagKeyRef {
-        project: &project.name,
-        repository: &source.name,
-        kind: TagKind::Listing,
-        name: path,
-    };
+    let failure = unanswered.report;
+    let judged = unanswered.own.as_ref().unwrap_or(&failure);
     let now = clock::now();
-    let allowed_s = project.stale_for(&failure).as_secs();
-    let kept = service.lookup.store.tag(key).filter(|record| {
-        project.trusts(&record.origin) && now.saturating_sub(record.checked) < allowed_s
-    });
+    let allowed_s = project.stale_for(judged).as_secs();
+    let kept = kept.filter(|record| now.saturating_sub(record.checked) < allowed_s);
     let body = kept
         .as_ref()
         .and_then(|record| service.lookup.store.body(&record.digest, now));
@@ -178,13 +208,14 @@ async fn stale(
         .link
         .map(|link| local_link(exchange.head().target, link));
     let fields = fields(link.as_deref(), note.filters, Some((&age, &text)));
-    let media_type = body.media_type.as_deref().unwrap_or("application/json");
+    let media_type = note.media_type.unwrap_or("application/json");
     exchange.document(media_type, &fields, &bytes).await
 }
 
 struct Note<'a> {
     link: Option<&'a str>,
     filters: Option<&'a str>,
+    media_type: Option<&'a str>,
 }
 
 impl<'a> Note<'a> {
@@ -195,6 +226,7 @@ impl<'a> Note<'a> {
         Note {
             link: lines.next().flatten(),
             filters: lines.next().flatten(),
+            media_type: lines.next().flatten(),
         }
     }
 }

@@ -78,7 +78,7 @@ impl Lookup {
             Ok(Some(bytes)) => {
                 let held = self.store.body(&digest, clock::now());
                 self.ram_full
-                    .set(held.is_none_or(|held| held.bytes.is_none()));
+                    .set(held.is_some_and(|held| held.bytes.is_none()));
                 body.bytes = Some(bytes);
                 Some(body)
             }
@@ -114,7 +114,6 @@ impl Lookup {
                     }
                 }
                 self.prove(source, digest, kind).await?;
-                asked = true;
                 continue;
             }
             let prefer = prefer.clone();

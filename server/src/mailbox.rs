@@ -40,13 +40,13 @@ pub enum Message {
         record: LinkRecord,
         reply: Reply<()>,
     },
-    /// A cached listing; tags proper are put by their owner itself.
     /// A manifest of the repository is verified and held.
     Verified {
         source: Repository,
         digest: Digest,
         reply: Reply<()>,
     },
+    /// A cached listing; tags proper are put by their owner itself.
     Listing {
         key: TagKey,
         record: TagRecord,

@@ -9,7 +9,6 @@ use entrepot::cli::{self, Cli, Command, Given};
 use entrepot::config::Config;
 use entrepot::mailbox::Mailboxes;
 use entrepot::metrics::Metrics;
-use entrepot::shard::{self, Seat};
 use entrepot::start::{self, StartError};
 use entrepot::{logging, notify, preflight};
 
@@ -51,24 +50,7 @@ fn run(config: Arc<Config>) -> Result<(), StartError> {
     let metrics: Vec<Arc<Metrics>> = (0..shards).map(|_| Arc::default()).collect();
     let ready = Arc::new(AtomicBool::new(false));
     let admin = start::admin(&parts, &metrics, &ready)?;
-    let mut drains = Vec::new();
-    let mut threads = Vec::new();
-    for (index, (mailbox, listeners)) in receivers.into_iter().zip(listeners).enumerate() {
-        let (drain, on_drain) = flume::bounded(1);
-        let metrics = metrics[index].clone();
-        let seat = Seat {
-            index,
-            listeners,
-            mailbox,
-            metrics,
-            drain: on_drain,
-        };
-        threads.push(start::thread(index, {
-            let parts = parts.clone();
-            move || shard::run(parts, seat)
-        })?);
-        drains.push(drain);
-    }
+    let running = start::shards(&parts, listeners, receivers, &metrics)?;
     ready.store(true, Ordering::Release);
     start::announce(&config, admin);
     start::told(notify::ready());
@@ -76,10 +58,7 @@ fn run(config: Arc<Config>) -> Result<(), StartError> {
     tracing::info!("stopping: requests and fills end, then the store");
     ready.store(false, Ordering::Release);
     start::told(notify::stopping());
-    for drain in &drains {
-        let _ = drain.send(());
-    }
-    start::join(threads)?;
+    running.drain();
     tracing::info!("stopped");
     Ok(())
 }

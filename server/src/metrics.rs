@@ -4,10 +4,11 @@
 //! its own counters; reading them from the admin thread needs no lock (R8).
 
 use std::fmt::Write;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use crate::config::Config;
+use crate::upstream::Counters;
 
 macro_rules! closed_set {
     ($name:ident { $($variant:ident => $label:literal),+ $(,)? }) => {
@@ -38,6 +39,8 @@ closed_set!(Outcome {
     Revalidated => "revalidated",
     Stale => "stale",
     Error => "error",
+    // The answer began and was not completed: the client left, or the body could not go on.
+    Cut => "cut",
 });
 
 closed_set!(Counter {
@@ -51,9 +54,6 @@ closed_set!(Counter {
     ServedSendfile => "entrepot_served_bytes_total{via=\"sendfile\"}",
     ServedMemory => "entrepot_served_bytes_total{via=\"memory\"}",
     ServedRelay => "entrepot_served_bytes_total{via=\"relay\"}",
-    UpstreamGets => "entrepot_upstream_requests_total{method=\"GET\"}",
-    UpstreamHeads => "entrepot_upstream_requests_total{method=\"HEAD\"}",
-    UpstreamBytes => "entrepot_upstream_bytes_total",
 });
 
 closed_set!(Gauge {
@@ -71,6 +71,8 @@ pub struct Metrics {
     requests: [[AtomicU64; OUTCOMES]; KINDS],
     counters: [AtomicU64; Counter::ALL.len()],
     gauges: [AtomicU64; Gauge::ALL.len()],
+    /// Kept by the shard's upstream client itself.
+    upstream: OnceLock<Arc<Counters>>,
 }
 
 impl Metrics {
@@ -84,6 +86,12 @@ impl Metrics {
 
     pub fn add(&self, counter: Counter, by: u64) {
         self.counters[counter as usize].fetch_add(by, Ordering::Relaxed);
+    }
+
+    /// Shows the counters of the shard's upstream client from now on.
+    pub fn show(&self, upstream: Arc<Counters>) {
+        // A shard has one client.
+        let _ = self.upstream.set(upstream);
     }
 
     /// Raises a gauge until the guard is dropped.
@@ -137,6 +145,40 @@ pub fn render(shards: &[Arc<Metrics>], usage: &entrepot_storage::Usage, config: 
     for &gauge in Gauge::ALL {
         let value = sum(&|shard| &shard.gauges[gauge as usize]);
         page.sample("gauge", gauge.label(), value);
+    }
+    let upstream = |pick: &dyn Fn(&Counters) -> u64| -> u64 {
+        let counters = shards.iter().filter_map(|shard| shard.upstream.get());
+        counters.map(|counters| pick(counters)).sum()
+    };
+    let requests = [
+        ("GET", upstream(&|counters| counters.gets.get())),
+        ("HEAD", upstream(&|counters| counters.heads.get())),
+        ("token", upstream(&|counters| counters.token_requests.get())),
+    ];
+    for (method, value) in requests {
+        let name = format!("entrepot_upstream_requests_total{{method=\"{method}\"}}");
+        page.sample("counter", &name, value);
+    }
+    let others = [
+        (
+            "entrepot_upstream_redirects_total",
+            upstream(&|counters| counters.redirects.get()),
+        ),
+        (
+            "entrepot_upstream_retries_total",
+            upstream(&|counters| counters.retries.get()),
+        ),
+        (
+            "entrepot_upstream_connections_total",
+            upstream(&|counters| counters.connections.get()),
+        ),
+        (
+            "entrepot_upstream_bytes_total",
+            upstream(&|counters| counters.body_bytes.get()),
+        ),
+    ];
+    for (name, value) in others {
+        page.sample("counter", name, value);
     }
     let store = [
         ("entrepot_store_capacity_bytes", usage.capacity),

@@ -116,7 +116,7 @@ impl Projects {
 
     /// The project and repository a request means; `None` when nobody serves it.
     ///
-    /// A path prefix wins, then a first component that is a project's name, then `ns`, then the
+    /// A path prefix wins, then `ns`, then a first component that is a project's name, then the
     /// default project.
     pub fn resolve<'a>(
         &self,
@@ -128,14 +128,20 @@ impl Projects {
             let index = *self.by_name.get(prefix)?;
             return Some((index, self.upstream_name(index, name)));
         }
-        if let Some((first, rest)) = name.split_once('/')
-            && let Some(&index) = self.by_name.get(first)
-        {
-            return Some((index, self.upstream_name(index, rest)));
-        }
-        let index = match ns {
-            Some(host) => *self.by_host.get(host)?,
-            None => self.default?,
+        let named = name.split_once('/').and_then(|(first, rest)| {
+            let index = *self.by_name.get(first)?;
+            Some((index, rest))
+        });
+        let index = match (ns.map(|host| self.by_host.get(host)), named) {
+            // `/v2/<project>/<repository>?ns=<host>`, if the host is that project's; another
+            // registry may have a namespace of the project's name.
+            (Some(Some(&by_host)), Some((index, rest))) if by_host == index => {
+                return Some((index, self.upstream_name(index, rest)));
+            }
+            (Some(Some(&by_host)), _) => by_host,
+            (Some(None), _) => return None,
+            (None, Some((index, rest))) => return Some((index, self.upstream_name(index, rest))),
+            (None, None) => self.default?,
         };
         Some((index, self.upstream_name(index, name)))
     }
@@ -214,7 +220,14 @@ mod tests {
                 "alpine",
                 Some(("dh", "library/alpine")),
             ),
+            (
+                None,
+                Some("docker.io"),
+                "ghcr/app",
+                Some(("dh", "ghcr/app")),
+            ),
             (None, Some("evil.example"), "alpine", None),
+            (None, Some("evil.example"), "ghcr/owner/app", None),
             (None, None, "alpine", Some(("dh", "library/alpine"))),
             (None, None, "team/app", Some(("dh", "team/app"))),
         ];

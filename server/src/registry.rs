@@ -27,106 +27,125 @@ use crate::respond::{Asked, BLOB_TYPE, CacheStatus, Exchange, Facts, Gone};
 
 type Body = entrepot_storage::Body<UringDisk>;
 
-/// Answers one request.
+/// Answers one request, counts it and logs it.
 pub async fn answer(exchange: &mut Exchange<'_>) -> Result<(), Gone> {
     let head = exchange.head();
     let request = match endpoint::parse(head.method, head.target) {
         Ok(request) => request,
         Err(route) => {
             let (status, code) = error::answer(route);
-            exchange
-                .service
-                .metrics
-                .request(Kind::Other, Outcome::Error);
-            return exchange.error(status, code, &route.to_string(), None).await;
+            return refuse(exchange, Kind::Other, status, code, &route.to_string()).await;
         }
     };
     exchange.namespace = request.ns.as_deref().map(str::to_owned);
-    let (name, kind) = match request.endpoint {
+    let kind = match request.endpoint {
         Endpoint::Base => {
-            exchange.service.metrics.request(Kind::Base, Outcome::Hit);
-            return exchange.document("application/json", &[], b"{}").await;
+            let answered = exchange.document("application/json", &[], b"{}").await;
+            account(exchange, Kind::Base, None, &answered);
+            return answered;
         }
         Endpoint::Catalog => {
             let why = "a cache cannot list the repositories of its upstreams";
-            exchange
-                .service
-                .metrics
-                .request(Kind::Other, Outcome::Error);
-            return exchange.error(404, Code::Unsupported, why, None).await;
+            return refuse(exchange, Kind::Other, 404, Code::Unsupported, why).await;
         }
         Endpoint::Upload { .. } => {
             let why = "this is a pull-through cache: push to the upstream registry";
-            exchange
-                .service
-                .metrics
-                .request(Kind::Other, Outcome::Error);
-            return exchange.error(405, Code::Unsupported, why, None).await;
+            return refuse(exchange, Kind::Other, 405, Code::Unsupported, why).await;
         }
         Endpoint::Manifest {
-            name,
             reference: Reference::Tag(_),
-        } => (name, Kind::Tag),
-        Endpoint::Manifest { name, .. } => (name, Kind::Manifest),
-        Endpoint::Blob { name, .. } => (name, Kind::Blob),
-        Endpoint::Tags { name, .. } | Endpoint::Referrers { name, .. } => (name, Kind::Listing),
+            ..
+        } => Kind::Tag,
+        Endpoint::Manifest { .. } => Kind::Manifest,
+        Endpoint::Blob { .. } => Kind::Blob,
+        Endpoint::Tags { .. } | Endpoint::Referrers { .. } => Kind::Listing,
     };
     let service = exchange.service.clone();
     let projects = service.lookup.sources.projects();
+    let name = request.endpoint.name();
     let Some((index, name)) = projects.resolve(request.prefix, request.ns.as_deref(), name) else {
         let why = format!("no project serves {name}; see [project.*] in the configuration");
-        service.metrics.request(kind, Outcome::Error);
-        return exchange.error(404, Code::NameUnknown, &why, None).await;
+        return refuse(exchange, kind, 404, Code::NameUnknown, &why).await;
     };
+    let project = projects.get(index);
     let place = Place {
-        project: projects.get(index),
+        project,
         index,
         name,
     };
-    let upstream = match request.endpoint {
+    let asked = dispatch(exchange, &place, &request.endpoint).await;
+    let upstream = asked.as_ref().ok().and_then(Option::as_deref);
+    account(exchange, kind, Some((&place, upstream)), &asked);
+    asked.map(drop)
+}
+
+async fn dispatch(
+    exchange: &mut Exchange<'_>,
+    place: &Place<'_>,
+    endpoint: &Endpoint<'_>,
+) -> Asking {
+    match endpoint {
         Endpoint::Manifest {
             reference: Reference::Tag(tag),
             ..
-        } => tag_manifest(exchange, &place, tag).await,
+        } => tag_manifest(exchange, place, tag).await,
         Endpoint::Manifest {
             reference: Reference::Digest(digest),
             ..
-        } => digest_body(exchange, &place, digest, BodyKind::Manifest).await,
+        } => digest_body(exchange, place, *digest, BodyKind::Manifest).await,
         Endpoint::Blob { digest, .. } => {
-            digest_body(exchange, &place, digest, BodyKind::Blob).await
+            digest_body(exchange, place, *digest, BodyKind::Blob).await
         }
         Endpoint::Tags { query, .. } => {
-            listing::answer(
-                exchange,
-                &place.source(),
-                "tags/list",
-                &query,
-                Code::NameUnknown,
-            )
-            .await
+            let unknown = Code::NameUnknown;
+            listing::answer(exchange, &place.source(), "tags/list", query, unknown).await
         }
         Endpoint::Referrers { digest, query, .. } => {
             let path = format!("referrers/{digest}");
-            listing::answer(
-                exchange,
-                &place.source(),
-                &path,
-                &query,
-                Code::ManifestUnknown,
-            )
-            .await
+            let unknown = Code::ManifestUnknown;
+            listing::answer(exchange, &place.source(), &path, query, unknown).await
         }
         Endpoint::Base | Endpoint::Catalog | Endpoint::Upload { .. } => Ok(None),
-    }?;
-    count(exchange, kind);
+    }
+}
+
+async fn refuse(
+    exchange: &mut Exchange<'_>,
+    kind: Kind,
+    status: u16,
+    code: Code,
+    why: &str,
+) -> Result<(), Gone> {
+    let answered = exchange.error(status, code, why, None).await;
+    account(exchange, kind, None, &answered);
+    answered
+}
+
+/// Counts and logs a request, whole or not.
+fn account<T>(
+    exchange: &Exchange<'_>,
+    kind: Kind,
+    place: Option<(&Place<'_>, Option<&str>)>,
+    answered: &Result<T, Gone>,
+) {
+    let outcome = match (answered, exchange.sent().0, &exchange.cache) {
+        (Err(Gone), ..) => Outcome::Cut,
+        (_, status, _) if status >= 400 => Outcome::Error,
+        (_, _, Some(CacheStatus::Miss | CacheStatus::Passed)) => Outcome::Miss,
+        (_, _, Some(CacheStatus::Collapsed)) => Outcome::Collapsed,
+        (_, _, Some(CacheStatus::Revalidated)) => Outcome::Revalidated,
+        (_, _, Some(CacheStatus::Stale)) => Outcome::Stale,
+        (_, _, Some(CacheStatus::Hit) | None) => Outcome::Hit,
+    };
+    exchange.service.metrics.request(kind, outcome);
     exchange.log(&Asked {
-        project: &place.project.name,
-        repository: &place.name,
+        project: place.map_or("-", |(place, _)| &place.project.name),
+        repository: place.map_or("-", |(place, _)| &place.name),
         reference: reference(exchange.head().target),
         kind: kind.label(),
-        upstream: upstream.as_deref().unwrap_or("-"),
+        upstream: place.and_then(|(_, upstream)| upstream).unwrap_or("-"),
+        outcome,
     });
-    Ok(())
 }
 
 /// Where a request points: a project, and a repository by upstream's name.
@@ -258,9 +277,9 @@ async fn send(
             Ok(None)
         }
         Found::Follow(following) => {
-            let cache = match (following.collapsed, following.staged) {
-                (true, _) => CacheStatus::Collapsed,
-                (false, true) => CacheStatus::Passed,
+            let cache = match (following.staged, following.collapsed) {
+                (true, _) => CacheStatus::Passed,
+                (false, true) => CacheStatus::Collapsed,
                 (false, false) => CacheStatus::Miss,
             };
             let origin = following.origin.clone();
@@ -288,17 +307,35 @@ async fn held(
     kind: BodyKind,
     cache: CacheStatus,
 ) -> Result<(), Gone> {
-    match media_type(body, kind) {
+    if kind == BodyKind::Blob {
+        return exchange
+            .held(body, &facts(text, BLOB_TYPE, cache, kind))
+            .await;
+    }
+    match manifest_type(exchange, body).await {
         Some(media_type) => {
-            exchange
-                .held(body, &facts(text, &media_type, cache, kind))
-                .await
+            let facts = facts(text, &media_type, cache, kind);
+            exchange.held(body, &facts).await
         }
         None => {
             let why = "the digest names a blob and not a manifest";
             exchange.error(404, Code::ManifestUnknown, why, None).await
         }
     }
+}
+
+/// What a held manifest is sent as; `None` when the body is no manifest. One that came through
+/// the blob endpoint has no type yet: the document itself tells it.
+async fn manifest_type(exchange: &Exchange<'_>, body: &Body) -> Option<Arc<str>> {
+    if let Some(media_type) = &body.media_type {
+        return Some(media_type.clone());
+    }
+    if body.len > manifest::LEN_MAX as u64 {
+        return None;
+    }
+    let bytes = exchange.service.warmer.read(body).await?;
+    let kind = manifest::detect(&bytes).ok()?;
+    Some(kind.media_type().into())
 }
 
 /// A held manifest that was asked for by its tag.
@@ -308,7 +345,7 @@ async fn tagged(
     text: &str,
     resolved: &Resolved,
 ) -> Result<(), Gone> {
-    let Some(media_type) = media_type(body, BodyKind::Manifest) else {
+    let Some(media_type) = manifest_type(exchange, body).await else {
         let why = "the tag names a blob and not a manifest";
         return exchange.error(404, Code::ManifestUnknown, why, None).await;
     };
@@ -348,21 +385,6 @@ fn facts<'a>(
     }
 }
 
-/// What a held body is sent as. `None` when a manifest is wanted and it is none.
-fn media_type(body: &Body, kind: BodyKind) -> Option<Cow<'_, str>> {
-    if kind == BodyKind::Blob {
-        return Some(Cow::Borrowed(BLOB_TYPE));
-    }
-    if let Some(media_type) = body.media_type.as_deref()
-        && manifest::is_manifest_type(media_type)
-    {
-        return Some(Cow::Borrowed(media_type));
-    }
-    // It came through the blob endpoint first; the document itself tells what it is.
-    let kind = manifest::check(body.bytes.as_deref()?, "").ok()?;
-    Some(Cow::Borrowed(kind.media_type()))
-}
-
 /// Text of a `Warning: 299` (distribution-spec: at most 4096 bytes in all), without what would
 /// end its quotes.
 pub fn warning(detail: &str) -> String {
@@ -386,16 +408,4 @@ fn unknown(kind: BodyKind) -> Code {
         BodyKind::Manifest => Code::ManifestUnknown,
         BodyKind::Blob => Code::BlobUnknown,
     }
-}
-
-fn count(exchange: &Exchange<'_>, kind: Kind) {
-    let outcome = match (exchange.sent().0, &exchange.cache) {
-        (status, _) if status >= 400 => Outcome::Error,
-        (_, Some(CacheStatus::Miss | CacheStatus::Passed)) => Outcome::Miss,
-        (_, Some(CacheStatus::Collapsed)) => Outcome::Collapsed,
-        (_, Some(CacheStatus::Revalidated)) => Outcome::Revalidated,
-        (_, Some(CacheStatus::Stale)) => Outcome::Stale,
-        (_, Some(CacheStatus::Hit) | None) => Outcome::Hit,
-    };
-    exchange.service.metrics.request(kind, outcome);
 }

@@ -15,7 +15,7 @@ use crate::metrics::Counter;
 use crate::oci::error::Code;
 use crate::project::Repository;
 use crate::respond::{Answered, BLOB_TYPE, CacheStatus, Exchange, Facts, Gone, WHOLE_LEN_MAX};
-use crate::source::{Answer, Wanted, accept, body_path, content_type};
+use crate::source::{Answer, Search, Wanted, accept, body_path, content_type};
 use crate::upstream::{Body, Method};
 
 /// Relays that may run at once on a shard; each holds at most `WHOLE_LEN_MAX` and one piece.
@@ -56,7 +56,7 @@ pub async fn relay(
         BodyKind::Blob => Code::BlobUnknown,
     };
     let service = exchange.service.clone();
-    let Some(_permit) = service.relay_permit() else {
+    let Some(_permit) = service.permit(&service.relays, RELAYS_MAX) else {
         return exchange
             .failure(&Failure::busy("relays of this core"), unknown)
             .await;
@@ -81,9 +81,9 @@ pub async fn relay(
         range: None,
     };
     let sources = &service.lookup.sources;
-    let answer = match sources.first(source, None, &wanted, |_, _| false).await {
+    let answer = match sources.first(source, &wanted, Search::default()).await {
         Ok(answer) => answer,
-        Err(failure) => return exchange.failure(&failure, unknown).await,
+        Err(unanswered) => return exchange.failure(&unanswered.report, unknown).await,
     };
     let Answer {
         origin, response, ..
@@ -140,11 +140,14 @@ async fn relay_range(
     };
     match lookup
         .sources
-        .first(source, None, &wanted, |_, _| false)
+        .first(source, &wanted, Search::default())
         .await
     {
         Ok(answer) => stream_range(exchange, answer, range, len, facts).await,
-        Err(failure) => exchange.failure(&failure, Code::BlobUnknown).await,
+        Err(unanswered) => {
+            let failure = unanswered.report;
+            exchange.failure(&failure, Code::BlobUnknown).await
+        }
     }
 }
 
@@ -216,10 +219,6 @@ async fn stream(
     let failure = loop {
         match body.read().await {
             Ok(Some(piece)) => {
-                exchange
-                    .service
-                    .metrics
-                    .add(Counter::UpstreamBytes, piece.len() as u64);
                 hasher.update(&piece);
                 withheld.push(piece);
                 while let Some(piece) = withheld.release() {
@@ -251,7 +250,7 @@ async fn stream(
         Some(why) if begun => exchange.abort(&why),
         Some(why) => {
             let failure = Failure::new(FailureKind::BadBody, why);
-            exchange.failure(&failure, Code::BlobUnknown).await
+            exchange.failure(&failure, Code::Unknown).await
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::http::etag;
 use crate::http::head::{Method, RequestHead, Version};
 use crate::http::range::{self, ByteRange, ContentRange, RangeRequest};
 use crate::http::response::ResponseHead;
-use crate::metrics::{Counter, Gauge};
+use crate::metrics::{Counter, Gauge, Outcome};
 use crate::net::sendfile::{self, SendError};
 use crate::net::socket::{Phase, Socket};
 use crate::oci::error::{self, Code};
@@ -69,19 +69,6 @@ pub enum CacheStatus {
     Revalidated,
     /// Upstream could not be asked.
     Stale,
-}
-
-impl CacheStatus {
-    fn label(&self) -> &'static str {
-        match self {
-            CacheStatus::Hit => "hit",
-            CacheStatus::Miss => "miss",
-            CacheStatus::Passed => "passed",
-            CacheStatus::Collapsed => "collapsed",
-            CacheStatus::Revalidated => "revalidated",
-            CacheStatus::Stale => "stale",
-        }
-    }
 }
 
 impl Display for CacheStatus {
@@ -287,6 +274,13 @@ impl<'a> Exchange<'a> {
                 return self.fill_failed().await;
             }
         }
+        if following.watermark.len().is_none() {
+            // A short one may have ended by the time its first byte may go out.
+            let (_, state) = following.follower.wait(0).await;
+            if let FillState::Failed(_) = state {
+                return self.fill_failed().await;
+            }
+        }
         let Some(len) = following.watermark.len() else {
             return self.stream_unknown(following, facts).await;
         };
@@ -309,7 +303,7 @@ impl<'a> Exchange<'a> {
                 if state != FillState::Running {
                     return self.abort("the fill failed");
                 }
-                self.socket.enter(Phase::Work, self.service.watchdog.tick());
+                self.socket.enter(Phase::Work);
                 (readable, state) = following.follower.wait(at).await;
                 continue;
             }
@@ -361,14 +355,14 @@ impl<'a> Exchange<'a> {
                 FillState::Failed(_) => return self.abort("the fill failed"),
             }
             self.send(&[], false).await?;
-            self.socket.enter(Phase::Work, self.service.watchdog.tick());
+            self.socket.enter(Phase::Work);
             (readable, state) = following.follower.wait(at).await;
         }
         self.send(b"0\r\n\r\n", false).await
     }
 
     /// The range of a blob that the client wants, against its length; `None` when it wants the
-    /// whole. `Err` when the answer, a 416, is sent.
+    /// whole. `Err` when the answer, a 304 or 416, is sent.
     pub async fn relayed_range(
         &mut self,
         facts: &Facts<'_>,
@@ -408,10 +402,10 @@ impl<'a> Exchange<'a> {
     }
 
     pub async fn relay_piece(&mut self, bytes: &[u8]) -> Result<(), Gone> {
-        self.socket.enter(Phase::Send, self.service.watchdog.tick());
+        self.socket.enter(Phase::Send);
         self.send(bytes, false).await?;
         self.count(Counter::ServedRelay, bytes.len() as u64);
-        self.socket.enter(Phase::Work, self.service.watchdog.tick());
+        self.socket.enter(Phase::Work);
         Ok(())
     }
 
@@ -441,6 +435,7 @@ impl<'a> Exchange<'a> {
                 .field_display("Cache-Status", &facts.cache)
                 .finish();
             self.sent.set((304, 0));
+            self.cache = Some(facts.cache.clone());
             self.send(&[], false).await?;
             return Ok(None);
         }
@@ -546,8 +541,12 @@ impl<'a> Exchange<'a> {
         if let Some(namespace) = &self.namespace {
             head = head.field("OCI-Namespace", namespace);
         }
+        // RFC 9112 §9.3: HTTP/1.0 closes unless it is told otherwise.
+        let old = self.head.is_some_and(|head| head.version < Version::Http11);
         if !self.keep_alive {
             head = head.field("Connection", "close");
+        } else if old {
+            head = head.field("Connection", "keep-alive");
         }
         head
     }
@@ -576,10 +575,9 @@ impl<'a> Exchange<'a> {
         if !self.out.is_empty() {
             self.send(&[], true).await?;
         }
-        self.socket.enter(Phase::Send, self.service.watchdog.tick());
-        let watchdog = &self.service.watchdog;
+        self.socket.enter(Phase::Send);
         let warmer = &self.service.warmer;
-        match sendfile::send(self.socket, lease, warmer, from, to, || watchdog.tick()).await {
+        match sendfile::send(self.socket, lease, warmer, from, to).await {
             Ok(()) => {
                 self.count(Counter::ServedSendfile, to - from);
                 Ok(())
@@ -591,7 +589,7 @@ impl<'a> Exchange<'a> {
 
     /// Sends what is in `out`, then `body`.
     async fn send(&mut self, body: &[u8], more: bool) -> Result<(), Gone> {
-        self.socket.enter(Phase::Send, self.service.watchdog.tick());
+        self.socket.enter(Phase::Send);
         self.socket.send_all([self.out, body], more).await?;
         self.out.clear();
         Ok(())
@@ -604,7 +602,6 @@ impl<'a> Exchange<'a> {
     /// One line for the log: what was asked, what was answered, from where.
     pub fn log(&self, what: &Asked<'_>) {
         let (status, bytes) = self.sent();
-        let cache = self.cache.as_ref().map_or("-", CacheStatus::label);
         tracing::info!(
             target: "access",
             peer = %self.socket.peer(),
@@ -614,7 +611,7 @@ impl<'a> Exchange<'a> {
             reference = what.reference,
             kind = what.kind,
             status,
-            cache,
+            cache = what.outcome.label(),
             upstream = what.upstream,
             bytes,
             ms = self.elapsed_ms(),
@@ -629,6 +626,7 @@ pub struct Asked<'a> {
     pub repository: &'a str,
     pub reference: &'a str,
     pub kind: &'static str,
-    /// Origin that was asked for it, or `-`.
+    /// Origin that sent it just now, or `-`.
     pub upstream: &'a str,
+    pub outcome: Outcome,
 }

@@ -8,7 +8,6 @@ use crate::lookup::Lookup;
 use crate::metrics::Metrics;
 use crate::net::warm::Warmer;
 use crate::net::watchdog::Watchdog;
-use crate::relay::RELAYS_MAX;
 
 pub struct Service {
     pub lookup: Lookup,
@@ -16,23 +15,25 @@ pub struct Service {
     pub warmer: Warmer,
     pub watchdog: Rc<Watchdog>,
     pub head_len_max: usize,
+    /// Running relays and listings: each holds a body or a part of one in memory.
     pub relays: Rc<Cell<usize>>,
+    pub listings: Rc<Cell<usize>>,
 }
 
 impl Service {
-    /// Leave to relay one body; `None` when as many run as memory allows.
-    pub fn relay_permit(&self) -> Option<RelayPermit> {
-        let running = self.relays.get();
-        (running < RELAYS_MAX).then(|| {
-            self.relays.set(running + 1);
-            RelayPermit(self.relays.clone())
+    /// Leave to run one more; `None` when `max` are running.
+    pub fn permit(&self, running: &Rc<Cell<usize>>, max: usize) -> Option<Permit> {
+        let count = running.get();
+        (count < max).then(|| {
+            running.set(count + 1);
+            Permit(running.clone())
         })
     }
 }
 
-pub struct RelayPermit(Rc<Cell<usize>>);
+pub struct Permit(Rc<Cell<usize>>);
 
-impl Drop for RelayPermit {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
     }

@@ -4,7 +4,6 @@
 //! starts: accept, mailbox, group commit, watchdog, drain. Nothing in them blocks (R3), and the
 //! mailbox loop starts tasks and awaits none of them (R4).
 
-use std::cell::Cell;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -42,6 +41,9 @@ use crate::upstream::{
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 /// How often the commit loop looks whether a group has grown large.
 const COMMIT_LOOK: Duration = Duration::from_millis(100);
+/// The whole answer to a client that there is no room for.
+const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n\
+    Content-Length: 0\r\nConnection: close\r\n\r\n";
 /// Pause after a failed accept: out of descriptors, it would fail again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How often a draining shard looks whether it is done.
@@ -104,24 +106,33 @@ pub struct Seat {
     pub listeners: Vec<TcpListener>,
     pub mailbox: flume::Receiver<Message>,
     pub metrics: Arc<Metrics>,
+    /// Told once the shard runs, or why it can't.
+    pub started: flume::Sender<io::Result<()>>,
     /// One message: drain.
     pub drain: flume::Receiver<()>,
 }
 
 /// Runs a shard until it has drained. Call it on a thread of its own.
-pub fn run(parts: Arc<Parts>, seat: Seat) -> io::Result<()> {
+pub fn run(parts: Arc<Parts>, seat: Seat) {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     if let Err(error) = monoio::utils::bind_to_cpu_set([seat.index % cores]) {
         tracing::warn!(shard = seat.index, ?error, "not pinned to a core");
     }
-    let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
+    let runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
         .with_entries(RING_ENTRIES)
         .enable_timer()
-        .build()?;
+        .build();
+    let mut runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let _ = seat.started.send(Err(error));
+            return;
+        }
+    };
+    let _ = seat.started.send(Ok(()));
     runtime.block_on(serve(parts, seat));
     // A runtime dropped with I/O in flight frees buffers that the kernel still writes to (R2).
     std::mem::forget(runtime);
-    Ok(())
 }
 
 async fn serve(parts: Arc<Parts>, seat: Seat) {
@@ -138,7 +149,8 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
         tokens,
         Rc::new(Instant::now),
     );
-    let sources = Sources::new(client.clone(), parts.projects.clone(), metrics.clone());
+    metrics.show(client.counters().clone());
+    let sources = Sources::new(client.clone(), parts.projects.clone());
     let bounds = Bounds {
         fills_max: config.limits.fills_max.div_ceil(shards),
         followers_max: config.limits.followers_max,
@@ -156,13 +168,7 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
             bounds,
         ),
         links: Links::new(writer.clone(), sources.clone()),
-        tags: Tags::new(
-            store.clone(),
-            writer.clone(),
-            sources.clone(),
-            post.clone(),
-            metrics.clone(),
-        ),
+        tags: Tags::new(store.clone(), writer.clone(), sources.clone(), post.clone()),
         tokens: Rc::new(TokenCache::new()),
         client,
         writer: writer.clone(),
@@ -179,7 +185,8 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
         warmer: parts.warmer.clone(),
         watchdog: watchdog.clone(),
         head_len_max: config.limits.head_len_max,
-        relays: Rc::new(Cell::new(0)),
+        relays: Rc::default(),
+        listings: Rc::default(),
     });
     let connections_max = parts.connections_max.div_ceil(shards);
     for listener in &seat.listeners {
@@ -225,8 +232,7 @@ fn admit(
     connections_max: usize,
 ) {
     if service.metrics.level(Gauge::Connections) as usize >= connections_max {
-        tracing::warn!(%peer, "connection closed: limits.connections_max is reached");
-        return;
+        return turn_away(&stream, peer, service);
     }
     match Socket::new(stream, peer, service.watchdog.tick()) {
         Ok(socket) => {
@@ -235,6 +241,14 @@ fn admit(
             monoio::spawn(connection::serve(service.clone(), socket));
         }
         Err(error) => tracing::warn!(%peer, %error, "connection lost at once"),
+    }
+}
+
+/// One client too many is told so, if its socket takes the words at once.
+fn turn_away(stream: &monoio::net::TcpStream, peer: SocketAddr, service: &Service) {
+    socket::send_now(stream, FULL);
+    if service.watchdog.once_a_second() {
+        tracing::warn!(%peer, "connections refused: limits.connections_max is reached");
     }
 }
 
@@ -379,6 +393,7 @@ async fn drain(
     let (open, fills) = (service.watchdog.open(), owner.fetcher.running());
     if open > 0 || fills > 0 {
         tracing::warn!(shard = seat.index, open, fills, "drain ran out of time");
+        owner.fetcher.abort();
     }
     // Others may still ask this shard, until none has a client or a fill.
     drained.idle.arrive().await;

@@ -14,7 +14,6 @@ use crate::clock;
 use crate::failure::{Failure, FailureKind};
 use crate::fetch::BodyKind;
 use crate::http::upstream_head::ResponseHead;
-use crate::metrics::{Counter, Metrics};
 use crate::oci::manifest;
 use crate::project::{Projects, Repository};
 use crate::upstream::{Body, Client, Method, Request, Response, UpstreamId};
@@ -29,9 +28,40 @@ pub struct Wanted<'a> {
     pub range: Option<(u64, u64)>,
 }
 
-/// A 200 of one upstream.
+/// How the upstreams of a project are gone through: in their order, but for what is said here.
+#[derive(Default)]
+pub struct Search<'a> {
+    /// Asked before the others.
+    pub prefer: Option<&'a str>,
+    /// Where a record came from: asked first, and the others only if it does not have it or
+    /// does not give it. A failure of it is no reason to take another's namesake.
+    pub came_from: Option<&'a str>,
+    /// Origins that are passed over.
+    pub refused: Option<&'a dyn Fn(&Arc<str>) -> bool>,
+}
+
+/// What the upstreams said instead of an answer.
+pub struct Unanswered {
+    /// The failure to report.
+    pub report: Failure,
+    /// That of the origin the record came from: it decides whether the record may stand in.
+    pub own: Option<Failure>,
+}
+
+impl From<Failure> for Unanswered {
+    fn from(report: Failure) -> Unanswered {
+        Unanswered { report, own: None }
+    }
+}
+
+impl From<Unanswered> for Failure {
+    fn from(unanswered: Unanswered) -> Failure {
+        unanswered.report
+    }
+}
+
+/// What one upstream has: a 200, or a 206 where a range was wanted.
 pub struct Answer {
-    pub upstream: UpstreamId,
     pub origin: Arc<str>,
     pub response: Response,
 }
@@ -41,17 +71,15 @@ pub struct Answer {
 pub struct Sources {
     client: Rc<Client>,
     projects: Arc<Projects>,
-    metrics: Arc<Metrics>,
     /// Second of the last warning.
     warned: Rc<Cell<Seconds>>,
 }
 
 impl Sources {
-    pub fn new(client: Rc<Client>, projects: Arc<Projects>, metrics: Arc<Metrics>) -> Sources {
+    pub fn new(client: Rc<Client>, projects: Arc<Projects>) -> Sources {
         Sources {
             client,
             projects,
-            metrics,
             warned: Rc::default(),
         }
     }
@@ -60,50 +88,54 @@ impl Sources {
         &self.projects
     }
 
-    /// The first 200. `prefer` is asked before the others. `stop` ends the search early, after a
-    /// failure of the origin it is shown.
+    /// The first answer, in the order of the search.
     pub async fn first(
         &self,
         repository: &Repository,
-        prefer: Option<&str>,
         wanted: &Wanted<'_>,
-        stop: impl Fn(&str, &Failure) -> bool,
-    ) -> Result<Answer, Failure> {
+        search: Search<'_>,
+    ) -> Result<Answer, Unanswered> {
         let project = self.projects.get(repository.project);
-        let preferred = |origin: &str| prefer.is_some_and(|prefer| prefer == origin);
-        let in_order = project
-            .upstreams
+        let ahead =
+            |origin: &str| search.prefer == Some(origin) || search.came_from == Some(origin);
+        let upstreams = &project.upstreams;
+        let in_order = upstreams
             .iter()
-            .filter(|(_, origin)| preferred(origin))
-            .chain(
-                project
-                    .upstreams
-                    .iter()
-                    .filter(|(_, origin)| !preferred(origin)),
-            );
-        let mut failure = None;
+            .filter(|(_, origin)| ahead(origin))
+            .chain(upstreams.iter().filter(|(_, origin)| !ahead(origin)));
+        let mut unanswered: Option<Unanswered> = None;
         for (upstream, origin) in in_order {
-            match self.ask(*upstream, origin, repository, wanted).await {
+            let error = match self
+                .ask(*upstream, origin, repository, wanted, &search)
+                .await
+            {
                 Ok(response) => {
-                    return Ok(Answer {
-                        upstream: *upstream,
-                        origin: origin.clone(),
-                        response,
-                    });
+                    let origin = origin.clone();
+                    return Ok(Answer { origin, response });
                 }
-                Err(error) => {
-                    self.log(origin, repository, wanted.path, &error);
-                    let last = stop(origin, &error);
-                    failure = Some(Failure::worse(failure, error));
-                    if last {
-                        break;
-                    }
-                }
+                Err(error) => error,
+            };
+            self.log(origin, repository, wanted.path, &error);
+            let own = search.came_from == Some(&**origin);
+            let last = own && !matches!(error.kind, FailureKind::NotFound | FailureKind::Denied);
+            unanswered = Some(match unanswered {
+                None => Unanswered {
+                    own: own.then(|| error.clone()),
+                    report: error,
+                },
+                Some(before) => Unanswered {
+                    own: if own { Some(error.clone()) } else { before.own },
+                    report: Failure::worse(before.report, error),
+                },
+            });
+            if last {
+                break;
             }
         }
-        Err(failure.unwrap_or_else(|| {
+        Err(unanswered.unwrap_or_else(|| {
             let why = format!("project {} has no active upstream", project.name);
-            Failure::new(FailureKind::Unreachable, why)
+            let report = Failure::new(FailureKind::Unreachable, why);
+            Unanswered { report, own: None }
         }))
     }
 
@@ -127,10 +159,15 @@ impl Sources {
     async fn ask(
         &self,
         upstream: UpstreamId,
-        origin: &str,
+        origin: &Arc<str>,
         repository: &Repository,
         wanted: &Wanted<'_>,
+        search: &Search<'_>,
     ) -> Result<Response, Failure> {
+        if search.refused.is_some_and(|refused| refused(origin)) {
+            let why = format!("{origin} sent wrong bytes for {} a moment ago", wanted.path);
+            return Err(Failure::new(FailureKind::BadBody, why));
+        }
         let request = Request {
             method: wanted.method,
             repository: repository.name.to_string(),
@@ -138,10 +175,6 @@ impl Sources {
             accept: wanted.accept,
             range: wanted.range.map(|(start, end)| (start, Some(end - 1))),
         };
-        self.metrics.count(match wanted.method {
-            Method::Get => Counter::UpstreamGets,
-            Method::Head => Counter::UpstreamHeads,
-        });
         match self.client.send(upstream, &request).await {
             Ok(response) if response.status == 200 => Ok(response),
             Ok(response) if response.status == 206 && wanted.range.is_some() => Ok(response),
@@ -181,23 +214,9 @@ pub fn content_type(head: &ResponseHead) -> Option<String> {
 
 /// Collects a manifest, which is small by its definition.
 pub async fn read_manifest(body: &mut Body, origin: &str) -> Result<Vec<u8>, Failure> {
-    let mut bytes = Vec::new();
-    loop {
-        match body.read().await {
-            Ok(Some(piece)) => bytes.extend_from_slice(&piece),
-            Ok(None) => return Ok(bytes),
-            Err(error) => {
-                return Err(Failure::new(
-                    FailureKind::BadBody,
-                    format!("{origin}: {error}"),
-                ));
-            }
-        }
-        if bytes.len() > manifest::LEN_MAX {
-            let why = format!("{origin}: a manifest over {} bytes", manifest::LEN_MAX);
-            return Err(Failure::new(FailureKind::BadBody, why));
-        }
-    }
+    body.collect(manifest::LEN_MAX)
+        .await
+        .map_err(|error| Failure::new(FailureKind::BadBody, format!("{origin}: {error}")))
 }
 
 pub fn check_manifest(bytes: &[u8], media_type: Option<&str>, origin: &str) -> Result<(), Failure> {

@@ -16,13 +16,13 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::admin::Admin;
 use crate::clock;
 use crate::config::Config;
-use crate::mailbox::Mailboxes;
+use crate::mailbox::{Mailboxes, Message};
 use crate::metrics::Metrics;
 use crate::net::socket::listen;
 use crate::net::warm::Warmer;
 use crate::preflight::{Fatal, LEFTOVER_LOOK, LEFTOVER_WAIT, Passed, RING_ENTRIES};
 use crate::project::Projects;
-use crate::shard::{Drained, Parts};
+use crate::shard::{self, Drained, Parts, Seat};
 use crate::upstream::{Resolver, SetupError, TrustRoots, Upstream};
 
 /// Why a start ended.
@@ -209,26 +209,54 @@ pub fn admin(
         .map_err(|error| StartError::Machine(Fatal::Listen { address, error }))
 }
 
-pub type Thread = thread::JoinHandle<std::io::Result<()>>;
-
-/// Starts a shard's thread.
-pub fn thread(
-    index: usize,
-    run: impl FnOnce() -> std::io::Result<()> + Send + 'static,
-) -> Result<Thread, StartError> {
-    let thread = thread::Builder::new().name(format!("shard-{index}"));
-    thread.spawn(run).map_err(system("starting a shard"))
+/// The running shards.
+pub struct Shards {
+    threads: Vec<thread::JoinHandle<()>>,
+    drains: Vec<flume::Sender<()>>,
 }
 
-/// Waits for all shards to have drained.
-pub fn join(threads: Vec<Thread>) -> Result<(), StartError> {
-    for thread in threads {
-        // A panic aborts the process, so a thread that ended has returned.
-        if let Ok(ended) = thread.join() {
-            ended.map_err(system("running a shard"))?;
+/// Starts a thread for each shard; returns when all have their rings.
+pub fn shards(
+    parts: &Arc<Parts>,
+    listeners: Vec<Vec<TcpListener>>,
+    mailboxes: Vec<flume::Receiver<Message>>,
+    metrics: &[Arc<Metrics>],
+) -> Result<Shards, StartError> {
+    let (started, on_started) = flume::unbounded();
+    let (mut threads, mut drains) = (Vec::new(), Vec::new());
+    for (index, (mailbox, listeners)) in mailboxes.into_iter().zip(listeners).enumerate() {
+        let (drain, on_drain) = flume::bounded(1);
+        let seat = Seat {
+            index,
+            listeners,
+            mailbox,
+            metrics: metrics[index].clone(),
+            started: started.clone(),
+            drain: on_drain,
+        };
+        let parts = parts.clone();
+        let thread = thread::Builder::new().name(format!("shard-{index}"));
+        let thread = thread.spawn(move || shard::run(parts, seat));
+        threads.push(thread.map_err(system("starting a shard"))?);
+        drains.push(drain);
+    }
+    for ring in on_started.iter().take(threads.len()) {
+        ring.map_err(crate::preflight::ring_error)?;
+    }
+    Ok(Shards { threads, drains })
+}
+
+impl Shards {
+    /// Has all drain, and waits until they have.
+    pub fn drain(self) {
+        for drain in &self.drains {
+            let _ = drain.send(());
+        }
+        for thread in self.threads {
+            // A panic aborts the process, so a thread that ended has returned.
+            let _ = thread.join();
         }
     }
-    Ok(())
 }
 
 /// A service manager that can't be told is a nuisance and no reason to stop.

@@ -12,7 +12,7 @@ use entrepot_storage::disk::uring::UringDisk;
 use rustix::fs::sendfile;
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
-use super::socket::Socket;
+use super::socket::{Phase, Socket};
 use super::warm::{WINDOW_LEN, Warmer};
 
 /// Bytes for one `sendfile` call: as fast as 1 MiB, and a hot one holds the shard for 30 µs
@@ -34,14 +34,13 @@ pub enum SendError {
 }
 
 /// Sends `[from, to)` of the leased extent (offsets within the extent). The caller has told the
-/// socket by `MSG_MORE` that more follows; with `more` the last packet waits for still more.
+/// socket by `MSG_MORE` that more follows.
 pub async fn send(
     socket: &Socket,
     lease: &Lease<UringDisk>,
     warmer: &Warmer,
     from: u64,
     to: u64,
-    tick: impl Fn() -> u32,
 ) -> Result<(), SendError> {
     debug_assert!(
         lease.is_empty() || to <= lease.len(),
@@ -59,7 +58,10 @@ pub async fn send(
         if warm_to < slice_end {
             if !(resident(lease, at) && resident(lease, slice_end - 1)) {
                 let window = WINDOW_LEN.min(end - at);
+                // The disk's time is not the client's.
+                socket.enter(Phase::Work);
                 warmer.warm(lease.clone(), at, window).await;
+                socket.enter(Phase::Send);
                 warm_to = at + window;
             } else {
                 warm_to = slice_end;
@@ -75,7 +77,7 @@ pub async fn send(
             Ok(0) => return Err(SendError::Truncated),
             Ok(_) => {
                 at = offset;
-                socket.progressed(tick());
+                socket.progressed();
                 if at < end {
                     // Waiting for room is also where the other connections of the shard get on.
                     socket.writable().await.map_err(SendError::Client)?;

@@ -9,6 +9,7 @@ use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::rc::Rc;
 
 use monoio::net::TcpStream;
 use socket2::{Domain, Protocol, SockRef, Type};
@@ -35,19 +36,22 @@ pub struct Socket {
     stream: TcpStream,
     peer: SocketAddr,
     phase: Cell<Phase>,
-    /// Tick of the shard's `watchdog` at the last progress.
+    /// The shard's `watchdog` counts seconds here.
+    tick: Rc<Cell<u32>>,
+    /// Tick of the last progress.
     progress: Cell<u32>,
     cut: Cell<bool>,
 }
 
 impl Socket {
     /// Takes an accepted stream: no delay, non-blocking.
-    pub fn new(stream: TcpStream, peer: SocketAddr, tick: u32) -> io::Result<Socket> {
+    pub fn new(stream: TcpStream, peer: SocketAddr, tick: Rc<Cell<u32>>) -> io::Result<Socket> {
         let socket = Socket {
             stream,
             peer,
             phase: Cell::new(Phase::Idle),
-            progress: Cell::new(tick),
+            progress: Cell::new(tick.get()),
+            tick,
             cut: Cell::new(false),
         };
         let reference = socket.reference();
@@ -65,13 +69,13 @@ impl Socket {
     }
 
     /// Enters a phase; its patience starts now.
-    pub fn enter(&self, phase: Phase, tick: u32) {
+    pub fn enter(&self, phase: Phase) {
         self.phase.set(phase);
-        self.progress.set(tick);
+        self.progressed();
     }
 
-    pub fn progressed(&self, tick: u32) {
-        self.progress.set(tick);
+    pub fn progressed(&self) {
+        self.progress.set(self.tick.get());
     }
 
     pub fn progress(&self) -> u32 {
@@ -133,6 +137,7 @@ impl Socket {
             };
             match sent {
                 Ok(count) => {
+                    self.progressed();
                     let from_first = count.min(first.len());
                     first = &first[from_first..];
                     second = &second[count - from_first..];
@@ -157,11 +162,21 @@ impl Socket {
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: BorrowedFd requires a descriptor that stays open for its lifetime. The stream
-        // owns it and is borrowed for exactly that lifetime; closing it elsewhere would break
-        // this, and nothing but the stream's drop closes it.
-        unsafe { BorrowedFd::borrow_raw(self.stream.as_raw_fd()) }
+        borrow(&self.stream)
     }
+}
+
+fn borrow(stream: &TcpStream) -> BorrowedFd<'_> {
+    // SAFETY: BorrowedFd requires a descriptor that stays open for its lifetime. The stream
+    // owns it and is borrowed for exactly that lifetime; closing it elsewhere would break
+    // this, and nothing but the stream's drop closes it.
+    unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) }
+}
+
+/// Sends what the socket takes at once of bytes that nobody waits for.
+pub fn send_now(stream: &TcpStream, bytes: &[u8]) {
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+    let _ = SockRef::from(&borrow(stream)).send_with_flags(bytes, flags);
 }
 
 pub(super) fn would_block(error: &io::Error) -> bool {

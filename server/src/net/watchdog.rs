@@ -17,29 +17,37 @@ pub struct Patience {
 }
 
 pub struct Watchdog {
-    tick: Cell<u32>,
+    tick: Rc<Cell<u32>>,
     patience: Patience,
     sockets: RefCell<Vec<Weak<Socket>>>,
     draining: Cell<bool>,
+    said: Cell<u32>,
 }
 
 impl Watchdog {
     pub fn new(patience: Patience) -> Rc<Watchdog> {
         Rc::new(Watchdog {
-            tick: Cell::new(0),
+            tick: Rc::default(),
             patience,
             sockets: RefCell::default(),
             draining: Cell::new(false),
+            said: Cell::new(u32::MAX),
         })
     }
 
-    /// Seconds since start, as of the last sweep.
-    pub fn tick(&self) -> u32 {
-        self.tick.get()
+    /// Seconds since start as of the last sweep, for the sockets to note their progress by.
+    pub fn tick(&self) -> Rc<Cell<u32>> {
+        self.tick.clone()
     }
 
     pub fn watch(&self, socket: &Rc<Socket>) {
         self.sockets.borrow_mut().push(Rc::downgrade(socket));
+    }
+
+    /// True once in a second: for log lines that a flood would repeat.
+    pub fn once_a_second(&self) -> bool {
+        let tick = self.tick.get();
+        self.said.replace(tick) != tick
     }
 
     /// Advances the tick by one second and cuts whoever ran out of patience.

@@ -95,14 +95,34 @@ pub fn check(bytes: &[u8], content_type: &str) -> Result<ManifestKind, ManifestE
         return Err(ManifestError::TooLong);
     }
     let kind = ManifestKind::of(content_type).ok_or(ManifestError::MediaTypeUnknown)?;
+    parse(bytes)?.check(kind)?;
+    Ok(kind)
+}
+
+/// Finds out what kind of manifest a document is that came without a type: by its `mediaType`,
+/// which OCI documents may leave out, or else by its shape.
+pub fn detect(bytes: &[u8]) -> Result<ManifestKind, ManifestError> {
+    if bytes.len() > LEN_MAX {
+        return Err(ManifestError::TooLong);
+    }
+    let document = parse(bytes)?;
+    let named = document.media_type.as_deref().unwrap_or_default();
+    let kind = match named {
+        "" if document.manifests.is_some() => ManifestKind::OciIndex,
+        "" if document.layers.is_some() => ManifestKind::OciManifest,
+        named => ManifestKind::of(named).ok_or(ManifestError::MediaTypeUnknown)?,
+    };
+    document.check(kind)?;
+    Ok(kind)
+}
+
+fn parse(bytes: &[u8]) -> Result<Document, ManifestError> {
     // RFC 8259 §8.1: JSON is UTF-8.
     let text = std::str::from_utf8(bytes).map_err(|_| ManifestError::InvalidJson)?;
     if depth(text) > DEPTH_MAX {
         return Err(ManifestError::TooDeep);
     }
-    let document: Document = serde_json::from_str(text).map_err(|_| ManifestError::InvalidJson)?;
-    document.check(kind)?;
-    Ok(kind)
+    serde_json::from_str(text).map_err(|_| ManifestError::InvalidJson)
 }
 
 /// How deep arrays and objects are nested, without recursion.
@@ -290,6 +310,23 @@ mod tests {
         "annotations": {"a": "{[\"\\"}
     }"#;
     const INDEX: &str = r#"{"schemaVersion":2,"manifests":[{"platform":{"os.features":["a"]}}]}"#;
+
+    #[test]
+    fn a_document_without_a_type_tells_it_itself() {
+        assert_eq!(detect(IMAGE.as_bytes()), Ok(ManifestKind::OciManifest));
+        assert_eq!(detect(INDEX.as_bytes()), Ok(ManifestKind::OciIndex));
+        for (document, error) in [
+            ("{}", ManifestError::MediaTypeUnknown),
+            (
+                r#"{"mediaType":"text/plain","layers":[]}"#,
+                ManifestError::MediaTypeUnknown,
+            ),
+            (r#"{"manifests":[],"layers":[]}"#, ManifestError::Ambiguous),
+            ("\u{1f}\u{8b}", ManifestError::InvalidJson),
+        ] {
+            assert_eq!(detect(document.as_bytes()), Err(error), "{document}");
+        }
+    }
 
     fn image() -> &'static str {
         ManifestKind::OciManifest.media_type()
