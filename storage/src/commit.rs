@@ -13,7 +13,7 @@ use crate::disk::Disk;
 use crate::fill::Progress;
 use crate::key::ForgetKey;
 use crate::page::Class;
-use crate::segment::{Entered, Finished, Segment, Slot, State};
+use crate::segment::{Entered, Finished, Segment, Slot, State, file_name};
 use crate::wait::all;
 use crate::watermark::FillFailure;
 use crate::writer::{Shared, WriteError};
@@ -50,13 +50,13 @@ impl<D: Disk> Shared<D> {
         let outcome = self.commit_group(segment, &finished, &entered).await;
         // However it went, these do not wait any more.
         for entered in &entered {
-            self.remove_uncommitted(entered.len);
+            self.remove_uncommitted(entered.waiting);
         }
         match outcome {
             Ok(()) => self.enter(segment, finished).await,
             Err(stop) => {
                 for finished in &finished {
-                    self.remove_uncommitted(finished.entry.len);
+                    self.remove_uncommitted(finished.waiting());
                 }
                 Err(stop)
             }
@@ -111,7 +111,7 @@ impl<D: Disk> Shared<D> {
         });
         for purged in &purged {
             segment.release_promise();
-            self.remove_uncommitted(purged.entry.len);
+            self.remove_uncommitted(purged.waiting());
         }
         if !wanted.is_empty() {
             let slots = segment.enter(wanted);
@@ -203,10 +203,10 @@ impl<D: Disk> Shared<D> {
             return;
         }
         for finished in segment.finished.take() {
-            self.remove_uncommitted(finished.entry.len);
+            self.remove_uncommitted(finished.waiting());
         }
         for entered in segment.entered.take() {
-            self.remove_uncommitted(entered.len);
+            self.remove_uncommitted(entered.waiting);
         }
         self.remove(segment);
         self.unlink(segment.id);
@@ -230,7 +230,7 @@ impl<D: Disk> Shared<D> {
         let disk = self.disk.clone();
         self.disk.spawn(async move {
             // A name that stays is found and removed by the next recovery.
-            let _ = disk.unlink(&crate::segment::file_name(segment)).await;
+            let _ = disk.unlink(&file_name(segment, registered.class)).await;
             drop(registered);
         });
     }
@@ -255,7 +255,7 @@ impl<D: Disk> Shared<D> {
             let stays = finished.sequence != sequence;
             if !stays {
                 segment.release_promise();
-                self.remove_uncommitted(finished.entry.len);
+                self.remove_uncommitted(finished.waiting());
             }
             stays
         });

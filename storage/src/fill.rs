@@ -18,7 +18,7 @@ use crate::lease::{Lease, SegmentFile};
 use crate::record::{BodyEntry, CRC_STRIDE_BYTES};
 use crate::segment::Segment;
 use crate::store::Body;
-use crate::wait::Waiters;
+use crate::wait::{Gate, Waiters};
 use crate::watermark::{FillFailure, FillState, Watermark};
 use crate::writer::Shared;
 
@@ -70,6 +70,8 @@ pub(crate) struct Progress<D: Disk> {
     /// Of the body.
     pub(crate) offset: u64,
     pub(crate) watermark: Arc<Watermark<D>>,
+    /// The file of a body of unknown length grows once at a time.
+    pub(crate) growing: Gate,
     failure: Cell<Option<FillFailure>>,
     verified: Cell<bool>,
     pieces: RefCell<VecDeque<Piece>>,
@@ -101,6 +103,7 @@ impl<D: Disk> Progress<D> {
             file,
             offset,
             watermark,
+            growing: Gate::default(),
             failure: Cell::new(None),
             verified: Cell::new(false),
             pieces: RefCell::default(),

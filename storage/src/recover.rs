@@ -20,7 +20,7 @@ use crate::lease::{Lease, SegmentFile};
 use crate::page::Uuid;
 use crate::record::{BodyEntry, Kind, Record};
 use crate::scan::{Scan, Scanned, scan};
-use crate::segment::parse_file_name;
+use crate::segment::{is_small, parse_file_name};
 use crate::store::{GENERATION_SHIFT, OpenError, Options, Recovered, Store};
 use crate::superblock::{self, Superblock};
 
@@ -53,7 +53,7 @@ pub(crate) async fn open<D: Disk>(
         generation,
         ..Recovered::default()
     };
-    let found = read_segments(disk, &uuid, settled, names, &mut recovered).await;
+    let found = read_segments(disk, &uuid, settled, names, &mut recovered).await?;
     let unlinked = merge(&store, found, &mut recovered);
     for name in unlinked {
         recovered.unlinked += 1;
@@ -112,7 +112,7 @@ async fn read_segments<D: Disk>(
     settled: u64,
     names: Vec<String>,
     recovered: &mut Recovered,
-) -> Vec<Found<D>> {
+) -> Result<Vec<Found<D>>, OpenError> {
     let mut found = Vec::new();
     let mut segments: Vec<(u64, String)> = names
         .into_iter()
@@ -121,15 +121,14 @@ async fn read_segments<D: Disk>(
     segments.sort();
     for (id, name) in segments {
         let recent = id >> GENERATION_SHIFT >= settled;
-        let (file, len) = match disk.open(&name).await {
-            Ok(opened) => opened,
-            Err(_) => {
-                recovered.unreadable.push(name);
-                continue;
-            }
+        let scanned = match disk.open(&name).await {
+            Ok((file, len)) => scan(disk, &file, len, uuid, id, recent)
+                .await
+                .map(|scan| (file, scan)),
+            Err(error) => Err(error),
         };
-        match scan(disk, &file, len, uuid, id, recent).await {
-            Ok(Scan::Ours(scanned)) => {
+        match scanned {
+            Ok((file, Scan::Ours(scanned))) => {
                 recovered.sealed += u64::from(scanned.sealed_now);
                 recovered.invalid += scanned.invalid;
                 found.push(Found {
@@ -138,15 +137,19 @@ async fn read_segments<D: Disk>(
                     scanned,
                 });
             }
-            Ok(Scan::Foreign) => recovered.foreign.push(name),
-            Ok(Scan::Empty) => {
+            Ok((_, Scan::Foreign)) => recovered.foreign.push(name),
+            Ok((_, Scan::Empty)) => {
                 recovered.unlinked += 1;
                 let _ = disk.unlink(&name).await;
+            }
+            // A forget record may be among them: what it killed must not come back.
+            Err(source) if is_small(&name) => {
+                return Err(OpenError::SmallRecordsUnreadable { name, source });
             }
             Err(_) => recovered.unreadable.push(name),
         }
     }
-    found
+    Ok(found)
 }
 
 /// Of the forget records of a key, the highest sequence.

@@ -108,9 +108,7 @@ impl<D: Disk> Own<'_, D> {
             },
         };
         let (class, sealed_now) = (trailer.class, false);
-        Ok(Some(Scan::Ours(
-            self.scanned(class, records, sealed_now).await,
-        )))
+        Ok(Some(Scan::Ours(self.scanned(class, records, sealed_now))))
     }
 
     async fn unsealed(&self) -> io::Result<Scan> {
@@ -124,13 +122,16 @@ impl<D: Disk> Own<'_, D> {
         if header.uuid != *self.uuid || header.segment != self.segment {
             return Ok(Scan::Foreign);
         }
-        let walked = self.walk(&header).await?;
+        let mut walked = self.walk(&header).await?;
         if walked.records.is_empty() {
             return Ok(Scan::Empty);
         }
+        let found = walked.records.len();
+        walked.records = self.in_place(walked.records).await?;
+        let invalid = (found - walked.records.len()) as u64;
         let sealed_now = self.seal(&header, &walked).await.is_ok_and(|sealed| sealed);
-        let mut scanned = self.scanned(header.class, walked.records, sealed_now).await;
-        self.check_headers(&mut scanned).await;
+        let mut scanned = self.scanned(header.class, walked.records, sealed_now);
+        scanned.invalid += invalid;
         Ok(Scan::Ours(scanned))
     }
 
@@ -244,7 +245,7 @@ impl<D: Disk> Own<'_, D> {
         Ok(true)
     }
 
-    async fn scanned(&self, class: Class, records: Vec<Record>, sealed_now: bool) -> Scanned {
+    fn scanned(&self, class: Class, records: Vec<Record>, sealed_now: bool) -> Scanned {
         let found = records.len();
         let records: Vec<Record> = records
             .into_iter()
@@ -272,35 +273,32 @@ impl<D: Disk> Own<'_, D> {
     }
 
     /// Of a segment nobody sealed in time, each body's own header must agree.
-    async fn check_headers(&self, scanned: &mut Scanned) {
-        let mut valid = Vec::new();
-        for record in std::mem::take(&mut scanned.records) {
+    async fn in_place(&self, records: Vec<Record>) -> io::Result<Vec<Record>> {
+        let mut agreeing = Vec::new();
+        for record in records {
             let agrees = match &record.kind {
-                Kind::Body(entry) => self.header_agrees(record.sequence, entry).await,
+                Kind::Body(_) if !self.inside(&record) => false,
+                Kind::Body(entry) => self.header_agrees(record.sequence, entry).await?,
                 _ => true,
             };
             if agrees {
-                valid.push(record);
-            } else {
-                scanned.invalid += 1;
+                agreeing.push(record);
             }
         }
-        scanned.records = valid;
+        Ok(agreeing)
     }
 
-    async fn header_agrees(&self, fill: u64, entry: &BodyEntry) -> bool {
+    async fn header_agrees(&self, fill: u64, entry: &BodyEntry) -> io::Result<bool> {
         let offset = entry.offset - PAGE_LEN;
-        let Ok(page) = self.read(offset, PAGE_LEN).await else {
-            return false;
-        };
-        RecordHeader::decode(&page).is_some_and(|header| {
+        let page = self.read(offset, PAGE_LEN).await?;
+        Ok(RecordHeader::decode(&page).is_some_and(|header| {
             header.uuid == *self.uuid
                 && header.segment == self.segment
                 && header.offset == offset
                 && header.fill == fill
                 && header.digest == entry.digest
                 && header.len.is_none_or(|len| len == entry.len)
-        })
+        }))
     }
 
     async fn read(&self, offset: u64, len: u64) -> io::Result<Vec<u8>> {

@@ -20,16 +20,31 @@ use crate::page::{
 use crate::record::{BodyEntry, Kind, Record};
 use crate::wait::Waiters;
 
-pub(crate) fn file_name(segment: u64) -> String {
-    format!("{segment:016x}.seg")
+/// Files of bodies, and of small records: without the latter a store is not opened.
+const BODIES_SUFFIX: &str = ".seg";
+const SMALL_SUFFIX: &str = ".rec";
+
+pub(crate) fn file_name(segment: u64, class: Class) -> String {
+    let suffix = match class {
+        Class::Shared | Class::Solo => BODIES_SUFFIX,
+        Class::Small => SMALL_SUFFIX,
+    };
+    format!("{segment:016x}{suffix}")
 }
 
 /// The id in the name of a segment file.
 pub(crate) fn parse_file_name(name: &str) -> Option<u64> {
-    let hex = name.strip_suffix(".seg").filter(|hex| hex.len() == 16)?;
-    u64::from_str_radix(hex, 16)
-        .ok()
-        .filter(|id| file_name(*id) == name)
+    let hex = name
+        .strip_suffix(BODIES_SUFFIX)
+        .or_else(|| name.strip_suffix(SMALL_SUFFIX))?;
+    let lower = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
+    (hex.len() == 16 && hex.bytes().all(lower)).then_some(())?;
+    u64::from_str_radix(hex, 16).ok()
+}
+
+/// Whether the file of this name holds small records.
+pub(crate) fn is_small(name: &str) -> bool {
+    name.ends_with(SMALL_SUFFIX)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,12 +64,19 @@ pub(crate) struct Finished {
     pub(crate) entry: BodyEntry,
 }
 
+impl Finished {
+    /// Bytes that wait with it: never 0, for an empty body waits too.
+    pub(crate) fn waiting(&self) -> u64 {
+        PAGE_LEN + self.entry.len
+    }
+}
+
 /// A body whose commit entry is written and waits for a sync.
 #[derive(Clone, Copy)]
 pub(crate) struct Entered {
     pub(crate) digest: Digest,
     pub(crate) sequence: u64,
-    pub(crate) len: u64,
+    pub(crate) waiting: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -264,7 +286,7 @@ impl<D: Disk> Segment<D> {
             let entered = Entered {
                 digest: body.entry.digest,
                 sequence: body.sequence,
-                len: body.entry.len,
+                waiting: body.waiting(),
             };
             let record = Record {
                 sequence: body.sequence,
@@ -415,8 +437,15 @@ mod tests {
 
     #[test]
     fn a_name_is_an_id() {
-        assert_eq!(parse_file_name(&file_name(77)), Some(77));
-        assert_eq!(parse_file_name(&file_name(u64::MAX)), Some(u64::MAX));
+        for (id, class) in [
+            (77, Class::Shared),
+            (u64::MAX, Class::Solo),
+            (0, Class::Small),
+        ] {
+            let name = file_name(id, class);
+            assert_eq!(parse_file_name(&name), Some(id));
+            assert_eq!(is_small(&name), class == Class::Small);
+        }
         for name in [
             "STORE",
             "77.seg",

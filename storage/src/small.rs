@@ -131,6 +131,20 @@ impl<D: Disk> Shared<D> {
         }
     }
 
+    /// Drops one record of a body that turned out to be unreadable; a fill that replaces it goes
+    /// on. Losing a record costs a miss (S4).
+    pub(crate) async fn drop_body(&self, digest: &Digest, sequence: u64) {
+        let removed = self
+            .store
+            .index
+            .remove_body(digest, |body| body.sequence == sequence);
+        let Some(removed) = removed else { return };
+        self.withdraw(removed.sequence, removed.segment);
+        self.queue_forget(ForgetKey::Body(*digest), sequence);
+        // If this cannot be written the body is out of the index all the same.
+        let _ = self.commit_small().await;
+    }
+
     /// Kills records of the key up to `sequence`, now and at every recovery.
     pub(crate) fn queue_forget(&self, what: ForgetKey, sequence: u64) {
         let key = SmallKey::Forget(what.clone());

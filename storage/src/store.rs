@@ -138,6 +138,11 @@ pub enum OpenError {
     SuperblockMissing,
     #[error("the capacity is too small: {capacity} bytes of at least {min}")]
     CapacityTooSmall { capacity: u64, min: u64 },
+    #[error("the tags and purges in {name} cannot be read: {source}")]
+    SmallRecordsUnreadable {
+        name: String,
+        source: std::io::Error,
+    },
     #[error("the disk failed while {doing}: {source}")]
     Disk {
         doing: &'static str,

@@ -185,11 +185,7 @@ impl<D: Disk> Writer<D> {
             return None;
         }
         let (shared, digest) = (Rc::clone(&self.shared), *digest);
-        detached(
-            &self.shared.disk,
-            async move { shared.load(digest, body).await },
-        )
-        .await
+        detached(&self.shared.disk, async move { shared.load(digest).await }).await
     }
 
     /// Bytes of bodies and small records that a crash would lose.
@@ -362,7 +358,7 @@ impl<D: Disk> Shared<D> {
     ) -> Result<Rc<Segment<D>>, Refusal> {
         self.store.allocate(&self.disk, len, purpose).await?;
         let id = self.store.next_segment();
-        let name = file_name(id);
+        let name = file_name(id, class);
         let file = match self.disk.create(&name, len).await {
             Ok(file) => file,
             Err(error) => {
@@ -528,6 +524,11 @@ impl<D: Disk> Shared<D> {
         }
         let (shared, progress) = (Rc::clone(self), Rc::clone(progress));
         let grown = detached(&self.disk, async move {
+            // A caller that stopped waiting may have left one under way.
+            let _turn = progress.growing.turn().await;
+            if !shared.lacks_room(&progress, end) {
+                return Ok(());
+            }
             match &progress.segment {
                 Some(segment) => {
                     let needed = segment.file_len_for(progress.offset, end);
@@ -587,7 +588,6 @@ impl<D: Disk> Shared<D> {
     ) {
         let segment = progress.segment.as_ref().expect("staging is not settled");
         self.now.set(now);
-        self.add_uncommitted(entry.len);
         self.store.index.insert_body(IndexedBody {
             digest: entry.digest,
             sequence: progress.sequence,
@@ -602,6 +602,7 @@ impl<D: Disk> Shared<D> {
             sequence: progress.sequence,
             entry,
         };
+        self.add_uncommitted(finished.waiting());
         segment.finished.borrow_mut().push(finished);
     }
 
@@ -645,26 +646,19 @@ impl<D: Disk> Shared<D> {
             .collect()
     }
 
-    async fn load(self: Rc<Self>, digest: Digest, body: Body<D>) -> Option<Bytes> {
-        let len = usize::try_from(body.len).ok()?;
-        let read = self
-            .disk
-            .read(body.lease.file(), body.lease.offset(), len)
-            .await;
+    async fn load(self: Rc<Self>, digest: Digest) -> Option<Bytes> {
+        let found = |found: &IndexedBody<D>| (found.sequence, found.lease.clone());
+        let (sequence, lease) = self.store.index.with_body(&digest, found)?;
+        let len = usize::try_from(lease.len()).ok()?;
+        let read = self.disk.read(lease.file(), lease.offset(), len).await;
         let bytes = Bytes::from(read.unwrap_or_default());
         let mut hasher = Hasher::new(digest.algorithm());
         hasher.update(&bytes);
         if hasher.finish() != digest {
-            // Losing a record costs a miss (S4). If the forget record cannot be written, the body
-            // is out of the index all the same.
-            let _ = self.forget(ForgetKey::Body(digest)).await;
+            self.drop_body(&digest, sequence).await;
             return None;
         }
-        let sequence = self
-            .store
-            .index
-            .with_body(&digest, |found| found.sequence)?;
-        if self.store.index.admit_small(body.len) {
+        if self.store.index.admit_small(lease.len()) {
             self.store.index.hold(&digest, sequence, bytes.clone());
         }
         Some(bytes)

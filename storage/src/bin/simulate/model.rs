@@ -1,0 +1,343 @@
+//! What must be true of a store, kept apart from it: what was put, what must survive, what must
+//! not come back. Shares no code with the store: its own maps, its own SHA-256.
+
+use std::collections::BTreeMap;
+
+use entrepot_storage::disk::sim::Random;
+use sha2::Digest as _;
+
+/// A body that may be put; its bytes follow from the seed.
+pub struct Content {
+    pub digest: String,
+    pub bytes: Vec<u8>,
+    pub media_type: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    Absent,
+    Present,
+    /// What happens next to each other decides.
+    Maybe,
+}
+
+#[derive(Clone, Debug)]
+pub struct BodyState {
+    pub now: Presence,
+    /// A crash must not lose it.
+    pub durable: bool,
+    /// A crash may leave it.
+    pub possible: bool,
+    /// Groups committed since it was finished.
+    pub groups: u32,
+    /// Counts finishes, so that a group knows what it was about.
+    pub version: u64,
+    pub forgets: u32,
+    /// Counts purges begun.
+    pub purges: u64,
+    /// Was purged, or lost to a fault: its tags may point to nothing.
+    pub parted: bool,
+    /// Counts fills begun.
+    pub fills: u64,
+}
+
+impl BodyState {
+    pub fn purges_ended(&self) -> u64 {
+        self.purges - u64::from(self.forgets)
+    }
+}
+
+/// A value of a tag or link, as the model has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Value {
+    pub content: usize,
+    pub origin: String,
+    pub time: u64,
+    /// Its length: how it is spelled does not matter.
+    pub note_len: usize,
+}
+
+impl Value {
+    /// Equal but for the time.
+    fn says_the_same(&self, other: &Value) -> bool {
+        (self.content, &self.origin, self.note_len)
+            == (other.content, &other.origin, other.note_len)
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct ValueState {
+    pub now: Option<Value>,
+    /// What a crash may leave.
+    pub possible: Vec<Option<Value>>,
+    pub forgetting: bool,
+    pub version: u64,
+    /// When it was put, its body was there and had been purged so often.
+    pub body_purges: Option<u64>,
+}
+
+pub struct Model {
+    pub contents: Vec<Content>,
+    pub bodies: Vec<BodyState>,
+    pub tags: BTreeMap<String, ValueState>,
+    pub links: BTreeMap<(String, usize), ValueState>,
+    /// Something failed that may have cost records: nothing must be there, but what must not be
+    /// there still must not.
+    pub lenient: bool,
+}
+
+/// What a call to commit is about to make durable.
+pub struct Group {
+    bodies: Vec<(usize, u64)>,
+    tags: Vec<(String, u64)>,
+    links: Vec<((String, usize), u64)>,
+}
+
+impl Model {
+    pub fn new(random: &mut Random, lens: &[usize]) -> Model {
+        let contents: Vec<Content> = lens
+            .iter()
+            .enumerate()
+            .map(|(n, len)| content(random, n, *len))
+            .collect();
+        let body = BodyState {
+            now: Presence::Absent,
+            durable: false,
+            possible: false,
+            groups: 0,
+            version: 0,
+            forgets: 0,
+            purges: 0,
+            parted: false,
+            fills: 0,
+        };
+        Model {
+            bodies: vec![body; contents.len()],
+            contents,
+            tags: BTreeMap::new(),
+            links: BTreeMap::new(),
+            lenient: false,
+        }
+    }
+
+    pub fn finishing(&mut self, content: usize) {
+        self.bodies[content].possible = true;
+    }
+
+    pub fn finished(&mut self, content: usize) {
+        let body = &mut self.bodies[content];
+        body.now = if body.forgets > 0 {
+            Presence::Maybe
+        } else {
+            Presence::Present
+        };
+        body.groups = 0;
+        body.version += 1;
+    }
+
+    pub fn forget_begins(&mut self, content: usize) -> u64 {
+        let body = &mut self.bodies[content];
+        body.forgets += 1;
+        body.purges += 1;
+        body.parted = true;
+        body.now = Presence::Maybe;
+        body.durable = false;
+        body.fills
+    }
+
+    /// `fills_before`: from `forget_begins`. Who began to fill since then may have come after it.
+    pub fn forget_ends(&mut self, content: usize, fills_before: u64, durable: bool) {
+        let body = &mut self.bodies[content];
+        body.forgets -= 1;
+        if body.forgets == 0 && body.fills == fills_before {
+            body.now = Presence::Absent;
+            body.possible &= !durable;
+        }
+    }
+
+    /// What a commit that begins now must make durable, of what `mine` owns.
+    pub fn group(
+        &self,
+        mine: impl Fn(&Content) -> bool,
+        my_repository: impl Fn(&str) -> bool,
+    ) -> Group {
+        let waiting = |(n, body): (usize, &BodyState)| {
+            let waits = body.now == Presence::Present && !body.durable && mine(&self.contents[n]);
+            waits.then_some((n, body.version))
+        };
+        let tags = self.tags.iter().filter(|(name, _)| my_repository(name));
+        let links = self
+            .links
+            .iter()
+            .filter(|((name, _), _)| my_repository(name));
+        Group {
+            bodies: self.bodies.iter().enumerate().filter_map(waiting).collect(),
+            tags: tags
+                .map(|(key, state)| (key.clone(), state.version))
+                .collect(),
+            links: links
+                .map(|(key, state)| (key.clone(), state.version))
+                .collect(),
+        }
+    }
+
+    /// The commit succeeded. `all`: and nothing was left uncommitted. `lenient`: bodies may have
+    /// been given up, and tags of theirs with them.
+    pub fn committed(&mut self, group: Group, all: bool, lenient: bool) {
+        for (content, version) in group.bodies {
+            let body = &mut self.bodies[content];
+            if body.version == version && body.now == Presence::Present {
+                body.groups += 1;
+                body.durable |= all || body.groups >= 2;
+            }
+        }
+        if !all {
+            return;
+        }
+        for (key, version) in group.tags {
+            let state = self.tags.get_mut(&key).expect("keys stay");
+            // A tag is written only if its body was there all the time.
+            let Some(value) = state.now.clone() else {
+                continue;
+            };
+            let body = &self.bodies[value.content];
+            let there = body.now == Presence::Present && state.body_purges == Some(body.purges);
+            if state.version == version && there && !lenient {
+                state.settle(&value);
+            }
+        }
+        for (key, version) in group.links {
+            let state = self.links.get_mut(&key).expect("keys stay");
+            if let Some(value) = state.now.clone()
+                && state.version == version
+            {
+                state.settle(&value);
+            }
+        }
+    }
+
+    pub fn put_tag(&mut self, key: &str, value: Value) {
+        let body = &self.bodies[value.content];
+        let purges = (body.now == Presence::Present).then_some(body.purges);
+        let state = self
+            .tags
+            .entry(key.to_owned())
+            .or_insert_with(ValueState::absent);
+        // Of a value that says the same an earlier one may be what is written.
+        let same = state
+            .now
+            .as_ref()
+            .is_some_and(|now| now.says_the_same(&value));
+        state.body_purges = if same && state.body_purges != purges {
+            None
+        } else {
+            purges
+        };
+        state.put(value);
+    }
+
+    pub fn put_link(&mut self, key: (String, usize), value: Value) {
+        self.links
+            .entry(key)
+            .or_insert_with(ValueState::absent)
+            .put(value);
+    }
+
+    /// A crash: what was under way may or may not have happened.
+    pub fn crashed(&mut self) {
+        for body in &mut self.bodies {
+            body.forgets = 0;
+        }
+        for state in self.tags.values_mut().chain(self.links.values_mut()) {
+            state.forgetting = false;
+        }
+    }
+
+    /// What recovery found becomes what is there. Panics if it must not be, or is missing.
+    pub fn found_body(&mut self, content: usize, found: bool, lenient: bool) {
+        let name = &self.contents[content].digest;
+        let body = &mut self.bodies[content];
+        assert!(
+            found || lenient || !body.durable,
+            "lost: body {content} {name}: {body:?}"
+        );
+        assert!(
+            !found || body.possible,
+            "came back: body {content} {name}: {body:?}"
+        );
+        body.parted |= lenient && !found;
+        body.now = if found {
+            Presence::Present
+        } else {
+            Presence::Absent
+        };
+        // After a failed sync the kernel may show what the media do not have, until it restarts.
+        body.durable = found && !lenient;
+        body.possible = found || (body.possible && lenient);
+        body.version += 1;
+    }
+}
+
+impl ValueState {
+    fn absent() -> ValueState {
+        ValueState {
+            possible: vec![None],
+            ..ValueState::default()
+        }
+    }
+
+    fn put(&mut self, value: Value) {
+        self.possible.push(Some(value.clone()));
+        self.now = Some(value);
+        self.version += 1;
+    }
+
+    /// Only what says the same as `value` can be found from now on.
+    fn settle(&mut self, value: &Value) {
+        if self.forgetting {
+            return;
+        }
+        self.possible
+            .retain(|other| other.as_ref().is_some_and(|o| o.says_the_same(value)));
+    }
+
+    pub fn forgotten(&mut self) {
+        self.now = None;
+        self.possible = vec![None];
+    }
+
+    pub fn found(&mut self, what: &str, found: Option<Value>, lenient: bool) {
+        let right = self.possible.contains(&found) || (lenient && found.is_none());
+        assert!(
+            right,
+            "{what}: found {found:?}, possible: {:?}",
+            self.possible
+        );
+        if lenient {
+            self.possible.push(found.clone());
+        } else {
+            self.possible = vec![found.clone()];
+        }
+        self.now = found;
+        self.version += 1;
+        self.body_purges = None;
+    }
+}
+
+fn content(random: &mut Random, number: usize, len: usize) -> Content {
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        bytes.extend_from_slice(&random.draw().to_le_bytes());
+    }
+    bytes.truncate(len);
+    let mut digest = "sha256:".to_owned();
+    for byte in sha2::Sha256::digest(&bytes) {
+        digest.push_str(&format!("{byte:02x}"));
+    }
+    let media_type = (!number.is_multiple_of(3)).then(|| format!("application/vnd.example.{number}"));
+    Content {
+        digest,
+        bytes,
+        media_type,
+    }
+}

@@ -1,0 +1,422 @@
+//! One run: processes that start, work and end badly, on one disk, until the last ends well.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use entrepot_storage::disk::sim::{
+    Ending, Executor, Faults, Random, SimDisk, SimWorld, Step as Ran,
+};
+use entrepot_storage::{OpenError, Options, Store};
+
+use super::client::Process;
+use super::model::{Model, Presence};
+use super::steps::{self, Counts, Phase, Step};
+
+const OPERATIONS_MIN: u64 = 500;
+const CRASHES_MIN: u64 = 3;
+/// Operations of the disk within one process: far more than any run needs, so that one that
+/// never ends is a failure.
+const STEPS_MAX: u64 = 20_000_000;
+
+/// What differs between runs.
+pub struct Plan {
+    pub faults: Faults,
+    /// The store or its file system is small enough to become full.
+    pub tight: bool,
+    pub withheld_len: u64,
+    pub weights: [u64; 18],
+    pub tags: u64,
+    pub repositories: u64,
+    options: Options,
+    total: u64,
+    lens: Vec<usize>,
+}
+
+impl Plan {
+    pub fn repository(&self, number: u64) -> String {
+        format!("r{number}")
+    }
+
+    pub fn tag(&self, number: u64) -> String {
+        let repository = self.repository(number % self.repositories);
+        let kind = if number.is_multiple_of(4) {
+            "list"
+        } else {
+            "v"
+        };
+        format!("{repository}:{kind}{number}")
+    }
+
+    fn draw(random: &mut Random) -> Plan {
+        let tight = random.chance(350);
+        let capacity = if tight {
+            (1 << 20) + random.below(3 << 20)
+        } else {
+            256 << 20
+        };
+        let mut options = Options::new(capacity, 1, [random.below(256) as u8; 16]);
+        options.segment_len = Some(*random.pick(&[128 << 10, 256 << 10, 512 << 10]));
+        options.solo_min = *random.pick(&[16 << 10, 40 << 10, 1 << 20]);
+        options.small_max = *random.pick(&[0, 1 << 10, 64 << 10]);
+        options.small_budget = *random.pick(&[0, 20 << 10, 1 << 30]);
+        options.withheld_len = *random.pick(&[512, 4 << 10, 16 << 10]);
+        let faults = if random.chance(300) {
+            let parts = |random: &mut Random, max| {
+                if random.chance(500) {
+                    random.below(max)
+                } else {
+                    0
+                }
+            };
+            Faults {
+                read: parts(random, 8),
+                write: parts(random, 6),
+                sync: parts(random, 60),
+                sync_dir: parts(random, 60),
+                full: parts(random, 100),
+            }
+        } else {
+            Faults::default()
+        };
+        Plan {
+            faults,
+            tight,
+            withheld_len: options.withheld_len,
+            weights: draw_weights(random),
+            tags: 4 + random.below(20),
+            repositories: 1 + random.below(4),
+            total: if tight && random.chance(300) {
+                capacity
+            } else {
+                capacity * 4
+            },
+            lens: draw_lens(random),
+            options,
+        }
+    }
+}
+
+/// Kinds of operations are switched off and up by run.
+fn draw_weights(random: &mut Random) -> [u64; 18] {
+    let mut weights = [30, 4, 3, 3, 5, 10, 25, 15, 5, 8, 6, 3, 3, 25, 2, 1, 4, 5];
+    for weight in weights.iter_mut().skip(1) {
+        *weight = match random.below(10) {
+            0 => 0,
+            1 => *weight * 4,
+            _ => *weight,
+        };
+    }
+    // Without groups nothing could survive.
+    weights[13] = weights[13].max(5);
+    weights
+}
+
+fn draw_lens(random: &mut Random) -> Vec<usize> {
+    let large = random.chance(120);
+    let mut len = |number: u64| match random.below(100) {
+        // One is empty; the others are too long to be equal by chance.
+        _ if number == 0 => 0,
+        0..=9 => 8 + random.below(17),
+        10..=54 => 8 + random.below(4 << 10),
+        55..=89 => 8 + random.below(24 << 10),
+        90..=97 => 8 + random.below(100 << 10),
+        _ if large => (1 << 20) + random.below(2 << 20),
+        _ => 8 + random.below(60 << 10),
+    };
+    (0..40).map(|number| len(number) as usize).collect()
+}
+
+/// What outlives a process.
+struct Run {
+    plan: Rc<Plan>,
+    world: SimWorld,
+    model: Rc<RefCell<Model>>,
+    counts: Rc<RefCell<Counts>>,
+    clock: Rc<Cell<u64>>,
+    random: Random,
+    /// The last process ended with the machine.
+    rebooted: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Crashed,
+    /// The store could not be opened, as may be when the disk fails.
+    Refused,
+    Done,
+}
+
+/// What the driver of one process sees of it.
+#[derive(Default)]
+struct Watch {
+    opening: Cell<bool>,
+    refused: Cell<bool>,
+    /// What recovery found was compared.
+    checked: Cell<bool>,
+    done: Cell<bool>,
+    forgetting: Rc<Cell<u32>>,
+    process: RefCell<Option<Rc<Process>>>,
+}
+
+pub fn run(seed: u64) -> Counts {
+    let mut random = Random::new(seed);
+    let plan = Plan::draw(&mut random);
+    let model = Model::new(&mut random, &plan.lens);
+    let run = Run {
+        world: SimWorld::new(random.fork(), plan.total),
+        plan: Rc::new(plan),
+        model: Rc::new(RefCell::new(model)),
+        counts: Rc::default(),
+        clock: Rc::new(Cell::new(1_800_000_000)),
+        random,
+        rebooted: true,
+    };
+    run.all()
+}
+
+impl Run {
+    fn all(mut self) -> Counts {
+        let crashes = CRASHES_MIN + self.random.below(4);
+        while self.counts.borrow().crashes() < crashes {
+            let operations = 60 + self.random.below(160);
+            self.process(operations, false);
+        }
+        loop {
+            let left = OPERATIONS_MIN.saturating_sub(self.counts.borrow().operations);
+            if self.process(left.max(40), true) == End::Done {
+                break;
+            }
+        }
+        // After a drain even a power loss takes nothing: the last process only looks.
+        while self.process(0, true) != End::Done {}
+        self.counts.borrow_mut().faults = self.world.faults_injected();
+        self.counts.take()
+    }
+
+    /// A process from its start to its end, bad or, if `last`, good.
+    fn process(&mut self, operations: u64, last: bool) -> End {
+        let faulty = !last || self.random.chance(300);
+        self.world.set_faults(if faulty {
+            self.plan.faults
+        } else {
+            Faults::default()
+        });
+        let faults_before = self.world.faults_injected();
+        let executor = Executor::new(self.random.fork());
+        let watch = Rc::new(Watch::default());
+        let start = self.start(&executor, &watch, operations, last, faults_before);
+        executor.spawn(start);
+        let end = self.drive(&executor, &watch, last);
+        drop(executor);
+        let ending = if self.random.chance(300) {
+            Ending::Kill
+        } else {
+            Ending::PowerLoss
+        };
+        let mut counts = self.counts.borrow_mut();
+        match (end, ending) {
+            (End::Crashed, Ending::PowerLoss) => counts.power_losses += 1,
+            (End::Crashed, Ending::Kill) => counts.kills += 1,
+            (End::Done, _) => counts.clean_ends += 1,
+            (End::Refused, _) => {}
+        }
+        drop(counts);
+        let mut model = self.model.borrow_mut();
+        model.crashed();
+        let failed = self.world.faults_injected() > faults_before;
+        // What a failed sync lost shows only when the machine goes down.
+        model.lenient = failed || model.lenient && !(self.rebooted && watch.checked.get());
+        drop(model);
+        self.world.end(ending);
+        self.rebooted = ending == Ending::PowerLoss;
+        end
+    }
+
+    fn drive(&mut self, executor: &Rc<Executor>, watch: &Watch, last: bool) -> End {
+        let target = *self.random.pick(&steps::ALL);
+        let mut countdown = 1 + self.random.below(6);
+        let mut issued = 0;
+        for _ in 0..STEPS_MAX {
+            let ran = executor.step(&self.world);
+            if watch.refused.get() {
+                return End::Refused;
+            }
+            if watch.done.get() && !last {
+                return self.crash(watch);
+            }
+            if watch.done.get() && ran == Ran::Idle {
+                watch
+                    .process
+                    .borrow()
+                    .as_ref()
+                    .expect("it started")
+                    .check_at_rest();
+                return End::Done;
+            }
+            assert!(ran != Ran::Idle, "everybody waits and nobody was woken");
+            if last || self.world.issued() == issued && target != Step::Quiet {
+                continue;
+            }
+            issued = self.world.issued();
+            if self.hit(watch).contains(&target) {
+                countdown -= 1;
+                if countdown == 0 {
+                    return self.crash(watch);
+                }
+            }
+        }
+        panic!("the process does not end");
+    }
+
+    fn hit(&self, watch: &Watch) -> Vec<Step> {
+        let phase = Phase {
+            opening: watch.opening.get(),
+            forgetting: watch.forgetting.get() > 0,
+        };
+        steps::hit(&self.world.in_flight(), phase)
+    }
+
+    fn crash(&self, watch: &Watch) -> End {
+        self.counts.borrow_mut().crash(&self.hit(watch));
+        End::Crashed
+    }
+
+    fn start(
+        &mut self,
+        executor: &Rc<Executor>,
+        watch: &Rc<Watch>,
+        operations: u64,
+        last: bool,
+        faults_before: u64,
+    ) -> impl Future<Output = ()> + 'static {
+        let (world, plan) = (self.world.clone(), Rc::clone(&self.plan));
+        let (model, counts) = (Rc::clone(&self.model), Rc::clone(&self.counts));
+        let (clock, watch) = (Rc::clone(&self.clock), Rc::clone(watch));
+        let mut random = self.random.fork();
+        let disk = SimDisk::new(&world, executor);
+        let executor = Rc::downgrade(executor);
+        async move {
+            // S8: nothing on the disk depends on how many write.
+            let shards = 1 + random.index(3);
+            let options = Options {
+                shards,
+                ..plan.options.clone()
+            };
+            watch.opening.set(true);
+            let opened = Store::open(disk.clone(), options, clock.get()).await;
+            watch.opening.set(false);
+            let faults = world.faults_injected() > faults_before;
+            let (store, recovered) = match opened {
+                Ok(opened) => opened,
+                Err(OpenError::Disk { source, .. })
+                    if faults || source.kind() == std::io::ErrorKind::StorageFull =>
+                {
+                    return watch.refused.set(true);
+                }
+                Err(OpenError::SmallRecordsUnreadable { .. }) if faults => {
+                    return watch.refused.set(true);
+                }
+                Err(error) => panic!("not opened: {error}"),
+            };
+            assert_eq!(
+                (recovered.invalid, recovered.foreign.len()),
+                (0, 0),
+                "{recovered:?}"
+            );
+            let writers = (0..shards)
+                .map(|shard| store.writer(disk.clone(), shard))
+                .collect();
+            let process = Rc::new(Process {
+                executor,
+                disk,
+                writers,
+                model,
+                counts,
+                clock,
+                random: RefCell::new(random),
+                forgetting: Rc::clone(&watch.forgetting),
+                faults_before,
+                operations_left: Cell::new(operations),
+                clients: Cell::new(0),
+                followers: Cell::new(0),
+                waiting: RefCell::default(),
+                held: RefCell::default(),
+                running: RefCell::default(),
+                plan,
+                world,
+                store,
+            });
+            watch.process.replace(Some(Rc::clone(&process)));
+            check_recovered(&process).await;
+            watch.checked.set(true);
+            work(&process, last).await;
+            watch.done.set(true);
+        }
+    }
+}
+
+/// Compares what recovery found with what the model allows.
+async fn check_recovered(process: &Rc<Process>) {
+    let lenient = process.model.borrow().lenient || process.lenient();
+    let count = process.model.borrow().contents.len();
+    for content in 0..count {
+        let digest = process.model.borrow().contents[content]
+            .digest
+            .parse()
+            .expect("a digest");
+        let found = process.store.body(&digest, process.clock.get());
+        process
+            .model
+            .borrow_mut()
+            .found_body(content, found.is_some(), lenient);
+        if let Some(body) = found {
+            process.check_body(content, &body).await;
+        }
+    }
+    let tags: Vec<String> = process.model.borrow().tags.keys().cloned().collect();
+    for key in tags {
+        let found = process.found_tag(&key);
+        let mut model = process.model.borrow_mut();
+        if let Some(value) = &found {
+            // A tag is written after its body: only a purge can have parted them.
+            let body = &model.bodies[value.content];
+            let there = body.now == Presence::Present;
+            let content = value.content;
+            assert!(
+                there || body.parted,
+                "tag {key} to a missing body {content}"
+            );
+        }
+        let state = model.tags.get_mut(&key).expect("just listed");
+        state.found(&format!("tag {key}"), found, lenient);
+    }
+    let links: Vec<(String, usize)> = process.model.borrow().links.keys().cloned().collect();
+    for key in links {
+        let found = process.found_link(&key);
+        let mut model = process.model.borrow_mut();
+        let state = model.links.get_mut(&key).expect("just listed");
+        state.found(&format!("link {key:?}"), found, lenient);
+    }
+}
+
+async fn work(process: &Rc<Process>, last: bool) {
+    let clients = 1 + process.random.borrow_mut().index(6);
+    process.clients.set(clients);
+    for _ in 0..clients {
+        process.spawn(Rc::clone(process).client());
+    }
+    process.clients_gone().await;
+    if !last {
+        return;
+    }
+    process.settle().await;
+    process.held.borrow_mut().clear();
+    let count = process.model.borrow().contents.len();
+    for content in 0..count {
+        process.look_up(content).await;
+    }
+    process.held.borrow_mut().clear();
+    for _ in 0..process.writers.len() * 2 {
+        process.seal().await;
+    }
+}

@@ -1,0 +1,183 @@
+//! What a crash can hit, told from what the disk was doing, and how often it was hit.
+//!
+//! Knows the magics of pages, for counting only: no check depends on it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use entrepot_storage::disk::sim::{InFlight, Operation};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Step {
+    Reserve,
+    Grow,
+    RecordHeader,
+    BodyWrite,
+    BodySync,
+    CommitWrite,
+    CommitSync,
+    FooterWrite,
+    FooterSync,
+    SmallWrite,
+    SmallSync,
+    DirectorySync,
+    Superblock,
+    Unlink,
+    /// While the store was being opened.
+    Recovery,
+    /// While recovery sealed what was open.
+    RecoverySeal,
+    /// While a purge was under way.
+    Forget,
+    Staging,
+    /// No operation of the disk was under way.
+    Quiet,
+}
+
+pub const ALL: [Step; 19] = [
+    Step::Reserve,
+    Step::Grow,
+    Step::RecordHeader,
+    Step::BodyWrite,
+    Step::BodySync,
+    Step::CommitWrite,
+    Step::CommitSync,
+    Step::FooterWrite,
+    Step::FooterSync,
+    Step::SmallWrite,
+    Step::SmallSync,
+    Step::DirectorySync,
+    Step::Superblock,
+    Step::Unlink,
+    Step::Recovery,
+    Step::RecoverySeal,
+    Step::Forget,
+    Step::Staging,
+    Step::Quiet,
+];
+
+/// What the driver knows and the disk does not.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Phase {
+    pub opening: bool,
+    pub forgetting: bool,
+}
+
+pub fn hit(in_flight: &[InFlight], phase: Phase) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for operation in in_flight {
+        of_operation(operation, &mut steps);
+    }
+    if phase.opening {
+        let seals = steps
+            .iter()
+            .any(|s| matches!(s, Step::FooterWrite | Step::FooterSync));
+        steps.push(Step::Recovery);
+        steps.extend(seals.then_some(Step::RecoverySeal));
+    }
+    steps.extend(phase.forgetting.then_some(Step::Forget));
+    if in_flight.is_empty() {
+        steps.push(Step::Quiet);
+    }
+    steps.sort_unstable();
+    steps.dedup();
+    steps
+}
+
+fn of_operation(operation: &InFlight, steps: &mut Vec<Step>) {
+    if operation.name.starts_with("STORE") {
+        steps.push(Step::Superblock);
+        return;
+    }
+    let small = operation.name.ends_with(".rec");
+    match operation.operation {
+        Operation::Create => steps.push(Step::Reserve),
+        Operation::Anonymous => steps.push(Step::Staging),
+        Operation::Grow => steps.push(Step::Grow),
+        Operation::SyncDir => steps.push(Step::DirectorySync),
+        Operation::Unlink => steps.push(Step::Unlink),
+        Operation::Write => steps.extend(operation.bytes.iter().map(|b| of_write(b, small))),
+        Operation::Sync if small => steps.push(Step::SmallSync),
+        Operation::Sync => {
+            for bytes in &operation.bytes {
+                steps.push(match of_write(bytes, small) {
+                    Step::CommitWrite => Step::CommitSync,
+                    Step::FooterWrite => Step::FooterSync,
+                    _ => Step::BodySync,
+                });
+            }
+        }
+        _ => {}
+    }
+}
+
+fn of_write(bytes: &[u8], small: bool) -> Step {
+    match bytes.get(..8) {
+        Some(b"ENTRSEGM") => Step::Reserve,
+        Some(b"ENTRBODY") => Step::RecordHeader,
+        Some(b"ENTRCOMM") if small => Step::SmallWrite,
+        Some(b"ENTRCOMM") => Step::CommitWrite,
+        Some(b"ENTRFOOT" | b"ENTRTRLR") => Step::FooterWrite,
+        _ => Step::BodyWrite,
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    pub operations: u64,
+    pub power_losses: u64,
+    pub kills: u64,
+    pub clean_ends: u64,
+    pub faults: u64,
+    pub checked_bodies: u64,
+    hits: BTreeMap<Step, u64>,
+}
+
+impl Counts {
+    pub fn crash(&mut self, steps: &[Step]) {
+        for step in steps {
+            *self.hits.entry(*step).or_default() += 1;
+        }
+    }
+
+    pub fn crashes(&self) -> u64 {
+        self.power_losses + self.kills
+    }
+
+    pub fn add(&mut self, other: &Counts) {
+        self.operations += other.operations;
+        self.power_losses += other.power_losses;
+        self.kills += other.kills;
+        self.clean_ends += other.clean_ends;
+        self.faults += other.faults;
+        self.checked_bodies += other.checked_bodies;
+        for (step, hits) in &other.hits {
+            *self.hits.entry(*step).or_default() += hits;
+        }
+    }
+
+    pub fn never_hit(&self) -> Vec<String> {
+        let missing = ALL.iter().filter(|step| !self.hits.contains_key(step));
+        missing.map(|step| format!("{step:?}")).collect()
+    }
+
+    pub fn report(&self, runs: u64) -> String {
+        let mut text = String::new();
+        let mut line = |name: &str, count: u64| {
+            writeln!(text, "{name:<28}{count:>12}").expect("a String takes everything");
+        };
+        line("runs", runs);
+        line("operations", self.operations);
+        line("crashes", self.crashes());
+        line("  power losses", self.power_losses);
+        line("  kills", self.kills);
+        line("clean ends", self.clean_ends);
+        line("injected faults", self.faults);
+        line("bodies read and compared", self.checked_bodies);
+        for step in ALL {
+            let hits = self.hits.get(&step).copied().unwrap_or(0);
+            line(&format!("crashes in {step:?}"), hits);
+        }
+        text
+    }
+}
