@@ -142,6 +142,8 @@ fn no_bad_body_is_completed_or_kept_and_the_next_good_pull_works() {
     for (name, blob) in &cases {
         pull_bad_body(&server, name, blob);
     }
+    let bodies = server.metric("entrepot_store_bodies", &[]);
+    assert_eq!(bodies, 0.0, "something of them was indexed");
 
     origin.go_down();
     for (name, blob) in &cases {

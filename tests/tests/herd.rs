@@ -141,7 +141,7 @@ fn a_herd_is_served_by_one_fetch_while_it_arrives() {
             rss_max = rss_max.max(server.rss());
             (herd.slowest() >= enough).then_some(())
         });
-        assert_eq!(origin.count("kind=blob&method=GET&state=halted"), 1);
+        origin.wait(json!({"kind": "blob", "state": "halted"}), 1);
 
         let killed = end_all.1[KILLED].shutdown(Shutdown::Both);
         killed.expect("a connected socket");
@@ -231,13 +231,14 @@ fn a_herd_is_cut_short_when_its_source_breaks() {
                 (client, head)
             })
             .collect();
-        assert_eq!(origin.count("kind=blob&state=halted"), 1);
+        origin.wait(json!({"kind": "blob", "state": "halted"}), 1);
         origin.release();
         for (client, head) in &mut clients {
             let read = client.read_body("GET", head, &mut |_| ());
             let cut = matches!(read, Err(Broken::Short { .. } | Broken::Reset));
             assert!(cut, "{fault}: {read:?}");
         }
+        assert_eq!(origin.count("kind=blob&method=GET"), 1, "{fault}");
         origin.clear_faults();
         origin.clear_log();
     }

@@ -234,6 +234,27 @@ fn a_running_fill_is_not_shared_without_proof() {
 }
 
 #[test]
+fn proof_is_kept_and_without_upstream_nobody_gains_any() {
+    let origin = Origin::start();
+    let layer = origin.blob(&["team/one", "team/two", "team/three"], 1_000, 1);
+    let target = |name: &str| format!("/v2/dh/team/{name}/blobs/{}", layer.digest);
+    let server = Entrepot::before(origin.url());
+    server.get(&target("one")).expect(200);
+    server.get(&target("two")).expect(200);
+    server.wait_committed();
+    origin.go_down();
+    let check = |server: &Entrepot| {
+        server.get(&target("one")).expect(200);
+        server.get(&target("two")).expect(200);
+        let unproven = server.get(&target("three"));
+        assert_eq!(unproven.status(), 502, "{}", unproven.head.raw);
+        assert_eq!(server.head(&target("three")).status(), 502);
+    };
+    check(&server);
+    check(&server.kill9().start());
+}
+
+#[test]
 fn two_upstreams_with_the_same_names_never_mix() {
     let origins = [Origin::start(), Origin::start()];
     let images = [0, 1].map(|nth| origins[nth].image("library/app", "1", nth as u64));
