@@ -48,6 +48,7 @@ pub async fn send(
     );
     let mut at = lease.offset() + from;
     let end = lease.offset() + to;
+    let start = at;
     // One probe covers the pages up to here.
     let mut warm_to = at;
     while at < end {
@@ -56,7 +57,9 @@ pub async fn send(
         }
         let slice_end = end.min(at + SLICE_LEN);
         if warm_to < slice_end {
-            if !(resident(lease, at) && resident(lease, slice_end - 1)) {
+            // The first page of a slice follows the last one of the slice before.
+            let first = at > start || resident(lease, at);
+            if !(first && resident(lease, slice_end - 1)) {
                 let window = WINDOW_LEN.min(end - at);
                 // The disk's time is not the client's.
                 socket.enter(Phase::Work);
