@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use entrepot_tests::deadline::until_within;
 use entrepot_tests::entrepot::{Config, Entrepot, Setup};
-use entrepot_tests::http::{Answer, Broken, get_hashed};
+use entrepot_tests::http::{Answer, Broken, fetch, get_hashed};
 use entrepot_tests::origin::{Held, Origin};
-use entrepot_tests::sha256::digest;
+use entrepot_tests::sha256::{absent, digest};
 
 /// Bodies up to this long leave the server only once verified, so their failure is a clean 502.
 const WITHHELD_LEN: u64 = 1 << 20;
@@ -270,6 +270,8 @@ fn wrong_manifests_are_clean_errors() {
         json!({"html": true}),
         json!({"chunked": true, "flip_at": -1}),
         json!({"status": 200, "body": "{}", "headers": {"Content-Type": "application/json"}}),
+        json!({"status": 200, "body": "{".repeat(5 << 20),
+            "headers": {"Content-Type": "application/vnd.oci.image.manifest.v1+json"}}),
     ];
     for (nth, fault) in faults.into_iter().enumerate() {
         let origin = Origin::start();
@@ -281,6 +283,29 @@ fn wrong_manifests_are_clean_errors() {
             check_clean_502(&fault, answer);
         }
     }
+}
+
+/// The field names one digest and the body has another.
+#[test]
+fn a_digest_field_that_lies_is_not_believed() {
+    let origin = Origin::start();
+    let image = origin.image("library/bad", "1", 1);
+    let server = before(&origin);
+    let lie = json!({"set_headers": {"Docker-Content-Digest": absent()}});
+    origin.fault(json!({"kind": "manifest"}), lie);
+    for method in ["GET", "HEAD", "GET"] {
+        let answer = fetch(server.addr(), method, "/v2/dh/library/bad/manifests/1", &[]);
+        let answer = answer.expect("an answer");
+        assert_eq!(answer.broken, None);
+        if answer.status() == 200 && method == "GET" {
+            // Then it told the truth about what it served.
+            assert_eq!(digest(&answer.body), image.digest);
+            let named = answer.field("docker-content-digest");
+            assert_eq!(named, Some(image.digest.as_str()));
+        }
+    }
+    let target = format!("/v2/dh/library/bad/manifests/{}", absent());
+    assert_ne!(server.get(&target).status(), 200);
 }
 
 fn check_clean_502(fault: &Value, answer: Answer) {

@@ -3,8 +3,10 @@
 
 use std::time::Duration;
 
+use serde_json::json;
+
 use entrepot_tests::deadline::until_true;
-use entrepot_tests::entrepot::{Config, Setup};
+use entrepot_tests::entrepot::{Config, Entrepot, Setup};
 use entrepot_tests::http::{Broken, Connection, request_text};
 use entrepot_tests::origin::Origin;
 use entrepot_tests::sha256::digest;
@@ -236,4 +238,51 @@ fn the_body_of_a_refused_write_is_never_read_as_a_request() {
         );
     }
     assert_eq!(world.origin.count(""), 0);
+}
+
+#[test]
+fn the_body_of_a_get_is_passed_over() {
+    let world = World::new();
+    let text = "GET /v2/ HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nabcde";
+    let chunked = "GET /v2/ HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n\
+                   3\r\nabc\r\n0\r\n\r\n";
+    for text in [text, chunked] {
+        let mut connection = world.open();
+        connection.write(text.as_bytes());
+        let first = connection.answer("GET").expect("an answer");
+        assert!(matches!(first.status(), 200 | 400), "{}", first.head.raw);
+        connection.request("HEAD", &world.layer_target(), &[]);
+        // Either the connection ended with the first answer, or it goes on behind the body.
+        match connection.answer("HEAD") {
+            Ok(second) => assert_eq!(second.status(), 200, "{text:?}: {}", second.head.raw),
+            Err(_) => assert!(first.head.closes(), "{}", first.head.raw),
+        }
+    }
+}
+
+/// Chunked coding is not for HTTP/1.0, and the end of a connection proves nothing: such a client
+/// gets a length, or a body that was verified before it left.
+#[test]
+fn an_http_1_0_client_gets_no_chunked_coding() {
+    let origin = Origin::start();
+    let server = Entrepot::before(origin.url());
+    for (seed, flip) in [(1, false), (2, true)] {
+        let blob = origin.blob(&["library/app"], 5_000_000, seed);
+        let fault = if flip {
+            json!({"chunked": true, "flip_at": -1})
+        } else {
+            json!({"chunked": true})
+        };
+        origin.fault(json!({"contains": blob.digest}), fault);
+        let target = format!("/v2/dh/library/app/blobs/{}", blob.digest);
+        let mut connection = Connection::open(server.addr());
+        connection.write(format!("GET {target} HTTP/1.0\r\n\r\n").as_bytes());
+        let answer = connection.answer("GET").expect("an answer");
+        assert!(!answer.head.is_chunked(), "{}", answer.head.raw);
+        if flip {
+            assert_eq!(answer.status(), 502, "{}", answer.head.raw);
+        } else {
+            assert_eq!(digest(&answer.expect(200).body), blob.digest);
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! A full store, or a full file system: bodies pass through, and clients notice nothing.
 
+use serde_json::json;
+
 use entrepot_tests::entrepot::{Config, Setup};
 use entrepot_tests::http::get_hashed;
 use entrepot_tests::origin::Origin;
@@ -56,6 +58,26 @@ fn a_full_store_is_not_noticed_by_clients() {
     let whole = server.get(&target).expect(200).body;
     assert_eq!(digest(&whole), blob.digest);
     assert!(part == whole[100..200]);
+}
+
+/// Their length is not known when they are admitted.
+#[test]
+fn bodies_of_unknown_length_get_through_a_full_store() {
+    let origin = Origin::start();
+    let setup = Setup::new(&Config::one(origin.url())).capacity(SMALL_CAPACITY);
+    let server = setup.start();
+    origin.fault(json!({"kind": "blob"}), json!({"chunked": true}));
+    for seed in 0..14 {
+        let blob = origin.blob(&["library/app"], 16 << 20, seed);
+        // One may meet the end of the budget while it streams, and is then cut; never twice.
+        let mut pulls = (0..2).map(|_| get_hashed(server.addr(), &blob_target(&blob.digest)));
+        let whole = pulls.find_map(|pull| pull.ok().filter(|hashed| hashed.broken.is_none()));
+        let whole = whole.unwrap_or_else(|| panic!("body {seed} was cut twice"));
+        assert_eq!((whole.head.status, whole.digest), (200, blob.digest));
+    }
+    let used = server.metric("entrepot_store_used_bytes", &[]);
+    let capacity = server.metric("entrepot_store_capacity_bytes", &[]);
+    assert!(used <= capacity, "used {used} of {capacity}");
 }
 
 /// The file system is full long before the budget is.

@@ -313,6 +313,24 @@ fn a_range_of_a_running_fill_joins_it() {
 }
 
 #[test]
+fn a_sha512_digest_is_a_digest() {
+    let origin = Origin::start();
+    let text = "hashed with the longer one";
+    let body = json!({"repositories": ["library/app"], "text": text, "algorithm": "sha512"});
+    let named = origin.call("blobs", body)["digest"].clone();
+    let named = named.as_str().expect("a digest");
+    assert!(named.starts_with("sha512:"));
+    let server = Entrepot::before(origin.url());
+    let target = format!("/v2/dh/library/app/blobs/{named}");
+    for _ in 0..2 {
+        let answer = server.get(&target).expect(200);
+        assert_eq!(answer.text(), text);
+        assert_eq!(answer.field("docker-content-digest"), Some(named));
+    }
+    assert_eq!(origin.count("kind=blob&method=GET"), 1);
+}
+
+#[test]
 fn a_head_of_an_uncached_blob_is_one_head_upstream() {
     let world = World::new();
     let answer = world.server.head(&world.layer_target()).expect(200);

@@ -156,6 +156,23 @@ fn a_failing_upstream_is_stood_in_for_by_the_cached_copy() {
 }
 
 #[test]
+fn an_upstream_that_does_not_answer_is_stood_in_for_after_its_timeout() {
+    let origin = Origin::start();
+    let image = origin.image("library/app", "1", 1);
+    let config = Config::new().project("dh", "default = true", &[]);
+    let keys = format!("url = \"{}\"\nread_timeout = \"1s\"", origin.url());
+    let server = Setup::new(&config.upstream("dh", &keys)).start();
+    server.get(TAG).expect(200);
+    origin.fault(json!({"kind": "manifest"}), json!({"hang": true}));
+    let answer = server.get(TAG);
+    check_stale(&answer);
+    assert_eq!(digest(&answer.body), image.digest);
+    // By digest nothing needs to be asked.
+    let by_digest = format!("/v2/dh/library/app/manifests/{}", image.digest);
+    server.get(&by_digest).expect(200);
+}
+
+#[test]
 fn a_deleted_or_forbidden_tag_is_not_served() {
     let origin = Origin::start();
     origin.image("library/app", "1", 1);
