@@ -30,6 +30,11 @@ use crate::upstream::{Method, Response};
 /// Remembered mismatches; beyond it a new one is not remembered and only costs a refetch.
 const REFUSED_MAX: usize = 1024;
 
+/// Remembered bodies that were too long; beyond it a new one costs its askers a cut pull.
+const OUTGROWN_MAX: usize = 1024;
+/// How long a body counts as too long. Room may come back; a failed fill costs its followers.
+const OUTGROWN_HOLDOFF: Duration = Duration::from_secs(60);
+
 /// How a body is asked for, which decides upstream's path and the checks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum BodyKind {
@@ -99,6 +104,21 @@ struct Running {
     stream: RefCell<Option<Stream>>,
 }
 
+/// Why a fill did not come to its end.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("{0}")]
+    Source(String),
+    #[error("{0}")]
+    Store(#[from] FillError),
+    #[error("longer than limits.body_max")]
+    OverLimit,
+    #[error("the server is stopping")]
+    Stopping,
+    #[error("nobody follows a body that will not be stored")]
+    Abandoned,
+}
+
 /// A fill that has room, and whether its bytes will stay.
 struct Admitted {
     fill: Fill<UringDisk>,
@@ -164,6 +184,8 @@ pub struct Fetcher {
     bounds: Bounds,
     running: RefCell<HashMap<Key, Rc<Running>>>,
     refused: RefCell<HashMap<(Digest, Arc<str>), Instant>>,
+    /// Bodies of unknown length that turned out to be too long, and until when that is believed.
+    outgrown: RefCell<HashMap<Digest, Instant>>,
     draining: Cell<bool>,
     aborting: Cell<bool>,
 }
@@ -186,6 +208,7 @@ impl Fetcher {
             bounds,
             running: RefCell::default(),
             refused: RefCell::default(),
+            outgrown: RefCell::default(),
             draining: Cell::new(false),
             aborting: Cell::new(false),
         })
@@ -214,6 +237,7 @@ impl Fetcher {
         let running = self.running.borrow().get(&(ask.digest, ask.kind)).cloned();
         match running {
             Some(running) => self.join(&running, ask),
+            None if self.has_outgrown(&ask.digest) => answer(&ask, BodyAnswer::Relay),
             None => self.start(ask),
         }
     }
@@ -398,19 +422,26 @@ impl Fetcher {
         let Admitted { mut fill, staged } = admitted;
         let moved = self.stream(&mut fill, &mut arriving, staged).await;
         let ended = match moved {
-            Ok(()) => fill.finish(clock::now()).await.map(drop).map_err(|error| {
-                if error == FillError::WrongDigest {
-                    self.metrics.count(Counter::WrongDigests);
-                    self.refuse(digest, origin.clone());
-                }
-                error.to_string()
-            }),
+            Ok(()) => fill
+                .finish(clock::now())
+                .await
+                .map(drop)
+                .map_err(Broken::Store),
             // Dropping it is what fails it, and its followers with it.
             Err(why) => {
                 drop(fill);
                 Err(why)
             }
         };
+        match ended {
+            Err(Broken::Store(FillError::WrongDigest)) => {
+                self.metrics.count(Counter::WrongDigests);
+                self.refuse(digest, origin.clone());
+            }
+            // It will not fit the next time either: whoever asks then fetches for itself.
+            Err(Broken::Store(FillError::Full) | Broken::OverLimit) => self.outgrew(digest),
+            _ => {}
+        }
         let (bytes, ms) = (arriving.arrived, started.elapsed().as_millis() as u64);
         match ended {
             Ok(()) => {
@@ -424,7 +455,7 @@ impl Fetcher {
             Err(error) => {
                 self.metrics.count(Counter::FillsFailed);
                 tracing::warn!(
-                    %digest, upstream = %origin, repository = %source.name, bytes, ms, error,
+                    %digest, upstream = %origin, repository = %source.name, bytes, ms, %error,
                     "fill failed; its followers were cut"
                 );
                 false
@@ -437,19 +468,19 @@ impl Fetcher {
         fill: &mut Fill<UringDisk>,
         arriving: &mut Arriving,
         staged: bool,
-    ) -> Result<(), String> {
+    ) -> Result<(), Broken> {
         let watermark = fill.watermark();
-        while let Some(bytes) = arriving.next().await? {
-            // One that said so before is staged, and no longer than it said.
+        while let Some(bytes) = arriving.next().await.map_err(Broken::Source)? {
+            // One that said its length is staged, and no longer than it said.
             if arriving.len.is_none() && arriving.arrived > self.bounds.body_len_max {
-                return Err("longer than limits.body_max".to_owned());
+                return Err(Broken::OverLimit);
             }
             if self.aborting.get() {
-                return Err("the server is stopping".to_owned());
+                return Err(Broken::Stopping);
             }
-            fill.write(bytes).await.map_err(|error| error.to_string())?;
+            fill.write(bytes).await?;
             if staged && watermark.followers() == 0 {
-                return Err("nobody follows a body that will not be stored".to_owned());
+                return Err(Broken::Abandoned);
             }
         }
         Ok(())
@@ -532,6 +563,21 @@ impl Fetcher {
         self.post
             .tell(owner, |reply| Message::Link { key, record, reply })
             .await;
+    }
+
+    fn outgrew(&self, digest: Digest) {
+        let mut outgrown = self.outgrown.borrow_mut();
+        let now = Instant::now();
+        outgrown.retain(|_, until| *until > now);
+        if outgrown.len() < OUTGROWN_MAX {
+            outgrown.insert(digest, now + OUTGROWN_HOLDOFF);
+        }
+    }
+
+    fn has_outgrown(&self, digest: &Digest) -> bool {
+        let outgrown = self.outgrown.borrow();
+        let until = outgrown.get(digest);
+        until.is_some_and(|until| *until > Instant::now())
     }
 
     fn refuse(&self, digest: Digest, origin: Arc<str>) {

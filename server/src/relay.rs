@@ -93,15 +93,15 @@ pub async fn relay(
         media_type: media_type.as_deref().unwrap_or(BLOB_TYPE),
         ..facts
     };
-    let Some(len) = response.length else {
-        let why = format!("{origin} sends no length and there is no room to collect the body");
-        let failure = Failure::new(FailureKind::Busy, why);
-        return exchange.failure(&failure, unknown).await;
-    };
-    if exchange.is_head() {
-        return exchange.remote(&facts, len).await;
+    match response.length {
+        Some(len) if exchange.is_head() => exchange.remote(&facts, len).await,
+        None if exchange.is_head() => {
+            let why = format!("{origin} does not tell the length");
+            let failure = Failure::new(FailureKind::ServerError, why);
+            exchange.failure(&failure, unknown).await
+        }
+        len => stream(exchange, response.body, digest, len, &facts).await,
     }
-    stream(exchange, response.body, digest, len, &facts).await
 }
 
 /// A part of a blob, as trustworthy as upstream: no digest can vouch for it.
@@ -203,11 +203,13 @@ async fn stream_range(
     Ok(())
 }
 
+/// Sends a body behind its withheld tail. Without a length it is sent in chunks, unless it ended
+/// before anything had to go out.
 async fn stream(
     exchange: &mut Exchange<'_>,
     mut body: Body,
     digest: Digest,
-    len: u64,
+    len: Option<u64>,
     facts: &Facts<'_>,
 ) -> Result<(), Gone> {
     let mut hasher = Hasher::new(digest.algorithm());
@@ -222,10 +224,12 @@ async fn stream(
                 hasher.update(&piece);
                 withheld.push(piece);
                 while let Some(piece) = withheld.release() {
-                    if !begun {
-                        exchange.begin_relay(facts, len);
-                        begun = true;
+                    if !begun && !exchange.begin_relay(facts, len) {
+                        let why = "without room, HTTP/1.0 can't be sent a body of unknown length";
+                        let failure = Failure::new(FailureKind::Busy, why);
+                        return exchange.failure(&failure, Code::Unknown).await;
                     }
+                    begun = true;
                     exchange.relay_piece(&piece).await?;
                 }
             }
@@ -237,15 +241,12 @@ async fn stream(
     match failure {
         None => {
             if !begun {
-                exchange.begin_relay(facts, len);
-            }
-            if withheld.pieces.is_empty() {
-                return exchange.relay_piece(&[]).await;
+                exchange.begin_relay(facts, Some(withheld.len));
             }
             for piece in withheld.pieces {
                 exchange.relay_piece(&piece).await?;
             }
-            Ok(())
+            exchange.end_relay().await
         }
         Some(why) if begun => exchange.abort(&why),
         Some(why) => {

@@ -17,6 +17,7 @@ use crate::failure::Failure;
 use crate::fetch::Following;
 use crate::http::date;
 use crate::http::etag;
+use crate::http::framing::{CHUNK_END, LAST_CHUNK, push_chunk_size};
 use crate::http::head::{Method, RequestHead, Version};
 use crate::http::range::{self, ByteRange, ContentRange, RangeRequest};
 use crate::http::response::ResponseHead;
@@ -108,6 +109,8 @@ pub struct Exchange<'a> {
     started: Instant,
     /// Echoed as `OCI-Namespace` when the client asked by `ns`.
     pub namespace: Option<String>,
+    /// The body being relayed is sent in chunks.
+    chunked: bool,
     /// Status and body bytes so far, for the log.
     sent: Cell<(u16, u64)>,
     pub cache: Option<CacheStatus>,
@@ -150,6 +153,7 @@ impl<'a> Exchange<'a> {
             keep_alive: false,
             started: Instant::now(),
             namespace: None,
+            chunked: false,
             sent: Cell::new((0, 0)),
             cache: None,
         }
@@ -341,10 +345,9 @@ impl<'a> Exchange<'a> {
         let mut at = 0;
         loop {
             if readable > at {
-                let open = format!("{:x}\r\n", readable - at);
-                self.out.extend_from_slice(open.as_bytes());
+                push_chunk_size(self.out, (readable - at) as usize);
                 self.slice(&lease, at, readable).await?;
-                self.out.extend_from_slice(b"\r\n");
+                self.out.extend_from_slice(CHUNK_END);
                 at = readable;
                 self.sent.set((200, at));
             }
@@ -358,7 +361,7 @@ impl<'a> Exchange<'a> {
             self.socket.enter(Phase::Work);
             (readable, state) = following.follower.wait(at).await;
         }
-        self.send(b"0\r\n\r\n", false).await
+        self.send(LAST_CHUNK, false).await
     }
 
     /// The range of a blob that the client wants, against its length; `None` when it wants the
@@ -388,22 +391,48 @@ impl<'a> Exchange<'a> {
         );
     }
 
-    /// Begins a body that `relay` sends piece by piece.
-    pub fn begin_relay(&mut self, facts: &Facts<'_>, len: u64) {
+    /// Begins a body that `relay` sends piece by piece: of unknown length in chunks. False for a
+    /// client that knows none; then nothing is begun.
+    pub fn begin_relay(&mut self, facts: &Facts<'_>, len: Option<u64>) -> bool {
+        self.chunked = len.is_none();
+        if self.chunked && self.head().version < Version::Http11 {
+            return false;
+        }
+        let end = len.unwrap_or(0);
+        let partial = false;
+        let start = 0;
         self.content_head(
             facts,
-            Some(len),
+            len,
             Span {
-                start: 0,
-                end: len,
-                partial: false,
+                start,
+                end,
+                partial,
             },
         );
+        true
+    }
+
+    /// Ends what was begun; only then is a body of unknown length complete.
+    pub async fn end_relay(&mut self) -> Result<(), Gone> {
+        if self.chunked {
+            self.out.extend_from_slice(LAST_CHUNK);
+        }
+        self.send(&[], false).await
     }
 
     pub async fn relay_piece(&mut self, bytes: &[u8]) -> Result<(), Gone> {
         self.socket.enter(Phase::Send);
-        self.send(bytes, false).await?;
+        if self.chunked {
+            push_chunk_size(self.out, bytes.len());
+            self.send(bytes, true).await?;
+            self.out.extend_from_slice(CHUNK_END);
+            self.send(&[], false).await?;
+            let (status, sent) = self.sent.get();
+            self.sent.set((status, sent + bytes.len() as u64));
+        } else {
+            self.send(bytes, false).await?;
+        }
         self.count(Counter::ServedRelay, bytes.len() as u64);
         self.socket.enter(Phase::Work);
         Ok(())
