@@ -28,6 +28,9 @@ pub struct Wanted<'a> {
     pub range: Option<(u64, u64)>,
 }
 
+/// Says of an origin whether it is passed over.
+pub type Refused<'a> = dyn Fn(&Arc<str>) -> bool + 'a;
+
 /// How the upstreams of a project are gone through: in their order, but for what is said here.
 #[derive(Default)]
 pub struct Search<'a> {
@@ -37,7 +40,7 @@ pub struct Search<'a> {
     /// does not give it. A failure of it is no reason to take another's namesake.
     pub came_from: Option<&'a str>,
     /// Origins that are passed over.
-    pub refused: Option<&'a dyn Fn(&Arc<str>) -> bool>,
+    pub refused: Option<&'a Refused<'a>>,
 }
 
 /// What the upstreams said instead of an answer.
