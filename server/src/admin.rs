@@ -16,6 +16,7 @@ use entrepot_storage::disk::uring::UringDisk;
 use crate::config::Config;
 use crate::http::head::{Limits, Method, Parsed, parse_request};
 use crate::http::response::ResponseHead;
+use crate::logging::DroppedLines;
 use crate::metrics::{self, Metrics};
 
 /// How long a scraper may take to send its head or to take the answer.
@@ -29,6 +30,7 @@ pub struct Admin {
     pub metrics: Vec<Arc<Metrics>>,
     /// False while starting and while draining.
     pub ready: Arc<AtomicBool>,
+    pub log: DroppedLines,
 }
 
 /// Binds the listener and answers on a thread until the process ends.
@@ -97,7 +99,12 @@ impl Admin {
             }
             "/readyz" => (503, "text/plain", "starting or stopping\n".to_owned()),
             "/metrics" => {
-                let text = metrics::render(&self.metrics, &self.store.usage(), &self.config);
+                let text = metrics::render(
+                    &self.metrics,
+                    &self.store.usage(),
+                    &self.config,
+                    self.log.get() as u64,
+                );
                 (200, "text/plain; version=0.0.4", text)
             }
             _ => (

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::Parser;
 use entrepot::cli::{self, Cli, Command, Given};
 use entrepot::config::Config;
+use entrepot::logging::DroppedLines;
 use entrepot::mailbox::Mailboxes;
 use entrepot::metrics::Metrics;
 use entrepot::start::{self, StartError};
@@ -26,11 +27,11 @@ fn serve(given: &Given) -> ExitCode {
         Ok(loaded) => loaded,
         Err(problems) => return cli::refused(&problems),
     };
-    let _log = logging::start(&loaded.config.log);
+    let log = logging::start(&loaded.config.log);
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    match run(Arc::new(loaded.config)) {
+    match run(Arc::new(loaded.config), log.dropped_lines()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("entrepot: {error}");
@@ -39,7 +40,7 @@ fn serve(given: &Given) -> ExitCode {
     }
 }
 
-fn run(config: Arc<Config>) -> Result<(), StartError> {
+fn run(config: Arc<Config>, dropped: DroppedLines) -> Result<(), StartError> {
     let shards = start::shard_count(&config);
     // The store is opened through a ring of its own.
     let passed = preflight::run(&config, shards + 1)?;
@@ -49,7 +50,7 @@ fn run(config: Arc<Config>) -> Result<(), StartError> {
     let parts = Arc::new(start::parts(config.clone(), &passed, mailboxes)?);
     let metrics: Vec<Arc<Metrics>> = (0..shards).map(|_| Arc::default()).collect();
     let ready = Arc::new(AtomicBool::new(false));
-    let admin = start::admin(&parts, &metrics, &ready)?;
+    let admin = start::admin(&parts, &metrics, &ready, dropped)?;
     let running = start::shards(&parts, listeners, receivers, &metrics)?;
     ready.store(true, Ordering::Release);
     start::announce(&config, admin);

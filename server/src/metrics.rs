@@ -122,7 +122,12 @@ impl Drop for Held {
 }
 
 /// The Prometheus text (format 0.0.4) of all shards together, with the store's figures.
-pub fn render(shards: &[Arc<Metrics>], usage: &entrepot_storage::Usage, config: &Config) -> String {
+pub fn render(
+    shards: &[Arc<Metrics>],
+    usage: &entrepot_storage::Usage,
+    config: &Config,
+    log_lines_dropped: u64,
+) -> String {
     let mut page = Page::default();
     let sum = |pick: &dyn Fn(&Metrics) -> &AtomicU64| -> u64 {
         let values = shards
@@ -177,6 +182,11 @@ pub fn render(shards: &[Arc<Metrics>], usage: &entrepot_storage::Usage, config: 
             upstream(&|counters| counters.body_bytes.get()),
         ),
     ];
+    page.sample(
+        "counter",
+        "entrepot_log_lines_dropped_total",
+        log_lines_dropped,
+    );
     for (name, value) in others {
         page.sample("counter", name, value);
     }
@@ -237,6 +247,7 @@ mod tests {
             &[shard.clone(), shard],
             &entrepot_storage::Usage::default(),
             &config,
+            0,
         );
         let mut seen = std::collections::HashSet::new();
         for line in text.lines() {

@@ -16,6 +16,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::admin::Admin;
 use crate::clock;
 use crate::config::Config;
+use crate::logging::DroppedLines;
 use crate::mailbox::{Mailboxes, Message};
 use crate::metrics::Metrics;
 use crate::net::socket::listen;
@@ -197,6 +198,7 @@ pub fn admin(
     parts: &Parts,
     metrics: &[Arc<Metrics>],
     ready: &Arc<AtomicBool>,
+    log: DroppedLines,
 ) -> Result<SocketAddr, StartError> {
     let address = parts.config.admin;
     let admin = Admin {
@@ -204,6 +206,7 @@ pub fn admin(
         store: parts.store.clone(),
         metrics: metrics.to_vec(),
         ready: ready.clone(),
+        log,
     };
     crate::admin::start(address, admin)
         .map_err(|error| StartError::Machine(Fatal::Listen { address, error }))
