@@ -94,9 +94,13 @@ impl Budget {
     }
 }
 
-/// Whether the file system can lose `bytes` and stay healthy.
-pub(crate) fn leaves_room(space: Space, bytes: u64) -> bool {
-    space.free.saturating_sub(bytes) >= percent(space.total, FREE_PERCENT_MIN)
+/// Whether the file system can lose `bytes` and stay healthy. A purge is written to the last byte.
+pub(crate) fn leaves_room(space: Space, bytes: u64, purpose: Purpose) -> bool {
+    let kept = match purpose {
+        Purpose::SmallRecords => 0,
+        Purpose::Bodies | Purpose::Staging => percent(space.total, FREE_PERCENT_MIN),
+    };
+    space.free >= bytes && space.free - bytes >= kept
 }
 
 fn percent(whole: u64, percent: u64) -> u64 {
@@ -134,7 +138,9 @@ mod tests {
             free: 60,
             total: 1000,
         };
-        assert!(leaves_room(space, 10));
-        assert!(!leaves_room(space, 11));
+        assert!(leaves_room(space, 10, Purpose::Bodies));
+        assert!(!leaves_room(space, 11, Purpose::Bodies));
+        assert!(leaves_room(space, 60, Purpose::SmallRecords));
+        assert!(!leaves_room(space, 61, Purpose::SmallRecords));
     }
 }

@@ -15,6 +15,7 @@ use crate::Seconds;
 use crate::digest::{Digest, Hasher};
 use crate::disk::Disk;
 use crate::lease::{Lease, SegmentFile};
+use crate::page::round_up;
 use crate::record::{BodyEntry, CRC_STRIDE_BYTES};
 use crate::segment::Segment;
 use crate::store::Body;
@@ -118,6 +119,18 @@ impl<D: Disk> Progress<D> {
         self.verified.get() || self.failure.get().is_some()
     }
 
+    /// Of a body of unknown length: whether its file can take it up to `end`. If so, it is taken.
+    pub(crate) fn has_room(&self, end: u64) -> bool {
+        let Some(segment) = &self.segment else {
+            return end <= self.file.charged();
+        };
+        let room = segment.file_len_for(self.offset, end) <= segment.len.get();
+        if room {
+            segment.extend_to(self.offset + round_up(end));
+        }
+        room
+    }
+
     pub(crate) fn is_in(&self, segment: &Rc<Segment<D>>) -> bool {
         self.segment
             .as_ref()
@@ -206,7 +219,6 @@ pub struct Fill<D: Disk> {
     progress: Rc<Progress<D>>,
     length: Option<u64>,
     media_type: Option<Arc<str>>,
-    created: Seconds,
     taken: u64,
     hasher: Hasher,
     crc: crc32fast::Hasher,
@@ -221,14 +233,12 @@ impl<D: Disk> Fill<D> {
         progress: Rc<Progress<D>>,
         length: Option<u64>,
         media_type: Option<Arc<str>>,
-        created: Seconds,
     ) -> Fill<D> {
         let small = progress.segment.is_some()
             && length.is_none_or(|length| length <= shared.store.index.small_max());
         Fill {
             length,
             media_type,
-            created,
             taken: 0,
             hasher: Hasher::new(progress.digest.algorithm()),
             crc: crc32fast::Hasher::new(),
@@ -237,6 +247,10 @@ impl<D: Disk> Fill<D> {
             shared,
             progress,
         }
+    }
+
+    pub(crate) fn progress(&self) -> &Rc<Progress<D>> {
+        &self.progress
     }
 
     pub fn watermark(&self) -> Arc<Watermark<D>> {
@@ -348,7 +362,7 @@ impl<D: Disk> Fill<D> {
             digest: progress.digest,
             offset: progress.offset,
             len: self.taken,
-            created: self.created,
+            created: now,
             media_type: media_type.clone(),
             crcs: std::mem::take(&mut self.crcs),
         };

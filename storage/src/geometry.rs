@@ -37,6 +37,8 @@ const SMALL_STEP_PARTS: u64 = 16;
 /// A body of unknown length can have as many CRCs as fit what is set aside for its entry.
 const UNKNOWN_LEN_MAX: u64 = 32 << 30;
 
+const UNKNOWN_STEP_BYTES: u64 = 1 << 20;
+
 const _: () = assert!(SMALL_LEN_MIN > SMALL_RECORD_LEN_MAX as u64 + 4 * PAGE_LEN);
 const _: () = assert!(SEGMENT_LEN_FLOOR > 2 * STEP_MIN_BYTES - 1);
 
@@ -50,6 +52,8 @@ pub(crate) struct Geometry {
     pub(crate) solo_min: u64,
     pub(crate) withheld_len: u64,
     pub(crate) unknown_len_max: u64,
+    /// What a body of unknown length gets at first: most of them are small.
+    pub(crate) unknown_step: u64,
 }
 
 impl Geometry {
@@ -66,9 +70,11 @@ impl Geometry {
             None => default_segment_len(capacity, options.shards as u64),
         });
         let small_len = round_up((segment_len / SMALL_PARTS).clamp(SMALL_LEN_MIN, SMALL_LEN_MAX));
+        let step = round_up((segment_len / STEP_PARTS).clamp(STEP_MIN_BYTES, STEP_MAX_BYTES));
         Ok(Geometry {
             segment_len,
-            step: round_up((segment_len / STEP_PARTS).clamp(STEP_MIN_BYTES, STEP_MAX_BYTES)),
+            step,
+            unknown_step: step.min(UNKNOWN_STEP_BYTES),
             area_len: round_up((segment_len / AREA_PARTS).clamp(AREA_LEN_MIN, AREA_LEN_MAX)),
             small_len,
             small_step: round_up(small_len / SMALL_STEP_PARTS),
@@ -85,11 +91,6 @@ impl Geometry {
             let entry_len = records_page_len(BodyEntry::encoded_max(len));
             len >= self.solo_min || len > self.segment_len / 4 || entry_len > PAGE_LEN
         })
-    }
-
-    /// Bytes of the commit area of a solo segment: its one entry.
-    pub(crate) fn solo_area(&self, len: Option<u64>) -> u64 {
-        records_page_len(BodyEntry::encoded_max(len.unwrap_or(self.unknown_len_max)))
     }
 }
 

@@ -17,6 +17,7 @@ mod mix;
 mod page;
 mod record;
 mod recover;
+mod reserve;
 mod scan;
 mod segment;
 mod small;

@@ -19,10 +19,10 @@ use crate::key::ForgetKey;
 use crate::lease::{Lease, SegmentFile};
 use crate::page::Uuid;
 use crate::record::{BodyEntry, Kind, Record};
-use crate::scan::{Scan, Scanned, scan};
+use crate::scan::{Candidate, Scan, Scanned, scan};
 use crate::segment::{is_small, parse_file_name};
 use crate::store::{GENERATION_SHIFT, OpenError, Options, Recovered, Store};
-use crate::superblock::{self, Superblock};
+use crate::superblock::{self, Superblock, SuperblockFile};
 
 pub(crate) async fn open<D: Disk>(
     disk: &D,
@@ -39,15 +39,20 @@ pub(crate) async fn open<D: Disk>(
     })?;
     let failed = |doing| move |source| OpenError::Disk { doing, source };
     let names = disk.list().await.map_err(failed("listing the store"))?;
-    let mut superblock = read_superblock(disk, options, &geometry, &names, now).await?;
+    let (mut superblock, mut file) = read_superblock(disk, options, &names, now).await?;
     let settled = superblock.settled;
-    superblock
-        .write(disk)
+    superblock.generation += 1;
+    superblock.capacity = options.capacity;
+    superblock.segment_len = geometry.segment_len;
+    let writing = failed("writing the superblock");
+    file.write(disk, &superblock).await.map_err(writing)?;
+    // Names that the last process made or removed.
+    disk.sync_dir()
         .await
-        .map_err(failed("writing the superblock"))?;
+        .map_err(failed("syncing the directory"))?;
 
     let (uuid, generation) = (superblock.uuid, superblock.generation);
-    let store = Arc::new(Store::new(uuid, generation, geometry, options, lock));
+    let store = Arc::new(Store::new(uuid, generation, geometry, options, now, lock));
     let mut recovered = Recovered {
         uuid,
         generation,
@@ -62,41 +67,39 @@ pub(crate) async fn open<D: Disk>(
     }
     if recovered.unreadable.is_empty() {
         superblock.settled = generation;
-        superblock
-            .write(disk)
-            .await
-            .map_err(failed("writing the superblock"))?;
+        let writing = failed("writing the superblock");
+        file.write(disk, &superblock).await.map_err(writing)?;
     }
     Ok((store, recovered))
 }
 
-/// The superblock of this process: the one found with the next generation, or a first one.
+/// The superblock as the last process left it, or that of a new store.
 async fn read_superblock<D: Disk>(
     disk: &D,
     options: &Options,
-    geometry: &Geometry,
     names: &[String],
     now: Seconds,
-) -> Result<Superblock, OpenError> {
-    let mut superblock = if names.iter().any(|name| name == superblock::NAME) {
-        Superblock::read(disk).await?
-    } else if names.iter().any(|name| parse_file_name(name).is_some()) {
+) -> Result<(Superblock, SuperblockFile<D>), OpenError> {
+    if names.iter().any(|name| name == superblock::NAME) {
+        return SuperblockFile::read(disk).await;
+    }
+    if names.iter().any(|name| parse_file_name(name).is_some()) {
         return Err(OpenError::SuperblockMissing);
-    } else {
-        let (uuid, created) = (options.uuid, now);
-        Superblock {
-            uuid,
-            generation: 0,
-            settled: 0,
-            created,
-            capacity: 0,
-            segment_len: 0,
-        }
+    }
+    let first = Superblock {
+        uuid: options.uuid,
+        generation: 0,
+        settled: 0,
+        created: now,
+        capacity: 0,
+        segment_len: 0,
     };
-    superblock.generation += 1;
-    superblock.capacity = options.capacity;
-    superblock.segment_len = geometry.segment_len;
-    Ok(superblock)
+    let made = SuperblockFile::create(disk, &first).await;
+    let file = made.map_err(|source| OpenError::Disk {
+        doing: "creating the superblock",
+        source,
+    })?;
+    Ok((first, file))
 }
 
 /// A segment of this store and what it says.
@@ -119,18 +122,28 @@ async fn read_segments<D: Disk>(
         .filter_map(|name| Some((parse_file_name(&name)?, name)))
         .collect();
     segments.sort();
-    for (id, name) in segments {
-        let recent = id >> GENERATION_SHIFT >= settled;
+    for (segment, name) in segments {
         let scanned = match disk.open(&name).await {
-            Ok((file, len)) => scan(disk, &file, len, uuid, id, recent)
-                .await
-                .map(|scan| (file, scan)),
+            Ok((file, len)) => {
+                let candidate = Candidate {
+                    segment,
+                    small: is_small(&name),
+                    len,
+                    uuid,
+                    recent: segment >> GENERATION_SHIFT >= settled,
+                };
+                let scanned = scan(disk, &file, candidate).await;
+                scanned.map(|scan| (file, scan))
+            }
             Err(error) => Err(error),
         };
         match scanned {
             Ok((file, Scan::Ours(scanned))) => {
                 recovered.sealed += u64::from(scanned.sealed_now);
                 recovered.invalid += scanned.invalid;
+                recovered
+                    .damaged
+                    .extend(scanned.damaged.then(|| name.clone()));
                 found.push(Found {
                     name,
                     file,

@@ -10,8 +10,8 @@ use bytes::Bytes;
 
 use crate::disk::Disk;
 use crate::page::{
-    Class, PAGE_LEN, RecordHeader, RecordsUse, SegmentHeader, Trailer, Uuid, claimed_len,
-    decode_records, encode_records,
+    Class, PAGE_LEN, RecordHeader, RecordsPage, RecordsUse, SegmentHeader, Trailer, Uuid,
+    claimed_len, decode_records, encode_records,
 };
 use crate::record::{BodyEntry, Kind, Record};
 
@@ -29,6 +29,8 @@ pub(crate) struct Scanned {
     pub(crate) len: u64,
     pub(crate) records: Vec<Record>,
     pub(crate) sealed_now: bool,
+    /// Some of its pages are not what its trailer knows.
+    pub(crate) damaged: bool,
     /// Entries dropped because their body is not where they say.
     pub(crate) invalid: u64,
 }
@@ -40,31 +42,40 @@ struct Own<'s, D: Disk> {
     len: u64,
     uuid: &'s Uuid,
     segment: u64,
+    /// Its name says that it holds small records.
+    small: bool,
 }
 
-/// `recent`: the process that wrote it may have ended before its last sync.
+/// A segment file as the directory has it.
+pub(crate) struct Candidate<'s> {
+    pub(crate) segment: u64,
+    pub(crate) small: bool,
+    pub(crate) len: u64,
+    pub(crate) uuid: &'s Uuid,
+    /// The process that wrote it may have ended before its last sync.
+    pub(crate) recent: bool,
+}
+
 pub(crate) async fn scan<D: Disk>(
     disk: &D,
     file: &D::File,
-    len: u64,
-    uuid: &Uuid,
-    segment: u64,
-    recent: bool,
+    candidate: Candidate<'_>,
 ) -> io::Result<Scan> {
     let own = Own {
         disk,
         file,
-        len,
-        uuid,
-        segment,
+        len: candidate.len,
+        uuid: candidate.uuid,
+        segment: candidate.segment,
+        small: candidate.small,
     };
-    if recent {
+    if candidate.recent {
         disk.sync(file).await?;
     }
     match own.sealed().await? {
         Some(scan) => Ok(scan),
         None => {
-            if !recent {
+            if !candidate.recent {
                 disk.sync(file).await?;
             }
             own.unsealed().await
@@ -95,20 +106,35 @@ impl<D: Disk> Own<'_, D> {
         let bytes = self
             .read(trailer.records_offset, trailer.records_len)
             .await?;
-        if crate::codec::crc(&bytes) != trailer.records_crc {
-            return Ok(None);
-        }
+        let whole = crate::codec::crc(&bytes) == trailer.records_crc;
         let records = match trailer.class {
-            Class::Small => self.walk_bytes(&bytes, 0).records,
+            Class::Small if whole => self.walk_bytes(&bytes, 0).records,
+            // A purge in one page must not be lost because another one is damaged.
+            Class::Small => self.salvage(&bytes),
             Class::Shared | Class::Solo => match decode_records(RecordsUse::Footer, &bytes) {
-                Some(page) if page.uuid == *self.uuid && page.segment == self.segment => {
-                    page.records
-                }
+                Some(page) if whole && self.owns(&page) => page.records,
                 _ => return Ok(None),
             },
         };
-        let (class, sealed_now) = (trailer.class, false);
-        Ok(Some(Scan::Ours(self.scanned(class, records, sealed_now))))
+        let mut scanned = self.scanned(trailer.class, records, false);
+        scanned.damaged = !whole;
+        Ok(Some(Scan::Ours(scanned)))
+    }
+
+    fn owns(&self, page: &RecordsPage) -> bool {
+        page.uuid == *self.uuid && page.segment == self.segment
+    }
+
+    /// Of small records the header says nothing that is not known.
+    fn small_header(&self) -> Option<SegmentHeader> {
+        self.small.then_some(SegmentHeader {
+            uuid: *self.uuid,
+            segment: self.segment,
+            class: Class::Small,
+            created: 0,
+            area_offset: PAGE_LEN,
+            area_len: 0,
+        })
     }
 
     async fn unsealed(&self) -> io::Result<Scan> {
@@ -116,7 +142,7 @@ impl<D: Disk> Own<'_, D> {
             return Ok(Scan::Empty);
         }
         let page = self.read(0, PAGE_LEN).await?;
-        let Some(header) = SegmentHeader::decode(&page) else {
+        let Some(header) = SegmentHeader::decode(&page).or_else(|| self.small_header()) else {
             return Ok(Scan::Empty);
         };
         if header.uuid != *self.uuid || header.segment != self.segment {
@@ -186,11 +212,7 @@ impl<D: Disk> Own<'_, D> {
                 break;
             };
             match decode_records(RecordsUse::Commit, page) {
-                Some(page)
-                    if page.uuid == *self.uuid
-                        && page.segment == self.segment
-                        && page.index == walked.pages =>
-                {
+                Some(page) if self.owns(&page) && page.index == walked.pages => {
                     walked.records.extend(page.records);
                 }
                 _ => break,
@@ -200,6 +222,25 @@ impl<D: Disk> Own<'_, D> {
             rest = behind;
         }
         walked
+    }
+
+    /// Every page that is whole, wherever it is.
+    fn salvage(&self, bytes: &[u8]) -> Vec<Record> {
+        let mut records = Vec::new();
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let len = claimed_len(RecordsUse::Commit, rest).unwrap_or(PAGE_LEN);
+            let len = len.min(rest.len() as u64) as usize;
+            let (page, behind) = rest.split_at(len);
+            match decode_records(RecordsUse::Commit, page) {
+                Some(page) if self.owns(&page) => {
+                    records.extend(page.records);
+                    rest = behind;
+                }
+                _ => rest = &rest[rest.len().min(PAGE_LEN as usize)..],
+            }
+        }
+        records
     }
 
     /// Writes footer and trailer. `false`: there is no room, so it is walked again next time.
@@ -258,6 +299,7 @@ impl<D: Disk> Own<'_, D> {
             len: self.len,
             records,
             sealed_now,
+            damaged: false,
             invalid,
         }
     }

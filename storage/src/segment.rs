@@ -18,6 +18,7 @@ use crate::page::{
     Class, PAGE_LEN, RecordsUse, Trailer, Uuid, encode_records, records_page_len, round_up,
 };
 use crate::record::{BodyEntry, Kind, Record};
+use crate::reserve::Draft;
 use crate::wait::Waiters;
 
 /// Files of bodies, and of small records: without the latter a store is not opened.
@@ -144,22 +145,15 @@ pub(crate) struct Slot {
 
 impl<D: Disk> Segment<D> {
     /// Of a file that was just created with a header and an empty commit area.
-    pub(crate) fn new(
-        id: u64,
-        class: Class,
-        uuid: Uuid,
-        file: SegmentFile<D>,
-        len: u64,
-        len_max: u64,
-        area: Area,
-    ) -> Segment<D> {
+    pub(crate) fn new(id: u64, draft: &Draft, uuid: Uuid, file: SegmentFile<D>) -> Segment<D> {
+        let (class, area) = (draft.class, draft.area);
         Segment {
             id,
             class,
             file: Arc::new(file),
             uuid,
-            len_max,
-            len: Cell::new(len),
+            len_max: draft.len_max,
+            len: Cell::new(draft.len),
             state: Cell::new(if class == Class::Solo {
                 State::Full
             } else {

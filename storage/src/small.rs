@@ -11,12 +11,12 @@ use std::io;
 use std::rc::Rc;
 
 use crate::Seconds;
-use crate::budget::Purpose;
 use crate::digest::Digest;
 use crate::disk::Disk;
 use crate::key::{ForgetKey, LinkKey, LinkRecord, RepositoryKey, Statistics, TagKey, TagRecord};
 use crate::page::{Class, PAGE_LEN, records_page_len};
 use crate::record::{Kind, Record, SMALL_RECORD_LEN_MAX};
+use crate::reserve::Draft;
 use crate::segment::{Area, Segment, Slot, State};
 use crate::wait::Gate;
 use crate::watermark::FillFailure;
@@ -304,13 +304,13 @@ impl<D: Disk> Shared<D> {
             end: PAGE_LEN,
         };
         let needed = area.end + records_page_len(len) + PAGE_LEN;
-        let first = needed.max(geometry.small_step);
-        let purpose = Purpose::SmallRecords;
-        let now = self.now.get();
-        let created = self
-            .create(Class::Small, area, first, geometry.small_len, now, purpose)
-            .await;
-        let segment = created?;
+        let draft = Draft {
+            class: Class::Small,
+            area,
+            len: needed.max(geometry.small_step),
+            len_max: geometry.small_len,
+        };
+        let segment = self.create(&draft).await?;
         self.small.segment.replace(Some(Rc::clone(&segment)));
         Ok(segment)
     }

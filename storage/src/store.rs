@@ -122,6 +122,8 @@ pub struct Recovered {
     pub invalid: u64,
     /// Segment files of another store, ignored.
     pub foreign: Vec<String>,
+    /// Segments of small records of which some pages are lost.
+    pub damaged: Vec<String>,
     /// Segments that could not be read or synced, ignored.
     pub unreadable: Vec<String>,
 }
@@ -156,6 +158,8 @@ pub struct Store<D: Disk> {
     pub(crate) budget: Arc<Budget>,
     pub(crate) index: Index<D>,
     pub(crate) uncommitted: Uncommitted,
+    /// When it was opened, as it was told.
+    pub(crate) opened: Seconds,
     generation: u64,
     segments_made: AtomicU64,
     records_made: AtomicU64,
@@ -209,9 +213,11 @@ impl<D: Disk> Store<D> {
         generation: u64,
         geometry: Geometry,
         options: &Options,
+        opened: Seconds,
         lock: D::File,
     ) -> Store<D> {
         Store {
+            opened,
             uuid,
             geometry,
             budget: Arc::new(Budget::new(options.capacity)),
@@ -288,7 +294,7 @@ impl<D: Disk> Store<D> {
             return Err(Refusal::Full);
         }
         match disk.space().await {
-            Ok(space) if leaves_room(space, bytes) => Ok(()),
+            Ok(space) if leaves_room(space, bytes, purpose) => Ok(()),
             Ok(_) => {
                 self.budget.give_back(bytes, purpose);
                 Err(Refusal::Full)

@@ -100,3 +100,62 @@ where
     }
     left.1.until(|| (left.0.get() == 0).then_some(())).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::sim::{Executor, Random, SimDisk, SimWorld, Step};
+
+    fn run(seed: u64, start: impl FnOnce(SimDisk, &Executor)) {
+        let world = SimWorld::new(Random::new(seed), 1 << 20);
+        let executor = Executor::new(Random::new(seed));
+        start(SimDisk::new(&world, &executor), &executor);
+        while executor.step(&world) != Step::Idle {}
+    }
+
+    #[test]
+    fn a_gate_lets_one_through_at_a_time() {
+        for seed in 0..20 {
+            let inside = Rc::new(Cell::new(0));
+            let passed = Rc::new(Cell::new(0));
+            let gate = Rc::new(Gate::default());
+            run(seed, |disk, executor| {
+                for _ in 0..10 {
+                    let (disk, gate) = (disk.clone(), Rc::clone(&gate));
+                    let (inside, passed) = (Rc::clone(&inside), Rc::clone(&passed));
+                    executor.spawn(async move {
+                        let _turn = gate.turn().await;
+                        assert_eq!(inside.replace(1), 0);
+                        disk.sync_dir().await.expect("no faults");
+                        inside.set(0);
+                        passed.set(passed.get() + 1);
+                    });
+                }
+            });
+            assert_eq!(passed.get(), 10);
+        }
+    }
+
+    #[test]
+    fn a_detached_task_ends_though_nobody_waits() {
+        for seed in 0..20 {
+            let ended = Rc::new(Cell::new(false));
+            run(seed, |disk, executor| {
+                let ended = Rc::clone(&ended);
+                executor.spawn(async move {
+                    let task_disk = disk.clone();
+                    let mut waiting = Box::pin(detached(&disk, async move {
+                        task_disk.sync_dir().await.expect("no faults");
+                        ended.set(true);
+                    }));
+                    poll_fn(|cx| {
+                        let _ = waiting.as_mut().poll(cx);
+                        Poll::Ready(())
+                    })
+                    .await;
+                });
+            });
+            assert!(ended.get());
+        }
+    }
+}

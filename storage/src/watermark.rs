@@ -275,3 +275,135 @@ impl<D: Disk> Future for Wait<'_, D> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Condvar;
+    use std::task::Wake;
+    use std::thread;
+
+    use super::*;
+    use crate::budget::Budget;
+    use crate::disk::sim::{Executor, Random, SimDisk, SimWorld};
+
+    fn watermark(len: Option<u64>, withheld_len: u64) -> Arc<Watermark<SimDisk>> {
+        let world = SimWorld::new(Random::new(1), 1 << 20);
+        let executor = Executor::new(Random::new(1));
+        let disk = SimDisk::new(&world, &executor);
+        let file = Arc::new(Mutex::new(None));
+        let made = Arc::clone(&file);
+        executor.spawn(async move {
+            let created = disk.create("a", 4096).await.expect("room");
+            *made.lock().expect("not poisoned") = Some(created);
+        });
+        while file.lock().expect("not poisoned").is_none() {
+            executor.step(&world);
+        }
+        let file = file.lock().expect("not poisoned").take().expect("created");
+        let file = SegmentFile::new(file, 0, false, Arc::new(Budget::new(1 << 20)));
+        Watermark::new(Arc::new(file), 0, len, withheld_len)
+    }
+
+    #[test]
+    fn the_tail_is_withheld_until_verified() {
+        for (len, written, readable) in [
+            (Some(100), 100, 0),
+            (Some(1000), 1000, 900),
+            (Some(1000), 500, 500),
+            (Some(1000), 950, 900),
+            (None, 100, 0),
+            (None, 950, 850),
+        ] {
+            let watermark = watermark(len, 100);
+            watermark.advance(written);
+            assert_eq!(watermark.readable(), readable, "{len:?} {written}");
+            assert_eq!(watermark.state(), FillState::Running);
+            watermark.verified(written);
+            assert_eq!(watermark.readable(), written);
+            assert_eq!(watermark.len(), Some(written));
+        }
+    }
+
+    #[test]
+    fn the_first_end_counts_and_every_failure_is_told() {
+        for why in FAILURES {
+            let watermark = watermark(Some(10), 0);
+            watermark.failed(why);
+            watermark.verified(10);
+            watermark.failed(FillFailure::Dropped);
+            assert_eq!(watermark.state(), FillState::Failed(why));
+            assert_eq!(watermark.readable(), 0);
+        }
+    }
+
+    /// Parks a thread until it is woken.
+    #[derive(Default)]
+    struct Parked(Mutex<bool>, Condvar);
+
+    impl Wake for Parked {
+        fn wake(self: Arc<Self>) {
+            *self.0.lock().expect("not poisoned") = true;
+            self.1.notify_one();
+        }
+    }
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        let parked = Arc::new(Parked::default());
+        let waker = Waker::from(Arc::clone(&parked));
+        let mut future = std::pin::pin!(future);
+        loop {
+            if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+                return output;
+            }
+            let mut woken = parked.0.lock().expect("not poisoned");
+            while !*woken {
+                woken = parked.1.wait(woken).expect("not poisoned");
+            }
+            *woken = false;
+        }
+    }
+
+    // A wake that is lost leaves a thread parked, and this test without an end.
+    #[test]
+    fn no_wake_is_lost_between_threads() {
+        const LEN: u64 = 20_000;
+        for round in 0..5 {
+            let watermark = watermark(Some(LEN), 1);
+            let threads: Vec<_> = (0..4)
+                .map(|number| {
+                    let watermark = Arc::clone(&watermark);
+                    thread::spawn(move || {
+                        let mut follower = watermark.follow();
+                        let mut at = 0;
+                        loop {
+                            let (readable, state) = block_on(follower.wait(at));
+                            assert!(readable > at || state != FillState::Running);
+                            at = readable;
+                            if state != FillState::Running {
+                                return (at, state);
+                            }
+                            if number == 0 {
+                                // One that comes and goes.
+                                follower = watermark.follow();
+                            }
+                        }
+                    })
+                })
+                .collect();
+            for written in 1..=LEN {
+                watermark.advance(written);
+            }
+            if round % 2 == 0 {
+                watermark.verified(LEN);
+            } else {
+                watermark.failed(FillFailure::Upstream);
+            }
+            for thread in threads {
+                let (at, state) = thread.join().expect("follower");
+                assert_eq!(at, if round % 2 == 0 { LEN } else { LEN - 1 });
+                assert_eq!(state, watermark.state());
+            }
+            assert_eq!(watermark.followers(), 0);
+        }
+    }
+}

@@ -334,7 +334,8 @@ fn content(random: &mut Random, number: usize, len: usize) -> Content {
     for byte in sha2::Sha256::digest(&bytes) {
         digest.push_str(&format!("{byte:02x}"));
     }
-    let media_type = (!number.is_multiple_of(3)).then(|| format!("application/vnd.example.{number}"));
+    let media_type =
+        (!number.is_multiple_of(3)).then(|| format!("application/vnd.example.{number}"));
     Content {
         digest,
         bytes,

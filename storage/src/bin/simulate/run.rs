@@ -18,6 +18,9 @@ const CRASHES_MIN: u64 = 3;
 /// never ends is a failure.
 const STEPS_MAX: u64 = 20_000_000;
 
+/// Failed starts of one run: faults make some, and then it opens again.
+const REFUSED_MAX: u64 = 200;
+
 /// What differs between runs.
 pub struct Plan {
     pub faults: Faults,
@@ -177,18 +180,24 @@ pub fn run(seed: u64) -> Counts {
 impl Run {
     fn all(mut self) -> Counts {
         let crashes = CRASHES_MIN + self.random.below(4);
+        let mut refused = 0;
+        let mut note = |end| {
+            refused += u64::from(end == End::Refused);
+            assert!(refused < REFUSED_MAX, "the store does not open any more");
+            end
+        };
         while self.counts.borrow().crashes() < crashes {
             let operations = 60 + self.random.below(160);
-            self.process(operations, false);
+            note(self.process(operations, false));
         }
         loop {
             let left = OPERATIONS_MIN.saturating_sub(self.counts.borrow().operations);
-            if self.process(left.max(40), true) == End::Done {
+            if note(self.process(left.max(40), true)) == End::Done {
                 break;
             }
         }
         // After a drain even a power loss takes nothing: the last process only looks.
-        while self.process(0, true) != End::Done {}
+        while note(self.process(0, true)) != End::Done {}
         self.counts.borrow_mut().faults = self.world.faults_injected();
         self.counts.take()
     }

@@ -405,6 +405,28 @@ impl SimWorld {
         files.map(|(_, file)| file.lock().cache.len() as u64).sum()
     }
 
+    /// The files there are, with their lengths.
+    pub fn files(&self) -> Vec<(String, u64)> {
+        let world = self.lock();
+        let len = |file: &SimFile| file.lock().cache.len() as u64;
+        world
+            .names
+            .iter()
+            .map(|(name, file)| (name.clone(), len(file)))
+            .collect()
+    }
+
+    /// The media change one byte on their own.
+    pub fn flip(&self, name: &str, offset: u64) {
+        let world = self.lock();
+        let mut inode = world.names.get(name).expect("a file there is").lock();
+        let at = offset as usize;
+        inode.cache[at] ^= 1;
+        if let Some(byte) = inode.media.get_mut(at) {
+            *byte ^= 1;
+        }
+    }
+
     pub(super) fn operations(&self) -> usize {
         self.lock().operations.len()
     }
