@@ -18,9 +18,6 @@ use super::warm::{WINDOW_LEN, Warmer};
 /// Bytes for one `sendfile` call: as fast as 1 MiB, and a hot one holds the shard for 30 µs
 /// instead of 130; 64 KiB costs 10–25 %.
 const SLICE_LEN: u64 = 256 << 10;
-/// Bytes a connection may send before the others get their turn. Yielding after every slice costs
-/// 10–15 % of the processor time of large bodies; this much holds a shard for 130 µs.
-const TURN_LEN: u64 = 1 << 20;
 /// The unit the page cache is probed in.
 const PAGE_LEN: u64 = 4096;
 
@@ -54,7 +51,6 @@ pub async fn send(
     let start = at;
     // One probe covers the pages up to here.
     let mut warm_to = at;
-    let mut turn_end = at + TURN_LEN;
     while at < end {
         if lease.revoked() {
             return Err(SendError::Revoked);
@@ -85,9 +81,8 @@ pub async fn send(
             Ok(_) => {
                 at = offset;
                 socket.progressed();
-                if at < slice_end || (at >= turn_end && at < end) {
+                if at < end {
                     // Waiting for room is also where the other connections of the shard get on.
-                    turn_end = at + TURN_LEN;
                     socket.writable().await.map_err(SendError::Client)?;
                 }
             }
