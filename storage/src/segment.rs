@@ -379,6 +379,7 @@ impl<D: Disk> Segment<D> {
 
     /// The footer and the trailer, which make it sealed once they are durable.
     pub(crate) fn footer(&self) -> Vec<Slot> {
+        assert_eq!(self.writes.get(), 0, "a seal waits for every write issued");
         let footer = self.footer.borrow();
         let trailer_offset = self.len.get() - PAGE_LEN;
         if self.class == Class::Small {

@@ -303,6 +303,9 @@ impl Process {
             if feed == Feed::Dropped && self.chance(400) {
                 return None;
             }
+            if self.chance(50) {
+                self.halt(&fill, source).await;
+            }
         }
         if feed == Feed::Dropped && self.chance(500) {
             return None;
@@ -324,6 +327,16 @@ impl Process {
         let outcome = fill.finish(now).await;
         self.note_finish(&outcome, content, staging);
         Some(outcome)
+    }
+
+    /// The source halts here: what may be read must be seen without another byte or an end.
+    async fn halt(&self, fill: &Fill<SimDisk>, source: &Source) {
+        let released = self.released(source);
+        if released > 0 {
+            let mut follower = fill.watermark().follow();
+            let (readable, state) = follower.wait(released - 1).await;
+            assert!(readable == released || state != FillState::Running);
+        }
     }
 
     fn note_finish(
@@ -422,12 +435,18 @@ impl Process {
         });
     }
 
-    fn check_released(&self, source: &Source, readable: u64, state: FillState) {
+    /// How much may be read before the digest matched (S2).
+    fn released(&self, source: &Source) -> u64 {
         let withheld = self.plan.withheld_len;
-        let released = match source.length {
-            Some(length) => length.saturating_sub(withheld),
-            None => source.taken.get().saturating_sub(withheld),
-        };
+        let taken = source.taken.get();
+        match source.length {
+            Some(length) => taken.min(length.saturating_sub(withheld)),
+            None => taken.saturating_sub(withheld),
+        }
+    }
+
+    fn check_released(&self, source: &Source, readable: u64, state: FillState) {
+        let released = self.released(source);
         if state == FillState::Verified {
             assert!(source.right, "a wrong body was verified");
             assert_eq!(readable, source.fed.len() as u64);
