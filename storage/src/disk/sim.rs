@@ -6,6 +6,7 @@
 //! happened, and loses what it likes, as ext4 and XFS do. No clock, no thread, no I/O.
 
 mod executor;
+mod inode;
 mod random;
 mod world;
 
@@ -19,8 +20,9 @@ use bytes::Bytes;
 use super::{Disk, Space};
 
 pub use executor::{Executor, Step};
+pub use inode::SimFile;
 pub use random::Random;
-pub use world::{Ending, Faults, InFlight, Operation, SimFile, SimWorld};
+pub use world::{Ending, Faults, InFlight, Operation, SimWorld};
 
 use world::{Answer, Effect};
 

@@ -6,9 +6,11 @@
 //! the crashes hit, and a step that none did is a failure too.
 
 mod client;
+mod fills;
 mod model;
 mod run;
 mod steps;
+mod values;
 
 use std::cell::Cell;
 use std::process::ExitCode;
