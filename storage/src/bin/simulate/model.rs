@@ -37,6 +37,8 @@ pub struct BodyState {
     pub purges: u64,
     /// Was purged, or lost to a fault: its tags may point to nothing.
     pub parted: bool,
+    /// Found where the kernel may show what the media do not have: no group makes it durable.
+    pub shaky: bool,
     /// Counts fills begun.
     pub fills: u64,
 }
@@ -71,6 +73,8 @@ pub struct ValueState {
     /// What a crash may leave.
     pub possible: Vec<Option<Value>>,
     pub forgetting: bool,
+    /// As of bodies.
+    pub shaky: bool,
     pub version: u64,
     /// When it was put, its body was there and had been purged so often.
     pub body_purges: Option<u64>,
@@ -109,6 +113,7 @@ impl Model {
             forgets: 0,
             purges: 0,
             parted: false,
+            shaky: false,
             fills: 0,
         };
         Model {
@@ -132,6 +137,7 @@ impl Model {
             Presence::Present
         };
         body.groups = 0;
+        body.shaky = false;
         body.version += 1;
     }
 
@@ -186,7 +192,8 @@ impl Model {
     pub fn committed(&mut self, group: Group, all: bool, lenient: bool) {
         for (content, version) in group.bodies {
             let body = &mut self.bodies[content];
-            if body.version == version && body.now == Presence::Present {
+            let there = body.now == Presence::Present && !body.shaky;
+            if body.version == version && there {
                 body.groups += 1;
                 body.durable |= all || body.groups >= 2;
             }
@@ -273,6 +280,7 @@ impl Model {
         };
         // After a failed sync the kernel may show what the media do not have, until it restarts.
         body.durable = found && !lenient;
+        body.shaky = found && lenient;
         body.possible = found || (body.possible && lenient);
         body.version += 1;
     }
@@ -287,6 +295,9 @@ impl ValueState {
     }
 
     fn put(&mut self, value: Value) {
+        let same = |now: &Value| now.says_the_same(&value);
+        // Of a value that says the same nothing may be written.
+        self.shaky &= self.now.as_ref().is_some_and(same);
         self.possible.push(Some(value.clone()));
         self.now = Some(value);
         self.version += 1;
@@ -294,7 +305,7 @@ impl ValueState {
 
     /// Only what says the same as `value` can be found from now on.
     fn settle(&mut self, value: &Value) {
-        if self.forgetting {
+        if self.forgetting || self.shaky {
             return;
         }
         self.possible
@@ -313,6 +324,7 @@ impl ValueState {
             "{what}: found {found:?}, possible: {:?}",
             self.possible
         );
+        self.shaky = lenient;
         if lenient {
             self.possible.push(found.clone());
         } else {
