@@ -21,6 +21,7 @@ use crate::clock;
 use crate::failure::{Failure, FailureKind};
 use crate::mailbox::{Message, Post, Reply};
 use crate::metrics::{Counter, Gauge, Metrics};
+use crate::oci::error::Code;
 use crate::project::{Repository, repository_owner};
 use crate::source::{
     Answer, Search, Sources, Wanted, accept, body_path, check_manifest, content_type, read_manifest,
@@ -40,6 +41,16 @@ const OUTGROWN_HOLDOFF: Duration = Duration::from_secs(60);
 pub enum BodyKind {
     Manifest,
     Blob,
+}
+
+impl BodyKind {
+    /// What a client is told when there is none (distribution-spec, error codes).
+    pub fn unknown(self) -> Code {
+        match self {
+            BodyKind::Manifest => Code::ManifestUnknown,
+            BodyKind::Blob => Code::BlobUnknown,
+        }
+    }
 }
 
 /// A connection wants a body that it did not find in the index.

@@ -184,7 +184,7 @@ async fn digest_body(
             .map(|()| None);
     }
     let source = place.source();
-    let unknown = unknown(kind);
+    let unknown = kind.unknown();
     if exchange.head().method == Method::Head
         && service.lookup.store.body(&digest, clock::now()).is_none()
     {
@@ -401,11 +401,4 @@ pub fn warning(detail: &str) -> String {
 fn reference(target: &str) -> &str {
     let path = target.split('?').next().unwrap_or(target);
     path.rsplit('/').next().unwrap_or(path)
-}
-
-fn unknown(kind: BodyKind) -> Code {
-    match kind {
-        BodyKind::Manifest => Code::ManifestUnknown,
-        BodyKind::Blob => Code::BlobUnknown,
-    }
 }

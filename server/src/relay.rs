@@ -51,10 +51,7 @@ pub async fn relay(
     kind: BodyKind,
     digest_text: &str,
 ) -> Result<(), Gone> {
-    let unknown = match kind {
-        BodyKind::Manifest => Code::ManifestUnknown,
-        BodyKind::Blob => Code::BlobUnknown,
-    };
+    let unknown = kind.unknown();
     let service = exchange.service.clone();
     let Some(_permit) = service.permit(&service.relays, RELAYS_MAX) else {
         return exchange
