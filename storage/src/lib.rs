@@ -11,6 +11,7 @@ pub mod disk;
 mod fill;
 mod geometry;
 mod index;
+pub mod inspect;
 mod key;
 mod lease;
 mod mix;

@@ -9,11 +9,11 @@ use crate::codec::{Encoder, Reader, crc};
 use crate::digest::Digest;
 use crate::record::Record;
 
-pub(crate) const PAGE_LEN: u64 = 4096;
+pub const PAGE_LEN: u64 = 4096;
 /// The format of everything on disk; the superblock refuses a newer one.
 pub(crate) const FORMAT_VERSION: u32 = 1;
 
-pub(crate) type Uuid = [u8; 16];
+pub type Uuid = [u8; 16];
 pub(crate) type Magic = &'static [u8; 8];
 
 const SEGMENT_MAGIC: Magic = b"ENTRSEGM";
@@ -67,7 +67,7 @@ pub(crate) fn open<'b>(bytes: &'b [u8], magic: Magic) -> Option<(Reader<'b>, u32
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Class {
+pub enum Class {
     /// Many bodies.
     Shared,
     /// One large body, or one of unknown length.

@@ -14,7 +14,7 @@ use crate::key::{
 };
 
 /// A body's CRCs are of this many bytes each, the last one of the rest.
-pub(crate) const CRC_STRIDE_BYTES: u64 = 1 << 20;
+pub const CRC_STRIDE_BYTES: u64 = 1 << 20;
 /// A small record: far above any repository name, reference and Link field a registry accepts.
 pub(crate) const SMALL_RECORD_LEN_MAX: usize = 48 << 10;
 /// Far above any media type (RFC 6838 §4.2 ends names at 127), and well inside a record header.
@@ -31,14 +31,14 @@ const KIND_FORGET: u8 = 5;
 const KIND_AREA: u8 = 6;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Record {
+pub struct Record {
     /// Of a body: its fill.
-    pub(crate) sequence: u64,
-    pub(crate) kind: Kind,
+    pub sequence: u64,
+    pub kind: Kind,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
     Body(BodyEntry),
     Tag(TagKey, TagRecord),
     Link(LinkKey, LinkRecord),
@@ -57,14 +57,14 @@ pub(crate) enum Kind {
 
 /// The commit entry of a body: without it the body does not exist (S3).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct BodyEntry {
-    pub(crate) digest: Digest,
+pub struct BodyEntry {
+    pub digest: Digest,
     /// Where the body begins in its segment; its record header is the page before.
-    pub(crate) offset: u64,
-    pub(crate) len: u64,
-    pub(crate) created: Seconds,
-    pub(crate) media_type: Option<Arc<str>>,
-    pub(crate) crcs: Vec<u32>,
+    pub offset: u64,
+    pub len: u64,
+    pub created: Seconds,
+    pub media_type: Option<Arc<str>>,
+    pub crcs: Vec<u32>,
 }
 
 impl BodyEntry {

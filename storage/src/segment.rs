@@ -34,7 +34,7 @@ pub(crate) fn file_name(segment: u64, class: Class) -> String {
 }
 
 /// The id in the name of a segment file.
-pub(crate) fn parse_file_name(name: &str) -> Option<u64> {
+pub fn parse_file_name(name: &str) -> Option<u64> {
     let hex = name
         .strip_suffix(BODIES_SUFFIX)
         .or_else(|| name.strip_suffix(SMALL_SUFFIX))?;
@@ -44,7 +44,7 @@ pub(crate) fn parse_file_name(name: &str) -> Option<u64> {
 }
 
 /// Whether the file of this name holds small records.
-pub(crate) fn is_small(name: &str) -> bool {
+pub fn is_small(name: &str) -> bool {
     name.ends_with(SMALL_SUFFIX)
 }
 

@@ -15,7 +15,7 @@ use crate::disk::Disk;
 use crate::page::{self, FORMAT_VERSION, Magic, PAGE_LEN, Uuid};
 use crate::store::OpenError;
 
-pub(crate) const NAME: &str = "STORE";
+pub const NAME: &str = "STORE";
 const NAME_NEW: &str = "STORE.new";
 const MAGIC: Magic = b"ENTRSTOR";
 const COPIES: usize = 2;
@@ -73,7 +73,7 @@ impl Superblock {
     }
 
     /// The newer of the copies that are whole, and which one it is not.
-    fn decode_file(bytes: &[u8]) -> Result<(Superblock, usize), OpenError> {
+    pub(crate) fn decode_file(bytes: &[u8]) -> Result<(Superblock, usize), OpenError> {
         let mut newest: Option<(Superblock, usize)> = None;
         for (number, copy) in bytes.chunks(PAGE_LEN as usize).take(COPIES).enumerate() {
             let Some(found) = Superblock::decode(copy).transpose()? else {
