@@ -396,6 +396,39 @@ impl<D: Disk> Index<D> {
     }
 }
 
+/// Enumeration, one slice at a time and under its lock: `look` only looks.
+impl<D: Disk> Index<D> {
+    pub(crate) fn each_tag(&self, slice: usize, mut look: impl FnMut(&TagKey, &TagRecord)) {
+        let table = self.tags.read(slice);
+        table.iter().for_each(|tag| look(&tag.key, &tag.value));
+    }
+
+    pub(crate) fn each_link(&self, slice: usize, mut look: impl FnMut(&LinkKey, &LinkRecord)) {
+        let table = self.links.read(slice);
+        table.iter().for_each(|link| look(&link.key, &link.value));
+    }
+
+    pub(crate) fn each_statistics(
+        &self,
+        slice: usize,
+        mut look: impl FnMut(&RepositoryKey, &Statistics),
+    ) {
+        let table = self.statistics.read(slice);
+        table
+            .iter()
+            .for_each(|found| look(&found.key, &found.value));
+    }
+
+    pub(crate) fn remove_statistics(&self, key: &RepositoryKey) {
+        let key = RepositoryKeyRef::from(key);
+        let mut table = self.statistics.write(key.slice());
+        let same = |found: &Valued<RepositoryKey, _>| RepositoryKeyRef::from(&found.key) == key;
+        if let Ok(found) = table.find_entry(key.hash(self.seed), same) {
+            found.remove();
+        }
+    }
+}
+
 /// Inserts, or replaces a lower sequence. Whether the key is new.
 fn put<K: PartialEq, V>(
     table: &mut HashTable<Valued<K, V>>,

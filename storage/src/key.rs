@@ -102,6 +102,7 @@ pub enum ForgetKey {
     Body(Digest),
     Tag(TagKey),
     Link(LinkKey),
+    Statistics(RepositoryKey),
 }
 
 /// The virtual shard that owns a repository: its tags, links and statistics.

@@ -184,10 +184,7 @@ impl Kind {
                 Kind::Link(key, link)
             }
             KIND_STATISTICS => {
-                let key = RepositoryKey {
-                    project: reader.boxed()?,
-                    repository: reader.boxed()?,
-                };
+                let key = decode_repository_key(reader)?;
                 let statistics = Statistics {
                     pulls: reader.u64()?,
                     served_bytes: reader.u64()?,
@@ -279,6 +276,13 @@ fn decode_link_key(reader: &mut Reader<'_>) -> Option<LinkKey> {
     })
 }
 
+fn decode_repository_key(reader: &mut Reader<'_>) -> Option<RepositoryKey> {
+    Some(RepositoryKey {
+        project: reader.boxed()?,
+        repository: reader.boxed()?,
+    })
+}
+
 fn encode_forget(key: &ForgetKey, out: &mut Encoder) {
     match key {
         ForgetKey::Body(digest) => {
@@ -293,6 +297,11 @@ fn encode_forget(key: &ForgetKey, out: &mut Encoder) {
             out.u8(KIND_LINK);
             encode_link_key(key, out);
         }
+        ForgetKey::Statistics(key) => {
+            out.u8(KIND_STATISTICS);
+            out.text(&key.project);
+            out.text(&key.repository);
+        }
     }
 }
 
@@ -301,6 +310,7 @@ fn decode_forget(reader: &mut Reader<'_>) -> Option<ForgetKey> {
         KIND_BODY => ForgetKey::Body(reader.digest()?),
         KIND_TAG => ForgetKey::Tag(decode_tag_key(reader)?),
         KIND_LINK => ForgetKey::Link(decode_link_key(reader)?),
+        KIND_STATISTICS => ForgetKey::Statistics(decode_repository_key(reader)?),
         _ => return None,
     })
 }
@@ -405,7 +415,7 @@ mod tests {
             ),
             Kind::Link(link.clone(), proven),
             Kind::Statistics(
-                repository,
+                repository.clone(),
                 Statistics {
                     pulls: 3,
                     ..Statistics::default()
@@ -414,6 +424,7 @@ mod tests {
             Kind::Forget(ForgetKey::Body(digest)),
             Kind::Forget(ForgetKey::Tag(tag_key())),
             Kind::Forget(ForgetKey::Link(link)),
+            Kind::Forget(ForgetKey::Statistics(repository)),
             Kind::Area {
                 offset: 4096,
                 len: 65536,

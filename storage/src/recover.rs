@@ -282,7 +282,13 @@ fn index<D: Disk>(
                 store.index.put_link(key, link, sequence);
             }
         }
-        Kind::Statistics(key, statistics) => store.index.put_statistics(key, statistics, sequence),
+        Kind::Statistics(key, statistics) => {
+            if forgotten(forgets, &ForgetKey::Statistics(key.clone()), sequence) {
+                recovered.forgotten += 1;
+            } else {
+                store.index.put_statistics(key, statistics, sequence);
+            }
+        }
         // Known above, or to a later program.
         Kind::Forget(_) | Kind::Area { .. } | Kind::Unknown { .. } => {}
     }

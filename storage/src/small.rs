@@ -105,7 +105,14 @@ impl<D: Disk> Shared<D> {
         self.queue(SmallKey::Statistics(key), &record, None)
     }
 
-    pub(crate) async fn forget(self: &Rc<Self>, what: ForgetKey) -> Result<(), WriteError> {
+    pub(crate) async fn forget(self: &Rc<Self>, all: Vec<ForgetKey>) -> Result<(), WriteError> {
+        for what in all {
+            self.forget_one(what);
+        }
+        self.commit_small().await
+    }
+
+    fn forget_one(&self, what: ForgetKey) {
         let sequence = self.store.next_sequence();
         match &what {
             ForgetKey::Body(digest) => self.forget_body(digest),
@@ -117,9 +124,12 @@ impl<D: Disk> Shared<D> {
                 self.store.index.remove_link(key);
                 self.unqueue(&SmallKey::Link(key.clone()));
             }
+            ForgetKey::Statistics(key) => {
+                self.store.index.remove_statistics(key);
+                self.unqueue(&SmallKey::Statistics(key.clone()));
+            }
         }
         self.queue_forget(what, sequence);
-        self.commit_small().await
     }
 
     fn forget_body(&self, digest: &Digest) {

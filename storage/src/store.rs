@@ -17,7 +17,10 @@ use crate::digest::Digest;
 use crate::disk::Disk;
 use crate::geometry::Geometry;
 use crate::index::Index;
-use crate::key::{LinkKeyRef, LinkRecord, RepositoryKeyRef, Statistics, TagKeyRef, TagRecord};
+use crate::key::{
+    LinkKey, LinkKeyRef, LinkRecord, RepositoryKey, RepositoryKeyRef, Statistics, TagKey,
+    TagKeyRef, TagRecord,
+};
 use crate::lease::{Lease, SegmentFile};
 use crate::page::{Class, Uuid};
 use crate::writer::{Refusal, Writer};
@@ -253,6 +256,22 @@ impl<D: Disk> Store<D> {
 
     pub fn statistics<'k>(&self, key: impl Into<RepositoryKeyRef<'k>>) -> Option<Statistics> {
         self.index.statistics(key.into())
+    }
+
+    /// Shows every tag and listing of one of the [`crate::SLICES`] slices, under the slice's
+    /// lock: `look` must be short and call nothing of the store.
+    pub fn each_tag(&self, slice: usize, look: impl FnMut(&TagKey, &TagRecord)) {
+        self.index.each_tag(slice, look);
+    }
+
+    /// The same for links.
+    pub fn each_link(&self, slice: usize, look: impl FnMut(&LinkKey, &LinkRecord)) {
+        self.index.each_link(slice, look);
+    }
+
+    /// The same for statistics.
+    pub fn each_statistics(&self, slice: usize, look: impl FnMut(&RepositoryKey, &Statistics)) {
+        self.index.each_statistics(slice, look);
     }
 
     pub fn usage(&self) -> Usage {

@@ -155,8 +155,14 @@ impl<D: Disk> Writer<D> {
     /// Forgets for good: gone from the index at once, running fills of the digest fail; when this
     /// returns `Ok` no restart brings it back. Leases stay readable.
     pub async fn forget(&self, what: ForgetKey) -> Result<(), WriteError> {
+        self.forget_all(vec![what]).await
+    }
+
+    /// The same for many keys of this writer, with one group for all of them. It holds their
+    /// records in memory: some thousand at a time are enough.
+    pub async fn forget_all(&self, all: Vec<ForgetKey>) -> Result<(), WriteError> {
         let shared = Rc::clone(&self.shared);
-        detached(&self.shared.disk, async move { shared.forget(what).await }).await
+        detached(&self.shared.disk, async move { shared.forget(all).await }).await
     }
 
     /// The bytes of a small body: from RAM, or read, checked against the digest and held in RAM

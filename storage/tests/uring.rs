@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use entrepot_storage::disk::uring::UringDisk;
 use entrepot_storage::{
     Body, Digest, FillError, FillFailure, FillSpec, FillState, ForgetKey, LinkKey, LinkRecord,
-    OpenError, Options, Proof, Recovered, Refusal, Store, TagKey, TagKind, TagRecord, Writer,
+    OpenError, Options, Proof, Recovered, Refusal, RepositoryKey, Statistics, Store, TagKey,
+    TagKind, TagRecord, Writer, repository_slice,
 };
 
 const NOW: u64 = 1_800_000_000;
@@ -198,6 +199,28 @@ fn what_is_committed_survives_a_process_that_just_ends() {
     });
 }
 
+fn repository_key() -> RepositoryKey {
+    let TagKey {
+        project,
+        repository,
+        ..
+    } = tag_key();
+    RepositoryKey {
+        project,
+        repository,
+    }
+}
+
+fn records_of(store: &Store<UringDisk>, slice: usize) -> usize {
+    let mut count = 0;
+    store.each_tag(slice, |key, _| count += usize::from(*key == tag_key()));
+    store.each_link(slice, |_, _| count += 1);
+    store.each_statistics(slice, |key, _| {
+        count += usize::from(*key == repository_key())
+    });
+    count
+}
+
 #[test]
 fn what_is_forgotten_stays_forgotten() {
     let directory = Directory::new();
@@ -206,24 +229,33 @@ fn what_is_forgotten_stays_forgotten() {
         let (small, body) = put(&writer, b"purge me", true).await;
         let (large, _) = put(&writer, &bytes(3, 20 << 20), true).await;
         writer.put_tag(tag_key(), tag(small)).await.expect("queued");
+        let statistics = Statistics::default();
+        let put = writer.put_statistics(repository_key(), statistics);
+        put.await.expect("queued");
         for _ in 0..2 {
             writer.commit(NOW).await.expect("committed");
         }
-        for what in [
-            ForgetKey::Body(small),
+        writer
+            .forget(ForgetKey::Body(small))
+            .await
+            .expect("durable");
+        let others = vec![
             ForgetKey::Body(large),
             ForgetKey::Tag(tag_key()),
-        ] {
-            writer.forget(what).await.expect("durable");
-        }
+            ForgetKey::Statistics(repository_key()),
+        ];
+        let slice = repository_slice(&tag_key().project, &tag_key().repository);
+        assert_eq!(records_of(&store, slice), 2, "a tag and statistics");
+        writer.forget_all(others).await.expect("durable");
         assert!(store.body(&small, NOW).is_none());
-        assert!(store.tag(&tag_key()).is_none());
+        assert_eq!(records_of(&store, slice), 0);
         assert_eq!(read(&body), b"purge me", "a lease keeps its bytes");
         [small, large]
     });
     run(async {
         let (store, writer, recovered) = open(&directory.0).await;
         assert_eq!((recovered.bodies, recovered.tags), (0, 0));
+        assert_eq!(store.statistics(&repository_key()), None);
         assert!(
             digests
                 .iter()
