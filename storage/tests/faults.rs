@@ -15,40 +15,22 @@ const NOW: u64 = 1_800_000_000;
 const CAPACITY: u64 = 64 << 20;
 const PAGE_LEN: u64 = 4096;
 
+const NO_FAULTS: Faults = Faults::NONE;
 const SYNC_FAILS: Faults = Faults {
-    read: 0,
-    write: 0,
     sync: 1000,
-    sync_dir: 0,
-    full: 0,
+    ..NO_FAULTS
 };
 const WRITE_FAILS: Faults = Faults {
-    read: 0,
     write: 1000,
-    sync: 0,
-    sync_dir: 0,
-    full: 0,
+    ..NO_FAULTS
 };
 const DIRECTORY_FAILS: Faults = Faults {
-    read: 0,
-    write: 0,
-    sync: 0,
     sync_dir: 1000,
-    full: 0,
+    ..NO_FAULTS
 };
 const READ_FAILS: Faults = Faults {
     read: 1000,
-    write: 0,
-    sync: 0,
-    sync_dir: 0,
-    full: 0,
-};
-const NO_FAULTS: Faults = Faults {
-    read: 0,
-    write: 0,
-    sync: 0,
-    sync_dir: 0,
-    full: 0,
+    ..NO_FAULTS
 };
 
 fn world() -> SimWorld {

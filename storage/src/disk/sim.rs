@@ -1,11 +1,17 @@
 //! The simulated disk: keeps exactly what `Disk` promises, and breaks the rest by a seed.
 //!
-//! Operations complete in any order. A crash loses any subset of what was not synced, cuts the
-//! rest at 512-byte sectors, loses names that no `sync_dir` made durable and lengths that no
-//! `sync` did; a kill loses the process only. A failed sync leaves the cache as if nothing had
-//! happened, and loses what it likes, as ext4 and XFS do. No clock, no thread, no I/O.
+//! Operations complete in any order, some far later than others. A crash loses any subset of what
+//! was not synced, cuts the rest at 512-byte sectors, loses names that no `sync_dir` made durable
+//! and lengths that no `sync` did; a kill loses the process only. A failed sync leaves the cache
+//! as if nothing had happened, and loses what it likes, as ext4 and XFS do; clean pages may leave
+//! the cache at any time. Media that decay, direct writes elsewhere or lie about syncs remember
+//! where, so that those who look know which wrong byte is the media's. A machine has one drive or
+//! several, each with faults of its own. No clock, no thread, no I/O.
 
+mod drive;
+mod effect;
 mod executor;
+mod fault;
 mod inode;
 mod random;
 mod world;
@@ -19,34 +25,43 @@ use bytes::Bytes;
 
 use super::{Disk, Space};
 
+pub use effect::{InFlight, Operation};
 pub use executor::{Executor, Step};
+pub use fault::{Fault, Faults, Injected};
 pub use inode::SimFile;
 pub use random::Random;
-pub use world::{Ending, Faults, InFlight, Operation, SimWorld};
+pub use world::{Ending, SimWorld};
 
-use world::{Answer, Effect};
+use effect::{Answer, Effect};
 
 /// The disk as one process sees it.
 #[derive(Clone)]
 pub struct SimDisk {
     world: SimWorld,
     executor: Weak<Executor>,
+    drive: usize,
     /// Processes on this disk so far; what an ended one still asks for is refused.
     process: u64,
 }
 
 impl SimDisk {
+    /// The first drive.
     pub fn new(world: &SimWorld, executor: &Rc<Executor>) -> SimDisk {
+        SimDisk::of_drive(world, executor, 0)
+    }
+
+    pub fn of_drive(world: &SimWorld, executor: &Rc<Executor>, drive: usize) -> SimDisk {
         let process = world.process();
         SimDisk {
             world: world.clone(),
             executor: Rc::downgrade(executor),
+            drive,
             process,
         }
     }
 
     async fn ask(&self, effect: Effect) -> io::Result<Answer> {
-        let slot = self.world.issue(self.process, effect)?;
+        let slot = self.world.issue(self.process, self.drive, effect)?;
         poll_fn(|cx| {
             let mut slot = slot.lock();
             match slot.answer.take() {
@@ -62,6 +77,36 @@ impl SimDisk {
 
     async fn done(&self, effect: Effect) -> io::Result<()> {
         self.ask(effect).await.map(|_| ())
+    }
+
+    /// Reads what the media have, and not what the cache kept of it.
+    pub async fn read_direct(
+        &self,
+        file: &SimFile,
+        offset: u64,
+        len: usize,
+    ) -> io::Result<Vec<u8>> {
+        self.read_bytes(file, offset, len, true).await
+    }
+
+    async fn read_bytes(
+        &self,
+        file: &SimFile,
+        offset: u64,
+        len: usize,
+        direct: bool,
+    ) -> io::Result<Vec<u8>> {
+        let file = file.clone();
+        let read = Effect::Read {
+            file,
+            offset,
+            len,
+            direct,
+        };
+        match self.ask(read).await? {
+            Answer::Bytes(bytes) => Ok(bytes),
+            other => unreachable!("bytes were asked for, not {other:?}"),
+        }
     }
 
     async fn file(&self, effect: Effect) -> io::Result<(SimFile, u64)> {
@@ -117,17 +162,7 @@ impl Disk for SimDisk {
     }
 
     async fn read(&self, file: &SimFile, offset: u64, len: usize) -> io::Result<Vec<u8>> {
-        match self
-            .ask(Effect::Read {
-                file: file.clone(),
-                offset,
-                len,
-            })
-            .await?
-        {
-            Answer::Bytes(bytes) => Ok(bytes),
-            other => unreachable!("bytes were asked for, not {other:?}"),
-        }
+        self.read_bytes(file, offset, len, false).await
     }
 
     async fn write(&self, file: &SimFile, offset: u64, bytes: Bytes) -> io::Result<()> {
@@ -144,7 +179,7 @@ impl Disk for SimDisk {
     }
 
     async fn sync_dir(&self) -> io::Result<()> {
-        self.done(self.world.sync_dir()).await
+        self.done(self.world.sync_dir(self.drive)).await
     }
 
     async fn rename(&self, from: &str, to: &str) -> io::Result<()> {

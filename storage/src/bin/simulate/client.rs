@@ -55,7 +55,7 @@ impl Process {
     }
 
     pub fn lenient(&self) -> bool {
-        self.world.faults_injected() > self.faults_before
+        self.world.injected().errors() > self.faults_before
     }
 
     /// Whether a refusal for lack of space is to be expected.
@@ -134,7 +134,7 @@ impl Process {
             0,
             "followers still wait for fills that ended"
         );
-        if self.world.faults_injected() == 0 {
+        if self.world.injected().errors() == 0 {
             let used = self.store.usage().used;
             let there = self.world.bytes_of(".seg") + self.world.bytes_of(".rec");
             assert_eq!(used, there, "what counts as used is what is there");

@@ -77,6 +77,7 @@ impl Plan {
                 sync: parts(random, 60),
                 sync_dir: parts(random, 60),
                 full: parts(random, 100),
+                ..Faults::NONE
             }
         } else {
             Faults::default()
@@ -198,7 +199,7 @@ impl Run {
         }
         // After a drain even a power loss takes nothing: the last process only looks.
         while note(self.process(0, true)) != End::Done {}
-        self.counts.borrow_mut().faults = self.world.faults_injected();
+        self.counts.borrow_mut().faults = self.world.injected().errors();
         self.counts.take()
     }
 
@@ -210,7 +211,7 @@ impl Run {
         } else {
             Faults::default()
         });
-        let faults_before = self.world.faults_injected();
+        let faults_before = self.world.injected().errors();
         let executor = Executor::new(self.random.fork());
         let watch = Rc::new(Watch::default());
         let start = self.start(&executor, &watch, operations, last, faults_before);
@@ -232,7 +233,7 @@ impl Run {
         drop(counts);
         let mut model = self.model.borrow_mut();
         model.crashed();
-        let failed = self.world.faults_injected() > faults_before;
+        let failed = self.world.injected().errors() > faults_before;
         // What a failed sync lost shows only when the machine goes down.
         model.lenient = failed || model.lenient && !(self.rebooted && watch.checked.get());
         drop(model);
@@ -314,7 +315,7 @@ impl Run {
             watch.opening.set(true);
             let opened = Store::open(disk.clone(), options, clock.get()).await;
             watch.opening.set(false);
-            let faults = world.faults_injected() > faults_before;
+            let faults = world.injected().errors() > faults_before;
             let (store, recovered) = match opened {
                 Ok(opened) => opened,
                 Err(OpenError::Disk { source, .. })

@@ -96,7 +96,7 @@ impl Executor {
             self.poll(task);
             Step::Polled
         } else if operations > 0 {
-            world.complete(random.index(operations));
+            world.complete(&mut random);
             Step::Completed
         } else {
             Step::Idle

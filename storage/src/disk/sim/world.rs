@@ -1,27 +1,16 @@
-//! What is on the simulated machine: files as the page cache and as the media have them, names
-//! as the directory and as the media have them, and operations under way.
+//! What is on the simulated machine and survives its processes: drives, and operations under way.
 
-use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::Waker;
-
-use bytes::Bytes;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Random;
-use super::inode::{Inode, SimFile, Written};
-use crate::disk::Space;
+use super::drive::{Applied, Drive};
+use super::effect::{Effect, InFlight, Issued, Slot};
+use super::fault::{Fault, Faults, Injected};
+use super::inode::{SimFile, Written};
 
-/// How often things fail, in a thousand.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Faults {
-    pub read: u64,
-    pub write: u64,
-    pub sync: u64,
-    pub sync_dir: u64,
-    /// A create or grow that finds the file system full.
-    pub full: u64,
-}
+/// By how many others an operation that is slow is overtaken, at most.
+const OVERTAKEN_MAX: u64 = 300;
 
 /// How a process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,227 +21,34 @@ pub enum Ending {
     Kill,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Operation {
-    Lock,
-    List,
-    Create,
-    Anonymous,
-    Grow,
-    Open,
-    Read,
-    Write,
-    Sync,
-    SyncDir,
-    Rename,
-    Unlink,
-    Space,
-}
-
-/// An operation under way, for those who count what a crash hit.
-#[derive(Clone, Debug)]
-pub struct InFlight {
-    pub operation: Operation,
-    pub name: String,
-    /// The first bytes of what a write writes, and of what a sync syncs.
-    pub bytes: Vec<Bytes>,
-    /// The first bytes of the file.
-    pub head: Bytes,
-}
-
-/// Bytes of a write or file shown in `InFlight`.
-const SHOWN_LEN: usize = 64;
-
 /// What survives a process. Clones are the same world.
 #[derive(Clone)]
 pub struct SimWorld(Arc<Mutex<World>>);
 
 struct World {
     random: Random,
-    faults: Faults,
-    faults_injected: u64,
-    total: u64,
     process: u64,
-    lock: Weak<Mutex<Inode>>,
-    names: BTreeMap<String, SimFile>,
-    durable_names: BTreeMap<String, SimFile>,
-    /// Changes of names since the last `sync_dir`.
-    changes: Vec<Change>,
-    changes_made: u64,
-    inodes: Vec<Weak<Mutex<Inode>>>,
+    drives: Vec<Drive>,
     operations: Vec<Issued>,
     issued: u64,
-}
-
-struct Change {
-    number: u64,
-    name: String,
-    /// `None`: removed.
-    file: Option<SimFile>,
-    /// Of a rename: the name that goes in the same stroke.
-    from: Option<String>,
-}
-
-struct Issued {
-    effect: Effect,
-    slot: Slot,
-}
-
-#[derive(Clone, Default)]
-pub(super) struct Slot(Arc<Mutex<SlotState>>);
-
-#[derive(Default)]
-pub(super) struct SlotState {
-    pub(super) answer: Option<io::Result<Answer>>,
-    pub(super) waker: Option<Waker>,
-}
-
-impl Slot {
-    pub(super) fn lock(&self) -> MutexGuard<'_, SlotState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[derive(Debug)]
-pub(super) enum Answer {
-    Done,
-    Names(Vec<String>),
-    File(SimFile, u64),
-    Bytes(Vec<u8>),
-    Space(Space),
-}
-
-#[derive(Debug)]
-pub(super) enum Effect {
-    Lock,
-    List,
-    Create {
-        name: String,
-        len: u64,
-    },
-    Anonymous {
-        len: u64,
-    },
-    Grow {
-        file: SimFile,
-        len: u64,
-    },
-    Open {
-        name: String,
-    },
-    Read {
-        file: SimFile,
-        offset: u64,
-        len: usize,
-    },
-    Write {
-        file: SimFile,
-        offset: u64,
-        bytes: Bytes,
-    },
-    /// Of the writes that were complete when it was issued.
-    Sync {
-        file: SimFile,
-        writes: u64,
-        len: usize,
-    },
-    SyncDir {
-        changes: u64,
-    },
-    Rename {
-        from: String,
-        to: String,
-    },
-    Unlink {
-        name: String,
-    },
-    Space,
-}
-
-impl Effect {
-    pub(super) fn sync(file: &SimFile) -> Effect {
-        let inode = file.lock();
-        let (writes, len) = (inode.writes, inode.cache.len());
-        drop(inode);
-        Effect::Sync {
-            file: file.clone(),
-            writes,
-            len,
-        }
-    }
-
-    fn operation(&self) -> Operation {
-        match self {
-            Effect::Lock => Operation::Lock,
-            Effect::List => Operation::List,
-            Effect::Create { .. } => Operation::Create,
-            Effect::Anonymous { .. } => Operation::Anonymous,
-            Effect::Grow { .. } => Operation::Grow,
-            Effect::Open { .. } => Operation::Open,
-            Effect::Read { .. } => Operation::Read,
-            Effect::Write { .. } => Operation::Write,
-            Effect::Sync { .. } => Operation::Sync,
-            Effect::SyncDir { .. } => Operation::SyncDir,
-            Effect::Rename { .. } => Operation::Rename,
-            Effect::Unlink { .. } => Operation::Unlink,
-            Effect::Space => Operation::Space,
-        }
-    }
-
-    fn file(&self) -> Option<&SimFile> {
-        match self {
-            Effect::Grow { file, .. }
-            | Effect::Read { file, .. }
-            | Effect::Write { file, .. }
-            | Effect::Sync { file, .. } => Some(file),
-            _ => None,
-        }
-    }
-
-    fn name(&self) -> String {
-        match self {
-            Effect::Create { name, .. } | Effect::Open { name } | Effect::Unlink { name } => {
-                name.clone()
-            }
-            Effect::Rename { to, .. } => to.clone(),
-            _ => self
-                .file()
-                .map_or(String::new(), |file| file.lock().name.clone()),
-        }
-    }
-
-    fn shown(&self) -> Vec<Bytes> {
-        let shown = |bytes: &Bytes| bytes.slice(..bytes.len().min(SHOWN_LEN));
-        match self {
-            Effect::Write { bytes, .. } => vec![shown(bytes)],
-            Effect::Sync { file, .. } => file
-                .lock()
-                .unsynced
-                .iter()
-                .map(|written| shown(&written.bytes))
-                .collect(),
-            _ => Vec::new(),
-        }
-    }
+    completed: u64,
 }
 
 impl SimWorld {
-    /// A machine with a file system of `total` bytes.
+    /// A machine with one drive with a file system of `total` bytes.
     pub fn new(random: Random, total: u64) -> SimWorld {
+        SimWorld::with_drives(random, &[total])
+    }
+
+    pub fn with_drives(random: Random, totals: &[u64]) -> SimWorld {
+        let drives = totals.iter().enumerate();
         SimWorld(Arc::new(Mutex::new(World {
             random,
-            faults: Faults::default(),
-            faults_injected: 0,
-            total,
             process: 0,
-            lock: Weak::new(),
-            names: BTreeMap::new(),
-            durable_names: BTreeMap::new(),
-            changes: Vec::new(),
-            changes_made: 0,
-            inodes: Vec::new(),
+            drives: drives.map(|(n, total)| Drive::new(n, *total)).collect(),
             operations: Vec::new(),
             issued: 0,
+            completed: 0,
         })))
     }
 
@@ -260,13 +56,32 @@ impl SimWorld {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn set_faults(&self, faults: Faults) {
-        self.lock().faults = faults;
+    pub fn drives(&self) -> usize {
+        self.lock().drives.len()
     }
 
-    /// Errors made up so far, a full file system not counted.
-    pub fn faults_injected(&self) -> u64 {
-        self.lock().faults_injected
+    /// Of all drives.
+    pub fn set_faults(&self, faults: Faults) {
+        for drive in &mut self.lock().drives {
+            drive.faults = faults;
+        }
+    }
+
+    pub fn set_drive_faults(&self, drive: usize, faults: Faults) {
+        self.lock().drives[drive].faults = faults;
+    }
+
+    /// What was injected so far, on all drives.
+    pub fn injected(&self) -> Injected {
+        let mut all = Injected::default();
+        for drive in &self.lock().drives {
+            all.add(&drive.injected);
+        }
+        all
+    }
+
+    pub fn drive_injected(&self, drive: usize) -> Injected {
+        self.lock().drives[drive].injected.clone()
     }
 
     pub(super) fn process(&self) -> u64 {
@@ -279,65 +94,83 @@ impl SimWorld {
     }
 
     pub fn in_flight(&self) -> Vec<InFlight> {
-        let world = self.lock();
-        world
-            .operations
-            .iter()
-            .map(|issued| InFlight::of(&issued.effect))
-            .collect()
+        self.lock().operations.iter().map(InFlight::of).collect()
     }
 
     /// Bytes of all files whose names end so.
     pub fn bytes_of(&self, suffix: &str) -> u64 {
-        let world = self.lock();
-        let files = world
-            .names
-            .iter()
-            .filter(|(name, _)| name.ends_with(suffix));
-        files.map(|(_, file)| file.lock().cache.len() as u64).sum()
+        let files = self.files().into_iter();
+        let named = files.filter(|(name, _)| name.ends_with(suffix));
+        named.map(|(_, len)| len).sum()
     }
 
-    /// The files there are, with their lengths.
+    /// The files there are on all drives, with their lengths.
     pub fn files(&self) -> Vec<(String, u64)> {
+        let drives = self.drives();
+        (0..drives).flat_map(|n| self.drive_files(n)).collect()
+    }
+
+    pub fn drive_files(&self, drive: usize) -> Vec<(String, u64)> {
         let world = self.lock();
-        let len = |file: &SimFile| file.lock().cache.len() as u64;
-        world
-            .names
-            .iter()
-            .map(|(name, file)| (name.clone(), len(file)))
+        let files = world.drives[drive].names.iter();
+        files
+            .map(|(name, file)| (name.clone(), file.lock().cache.len() as u64))
             .collect()
     }
 
-    /// The media change one byte on their own.
+    /// The media change one byte on their own, and the cache had not kept it.
     pub fn flip(&self, name: &str, offset: u64) {
-        let world = self.lock();
-        let mut inode = world.names.get(name).expect("a file there is").lock();
+        let mut world = self.lock();
+        let now = world.issued;
+        let with_name = |drive: &&mut Drive| drive.names.contains_key(name);
+        let drive = world.drives.iter_mut().find(with_name);
+        let drive = drive.expect("a file there is");
+        drive.injected.count(Fault::BitFlipped);
+        let mut inode = drive.names[name].lock();
         let at = offset as usize;
         inode.cache[at] ^= 1;
         if let Some(byte) = inode.media.get_mut(at) {
             *byte ^= 1;
         }
+        inode.damaged(at..at + 1, now);
     }
 
     pub(super) fn operations(&self) -> usize {
         self.lock().operations.len()
     }
 
-    pub(super) fn sync_dir(&self) -> Effect {
+    pub(super) fn sync_dir(&self, drive: usize) -> Effect {
         Effect::SyncDir {
-            changes: self.lock().changes_made,
+            changes: self.lock().drives[drive].changes_made,
         }
     }
 
-    pub(super) fn issue(&self, process: u64, effect: Effect) -> io::Result<Slot> {
+    pub(super) fn issue(&self, process: u64, drive: usize, effect: Effect) -> io::Result<Slot> {
         let mut world = self.lock();
         if process != world.process {
             return Err(io::Error::other("the process has ended"));
         }
+        let World {
+            random,
+            drives,
+            completed,
+            ..
+        } = &mut *world;
+        let on = &mut drives[drive];
+        let slow = on
+            .injected
+            .draw(random, on.faults.slow, Fault::SlowOperation);
+        let not_before = if slow {
+            *completed + 1 + random.below(OVERTAKEN_MAX)
+        } else {
+            0
+        };
         let slot = Slot::default();
         world.operations.push(Issued {
+            drive,
             effect,
             slot: slot.clone(),
+            not_before,
         });
         world.issued += 1;
         Ok(slot)
@@ -364,17 +197,35 @@ impl SimWorld {
         }
     }
 
-    pub(super) fn complete(&self, index: usize) {
+    /// One of the operations under way comes to its end.
+    pub(super) fn complete(&self, random: &mut Random) {
         let mut world = self.lock();
-        let issued = world.operations.swap_remove(index);
-        let answer = world.apply(issued.effect);
-        drop(world);
-        let mut slot = issued.slot.lock();
-        slot.answer = Some(answer);
-        let waker = slot.waker.take();
-        drop(slot);
-        if let Some(waker) = waker {
-            waker.wake();
+        let index = world.draw_operation(random);
+        let mut issued = world.operations.swap_remove(index);
+        world.completed += 1;
+        let World {
+            random,
+            drives,
+            issued: now,
+            ..
+        } = &mut *world;
+        let drive = &mut drives[issued.drive];
+        drive.now = *now;
+        match drive.complete(issued.effect, random) {
+            Applied::Rest(effect) => {
+                issued.effect = effect;
+                world.operations.push(issued);
+            }
+            Applied::Answer(answer) => {
+                drop(world);
+                let mut slot = issued.slot.lock();
+                slot.answer = Some(answer);
+                let waker = slot.waker.take();
+                drop(slot);
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+            }
         }
     }
 
@@ -382,221 +233,40 @@ impl SimWorld {
     pub fn end(&self, ending: Ending) {
         let mut world = self.lock();
         world.process += 1;
-        world.lock = Weak::new();
         let operations = std::mem::take(&mut world.operations);
-        world.end_operations(operations);
-        if ending == Ending::PowerLoss {
-            world.lose_power();
+        let World {
+            random,
+            drives,
+            issued,
+            ..
+        } = &mut *world;
+        let mut by_drive: Vec<Vec<Issued>> = drives.iter().map(|_| Vec::new()).collect();
+        for operation in operations {
+            by_drive[operation.drive].push(operation);
+        }
+        for (drive, operations) in drives.iter_mut().zip(by_drive) {
+            drive.now = *issued;
+            drive.end(operations, random);
+            if ending == Ending::PowerLoss {
+                drive.lose_power(random);
+            }
         }
     }
 }
 
 impl World {
-    fn apply(&mut self, effect: Effect) -> io::Result<Answer> {
-        match effect {
-            Effect::Lock => self.take_lock(),
-            Effect::List => Ok(Answer::Names(self.names.keys().cloned().collect())),
-            Effect::Create { name, len } => {
-                if self.names.contains_key(&name) {
-                    return Err(io::ErrorKind::AlreadyExists.into());
-                }
-                let file = self.allocate(name.clone(), len)?;
-                self.change(name, Some(file.clone()), None);
-                Ok(Answer::File(file, len))
-            }
-            Effect::Anonymous { len } => {
-                let file = self.allocate("(anonymous)".to_owned(), len)?;
-                Ok(Answer::File(file, len))
-            }
-            Effect::Grow { file, len } => {
-                let more = len.saturating_sub(file.lock().cache.len() as u64);
-                self.check_space(more)?;
-                file.lock().cache.resize(len as usize, 0);
-                Ok(Answer::Done)
-            }
-            Effect::Open { name } => {
-                let file = self
-                    .names
-                    .get(&name)
-                    .ok_or(io::ErrorKind::NotFound)?
-                    .clone();
-                let len = file.lock().cache.len() as u64;
-                Ok(Answer::File(file, len))
-            }
-            Effect::Read { file, offset, len } => {
-                self.fault(self.faults.read)?;
-                let inode = file.lock();
-                let start = (offset as usize).min(inode.cache.len());
-                let end = (start + len).min(inode.cache.len());
-                Ok(Answer::Bytes(inode.cache[start..end].to_vec()))
-            }
-            Effect::Write {
-                file,
-                offset,
-                bytes,
-            } => self.write(&file, offset, bytes),
-            Effect::Sync { file, writes, len } => {
-                let outcome = self.fault(self.faults.sync);
-                match &outcome {
-                    Ok(()) => file.lock().sync(writes, len),
-                    Err(_) => file.lock().fail_sync(writes, &mut self.random),
-                }
-                outcome.map(|()| Answer::Done)
-            }
-            Effect::SyncDir { changes } => {
-                self.fault(self.faults.sync_dir)?;
-                self.persist_changes(|change, _| change.number < changes);
-                Ok(Answer::Done)
-            }
-            Effect::Rename { from, to } => {
-                let file = self.names.remove(&from).ok_or(io::ErrorKind::NotFound)?;
-                file.lock().name.clone_from(&to);
-                self.change(to, Some(file), Some(from));
-                Ok(Answer::Done)
-            }
-            Effect::Unlink { name } => {
-                self.names.remove(&name).ok_or(io::ErrorKind::NotFound)?;
-                self.change(name, None, None);
-                Ok(Answer::Done)
-            }
-            Effect::Space => Ok(Answer::Space(self.space())),
+    fn draw_operation(&self, random: &mut Random) -> usize {
+        let drawn = random.index(self.operations.len());
+        if self.operations[drawn].not_before <= self.completed {
+            return drawn;
         }
-    }
-
-    fn fault(&mut self, parts: u64) -> io::Result<()> {
-        if self.random.chance(parts) {
-            self.faults_injected += 1;
-            return Err(io::Error::other("injected"));
-        }
-        Ok(())
-    }
-
-    fn take_lock(&mut self) -> io::Result<Answer> {
-        if self.lock.strong_count() > 0 {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        let file = SimFile(Arc::default());
-        self.lock = Arc::downgrade(&file.0);
-        Ok(Answer::File(file, 0))
-    }
-
-    fn write(&mut self, file: &SimFile, offset: u64, bytes: Bytes) -> io::Result<Answer> {
-        let outcome = self.fault(self.faults.write);
-        let mut inode = file.lock();
-        // One that failed may still have reached the cache.
-        if outcome.is_ok() || self.random.chance(500) {
-            let offset = offset as usize;
-            inode.write(offset, &bytes);
-            let number = inode.writes;
-            inode.writes += 1;
-            inode.unsynced.push(Written {
-                number,
-                offset,
-                bytes,
-            });
-        }
-        outcome.map(|()| Answer::Done)
-    }
-
-    fn allocate(&mut self, name: String, len: u64) -> io::Result<SimFile> {
-        self.check_space(len)?;
-        let cache = vec![0; len as usize];
-        let file = SimFile(Arc::new(Mutex::new(Inode {
-            name,
-            cache,
-            ..Inode::default()
-        })));
-        self.inodes.push(Arc::downgrade(&file.0));
-        Ok(file)
-    }
-
-    fn check_space(&mut self, more: u64) -> io::Result<()> {
-        if self.random.chance(self.faults.full) || self.space().free < more {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        Ok(())
-    }
-
-    fn space(&mut self) -> Space {
-        self.inodes.retain(|inode| inode.strong_count() > 0);
-        let alive = self.inodes.iter().filter_map(Weak::upgrade);
-        let used: u64 = alive
-            .map(|inode| SimFile(inode).lock().cache.len() as u64)
-            .sum();
-        Space {
-            free: self.total.saturating_sub(used),
-            total: self.total,
-        }
-    }
-
-    fn change(&mut self, name: String, file: Option<SimFile>, from: Option<String>) {
-        match &file {
-            Some(file) => self.names.insert(name.clone(), file.clone()),
-            None => self.names.remove(&name),
+        let ready = |issued: &Issued| issued.not_before <= self.completed;
+        let first = self.operations.iter().position(ready);
+        let soonest = || {
+            let all = self.operations.iter().enumerate();
+            all.min_by_key(|(_, issued)| issued.not_before)
+                .map_or(drawn, |(index, _)| index)
         };
-        let number = self.changes_made;
-        self.changes_made += 1;
-        self.changes.push(Change {
-            number,
-            name,
-            file,
-            from,
-        });
-    }
-
-    fn persist_changes(&mut self, mut which: impl FnMut(&Change, &mut Random) -> bool) {
-        let mut left = Vec::new();
-        for change in std::mem::take(&mut self.changes) {
-            if !which(&change, &mut self.random) {
-                left.push(change);
-                continue;
-            }
-            if let Some(from) = &change.from {
-                self.durable_names.remove(from);
-            }
-            match change.file {
-                Some(file) => self.durable_names.insert(change.name, file),
-                None => self.durable_names.remove(&change.name),
-            };
-        }
-        self.changes = left;
-    }
-
-    /// Whatever was under way is done, not done, or, of a write, lies in the cache in part.
-    fn end_operations(&mut self, operations: Vec<Issued>) {
-        let faults = std::mem::take(&mut self.faults);
-        for Issued { effect, .. } in operations {
-            let changes = !matches!(effect, Effect::Sync { .. } | Effect::SyncDir { .. });
-            if changes && self.random.chance(500) {
-                let _ = self.apply(effect);
-            }
-        }
-        self.faults = faults;
-    }
-
-    fn lose_power(&mut self) {
-        self.persist_changes(|_, random| random.chance(500));
-        self.changes.clear();
-        self.names.clone_from(&self.durable_names);
-        for (name, file) in &self.names {
-            let mut inode = file.lock();
-            inode.name.clone_from(name);
-            inode.lose_power(&mut self.random);
-        }
-    }
-}
-
-impl InFlight {
-    fn of(effect: &Effect) -> InFlight {
-        let head = effect.file().map_or(Bytes::new(), |file| {
-            let inode = file.lock();
-            Bytes::copy_from_slice(&inode.cache[..inode.cache.len().min(SHOWN_LEN)])
-        });
-        InFlight {
-            operation: effect.operation(),
-            name: effect.name(),
-            bytes: effect.shown(),
-            head,
-        }
+        first.unwrap_or_else(soonest)
     }
 }
