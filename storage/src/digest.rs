@@ -13,6 +13,11 @@ use sha2::Digest as _;
 /// Nothing persisted depends on the number (S8).
 pub const SLICES: usize = 256;
 
+/// Which of `shards` writers owns a slice. Nothing on disk depends on it (S8).
+pub fn owner(slice: usize, shards: usize) -> usize {
+    slice * shards / SLICES
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Algorithm {
     Sha256,

@@ -4,16 +4,20 @@
 //! a [`Disk`]. `storage/README.md` draws the bytes on disk and lists the invariants S1-S8.
 
 mod budget;
+mod check;
 mod codec;
 mod commit;
+mod compact;
 mod digest;
 pub mod disk;
 mod fill;
+mod footer;
 mod geometry;
 mod index;
 pub mod inspect;
 mod key;
 mod lease;
+mod link;
 mod mix;
 mod page;
 mod record;
@@ -24,11 +28,13 @@ mod segment;
 mod small;
 mod store;
 mod superblock;
+mod survivor;
 mod wait;
 mod watermark;
 mod writer;
 
-pub use digest::{Algorithm, Digest, DigestError, Hasher, SLICES};
+pub use compact::Compactor;
+pub use digest::{Algorithm, Digest, DigestError, Hasher, SLICES, owner};
 pub use disk::Disk;
 pub use fill::{Fill, FillError};
 pub use key::{
@@ -36,6 +42,7 @@ pub use key::{
     TagKey, TagKeyRef, TagKind, TagRecord, repository_slice,
 };
 pub use lease::Lease;
+pub use link::{Compaction, Link};
 #[doc(hidden)]
 pub use page::fuzz as fuzz_page;
 #[doc(hidden)]

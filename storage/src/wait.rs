@@ -61,6 +61,19 @@ impl Drop for Turn<'_> {
     }
 }
 
+/// Lets other tasks of this thread run.
+pub(crate) async fn yield_now() {
+    let mut yielded = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
 struct Outcome<T> {
     value: Cell<Option<T>>,
     waiters: Waiters,

@@ -13,6 +13,8 @@ use std::io;
 
 use bytes::Bytes;
 
+pub mod bulk;
+pub mod direct;
 pub mod sim;
 pub mod uring;
 
