@@ -20,6 +20,7 @@ mod lease;
 mod link;
 mod mix;
 mod page;
+mod pick;
 mod record;
 mod recover;
 mod reserve;
@@ -45,6 +46,8 @@ pub use lease::Lease;
 pub use link::{Compaction, Link};
 #[doc(hidden)]
 pub use page::fuzz as fuzz_page;
+#[doc(hidden)]
+pub use pick::{Candidate, Need, victims};
 #[doc(hidden)]
 pub use record::fuzz as fuzz_record;
 pub use store::{

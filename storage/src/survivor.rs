@@ -277,3 +277,55 @@ impl BodyEntry {
         (PREFIX_LEN + digest + 3 * 8 + 2 * 4 + media_type + 4 * self.crcs.len()) as u64
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Digest;
+    use crate::record::Kind;
+
+    fn entry(len: u64, media_type: usize) -> BodyEntry {
+        BodyEntry {
+            digest: Digest::sha256(&len.to_le_bytes()),
+            offset: PAGE_LEN,
+            len,
+            created: 1,
+            media_type: Some("m".repeat(media_type).into()),
+            crcs: vec![1; len.div_ceil(CRC_STRIDE_BYTES) as usize],
+        }
+    }
+
+    #[test]
+    fn a_layout_is_as_long_as_what_it_is_for() {
+        let entry = entry(5 << 20, 40);
+        let record = Record {
+            sequence: 1,
+            kind: Kind::Body(entry.clone()),
+        };
+        assert_eq!(entry.encoded_len(), record.encoded().len() as u64);
+        let mut layout = Layout::default();
+        layout.add_body(&entry);
+        // Header, commit page, record header, body, footer, trailer.
+        assert_eq!(layout.len(), 5 * PAGE_LEN + (5 << 20));
+    }
+
+    #[test]
+    fn no_segment_is_longer_than_its_bound() {
+        for (bodies, len, media_type) in [
+            (1, 0, 0),
+            (1, 1, 1024),
+            (1000, 1, 1024),
+            (1000, 4097, 700),
+            (300, (3 << 20) + 1, 60),
+            (2, 20 << 30, 1024),
+        ] {
+            let entry = entry(len, media_type);
+            let mut layout = Layout::default();
+            for _ in 0..bodies {
+                layout.add_body(&entry);
+            }
+            let bound = len_max(bodies, bodies * len);
+            assert!(layout.len() <= bound, "{bodies} of {len}: {bound}");
+        }
+    }
+}
