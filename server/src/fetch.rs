@@ -242,7 +242,7 @@ impl Fetcher {
 
     /// Answers an ask, now or when upstream's head has arrived.
     pub fn body(self: &Rc<Self>, ask: BodyAsk) {
-        if self.store.body(&ask.digest, clock::now()).is_some() {
+        if self.store.body(&ask.digest).is_some() {
             return answer(&ask, BodyAnswer::Held);
         }
         let running = self.running.borrow().get(&(ask.digest, ask.kind)).cloned();
@@ -539,7 +539,7 @@ impl Fetcher {
         media_type: &str,
         bytes: Bytes,
     ) -> Result<(), Failure> {
-        if self.store.body(&digest, clock::now()).is_some() {
+        if self.store.body(&digest).is_some() {
             return Ok(());
         }
         let length = Some(bytes.len() as u64);

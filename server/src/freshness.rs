@@ -168,7 +168,7 @@ impl Tags {
             .projects()
             .get(source.project)
             .stale_for(failure);
-        age_s < allowed.as_secs() && self.store.body(&cached.digest, clock::now()).is_some()
+        age_s < allowed.as_secs() && self.store.body(&cached.digest).is_some()
     }
 
     async fn revalidate(
@@ -222,14 +222,14 @@ impl Tags {
         };
         let record = record(digest, &answer.origin, clock::now());
         if let Some(cached) = cached.filter(|c| c.digest == digest && c.origin == record.origin)
-            && self.store.body(&digest, clock::now()).is_some()
+            && self.store.body(&digest).is_some()
         {
             if cached.checked != record.checked {
                 self.put(source, tag, record.clone()).await;
             }
             return Ok(resolved(&record, Certainty::Revalidated));
         }
-        let held = self.store.body(&digest, clock::now()).is_some();
+        let held = self.store.body(&digest).is_some();
         if head && !held {
             let mut resolved = resolved(&record, Certainty::Changed);
             resolved.remote = remote(&answer);
@@ -338,7 +338,7 @@ impl Tags {
         let owner = digest_owner(&digest, self.post.shards());
         for _ in 0..OBTAIN_ATTEMPTS {
             let mut proven = is_linked(&self.store, project, &source.name, &digest);
-            if !proven && self.store.body(&digest, clock::now()).is_some() {
+            if !proven && self.store.body(&digest).is_some() {
                 // The HEAD of the tag in this repository's name named the digest: that is proof.
                 self.link(source, digest, origin).await;
                 proven = true;
@@ -396,7 +396,7 @@ impl Tags {
     async fn put(&self, source: &Repository, tag: &str, record: TagRecord) {
         self.drop_named(source, tag);
         // A tag whose manifest was not admitted is resolved anew each time.
-        if self.store.body(&record.digest, clock::now()).is_none() {
+        if self.store.body(&record.digest).is_none() {
             return;
         }
         let project = self.sources.projects().get(source.project);

@@ -193,7 +193,7 @@ async fn stale(
     let kept = kept.filter(|record| now.saturating_sub(record.checked) < allowed_s);
     let body = kept
         .as_ref()
-        .and_then(|record| service.lookup.store.body(&record.digest, now));
+        .and_then(|record| service.lookup.store.body(&record.digest));
     let (Some(record), Some(body)) = (kept, body) else {
         return exchange.failure(&failure, unknown).await;
     };

@@ -76,7 +76,7 @@ impl Lookup {
             .ask(owner, |reply| Message::Load { digest, reply });
         match loaded.await {
             Ok(Some(bytes)) => {
-                let held = self.store.body(&digest, clock::now());
+                let held = self.store.body(&digest);
                 self.ram_full
                     .set(held.is_some_and(|held| held.bytes.is_none()));
                 body.bytes = Some(bytes);
@@ -90,7 +90,7 @@ impl Lookup {
 
     /// The body, if it is held and the repository has a link to it. No message, no allocation.
     pub fn hit(&self, project: usize, name: &str, digest: &Digest) -> Option<Body<UringDisk>> {
-        let body = self.store.body(digest, clock::now())?;
+        let body = self.store.body(digest)?;
         self.is_linked(project, name, digest).then_some(body)
     }
 
@@ -106,7 +106,7 @@ impl Lookup {
         let mut asked = false;
         for _ in 0..ROUNDS_MAX {
             let proven = self.is_linked(source.project, &source.name, &digest);
-            if let Some(body) = self.store.body(&digest, clock::now()) {
+            if let Some(body) = self.store.body(&digest) {
                 if proven {
                     match self.with_bytes(&digest, body).await {
                         Some(body) => return Ok(Found::Held { body, asked }),

@@ -311,7 +311,7 @@ impl Owner {
             Message::Load { digest, reply } => {
                 let writer = self.writer.clone();
                 monoio::spawn(async move {
-                    let _ = reply.try_send(writer.load(&digest, clock::now()).await);
+                    let _ = reply.try_send(writer.load(&digest).await);
                 });
             }
             Message::Hold {

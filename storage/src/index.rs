@@ -3,13 +3,14 @@
 //! 256 stripes per kind of key, each written by the shard that owns its virtual shard and read by
 //! every core under a short lock. Lookups take borrowed keys and allocate nothing.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
+use crate::clock::Age;
 use crate::digest::{Digest, SLICES};
 use crate::disk::Disk;
 use crate::key::{
@@ -17,20 +18,61 @@ use crate::key::{
     TagKeyRef, TagRecord,
 };
 use crate::lease::{Lease, SegmentFile};
+use crate::media::{MediaId, MediaTypes};
 use crate::store::Body;
 use crate::{Seconds, mix};
 
-/// Where a body is.
+/// Where a body is. There is one for each body of the store: every byte counts.
 pub(crate) struct IndexedBody<D: Disk> {
     pub(crate) digest: Digest,
     pub(crate) sequence: u64,
     pub(crate) segment: u64,
     pub(crate) lease: Lease<D>,
-    pub(crate) media_type: Option<Arc<str>>,
-    pub(crate) bytes: Option<Bytes>,
-    pub(crate) recency: AtomicU64,
+    pub(crate) bytes: Option<Box<Bytes>>,
+    /// When it was last asked for, by the age clock.
+    pub(crate) recency: AtomicU32,
+    pub(crate) media_type: MediaId,
+    pub(crate) flags: Flags,
+}
+
+/// What is known of a body, one bit each.
+#[derive(Default)]
+pub(crate) struct Flags(AtomicU8);
+
+impl Flags {
     /// Its commit entry survives a crash.
-    pub(crate) durable: AtomicBool,
+    pub(crate) const DURABLE: u8 = 1;
+    /// Asked for since its recency was last written.
+    pub(crate) const TOUCHED: u8 = 2;
+
+    pub(crate) fn new(flags: u8) -> Flags {
+        Flags(AtomicU8::new(flags))
+    }
+
+    pub(crate) fn has(&self, flag: u8) -> bool {
+        self.0.load(Ordering::Acquire) & flag != 0
+    }
+
+    pub(crate) fn set(&self, flag: u8) {
+        self.0.fetch_or(flag, Ordering::Release);
+    }
+}
+
+impl<D: Disk> IndexedBody<D> {
+    pub(crate) fn recency(&self) -> Age {
+        self.recency.load(Ordering::Relaxed)
+    }
+
+    /// A store of an equal value would still take the cache line from other cores.
+    fn touch(&self, age: Age) {
+        if self.recency() < age {
+            self.recency.store(age, Ordering::Relaxed);
+            // Set after the time: whoever clears it reads the time afterwards.
+            if !self.flags.has(Flags::TOUCHED) {
+                self.flags.set(Flags::TOUCHED);
+            }
+        }
+    }
 }
 
 /// A small record in the index.
@@ -79,6 +121,7 @@ pub(crate) struct Index<D: Disk> {
     tags: Stripes<Valued<TagKey, TagRecord>>,
     links: Stripes<Valued<LinkKey, LinkRecord>>,
     statistics: Stripes<Valued<RepositoryKey, Statistics>>,
+    pub(crate) media_types: MediaTypes,
     counts: [AtomicU64; 3],
     small_max: u64,
     small_budget: u64,
@@ -97,6 +140,7 @@ impl<D: Disk> Index<D> {
             tags: Stripes::new(),
             links: Stripes::new(),
             statistics: Stripes::new(),
+            media_types: MediaTypes::default(),
             counts: Default::default(),
             small_max: u64::from(small_max),
             small_budget,
@@ -111,16 +155,13 @@ impl<D: Disk> Index<D> {
     }
 
     /// The hit path.
-    pub(crate) fn body(&self, digest: &Digest, now: Seconds) -> Option<Body<D>> {
+    pub(crate) fn body(&self, digest: &Digest, age: Age) -> Option<Body<D>> {
         self.with_body(digest, |found| {
-            // A store of an equal value would still take the cache line from other cores.
-            if found.recency.load(Ordering::Relaxed) < now {
-                found.recency.store(now, Ordering::Relaxed);
-            }
+            found.touch(age);
             Body {
                 len: found.lease.len(),
-                media_type: found.media_type.clone(),
-                bytes: found.bytes.clone(),
+                media_type: self.media_types.get(found.media_type),
+                bytes: found.bytes.as_deref().cloned(),
                 lease: found.lease.clone(),
             }
         })
@@ -138,13 +179,13 @@ impl<D: Disk> Index<D> {
 
     /// Whether the digest is there, and if so whether its commit entry survives a crash.
     pub(crate) fn durable(&self, digest: &Digest) -> Option<bool> {
-        self.with_body(digest, |found| found.durable.load(Ordering::Acquire))
+        self.with_body(digest, |found| found.flags.has(Flags::DURABLE))
     }
 
     pub(crate) fn set_durable(&self, digest: &Digest, sequence: u64) {
         self.with_body(digest, |found| {
             if found.sequence == sequence {
-                found.durable.store(true, Ordering::Release);
+                found.flags.set(Flags::DURABLE);
             }
         });
     }
@@ -230,7 +271,7 @@ impl<D: Disk> Index<D> {
         let mut table = self.bodies.write(digest.slice());
         match table.find_mut(hash, |body| body.digest == *digest) {
             Some(body) if body.sequence == sequence && body.bytes.is_none() => {
-                body.bytes = Some(bytes);
+                body.bytes = Some(Box::new(bytes));
             }
             _ => {
                 self.small_used.fetch_sub(len, Ordering::Relaxed);
@@ -489,11 +530,17 @@ mod tests {
             sequence,
             segment: 1,
             lease: Lease::new(Arc::clone(file), 0, sequence),
-            media_type: None,
-            bytes,
-            recency: AtomicU64::new(0),
-            durable: AtomicBool::new(false),
+            media_type: MediaId::NONE,
+            bytes: bytes.map(Box::new),
+            recency: AtomicU32::new(0),
+            flags: Flags::default(),
         }
+    }
+
+    #[test]
+    fn an_entry_is_64_bytes_beside_its_digest() {
+        let entry = size_of::<IndexedBody<SimDisk>>();
+        assert!(entry - size_of::<Digest>() <= 64, "{entry} bytes");
     }
 
     #[test]

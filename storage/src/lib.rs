@@ -5,6 +5,7 @@
 
 mod budget;
 mod check;
+mod clock;
 mod codec;
 mod commit;
 mod compact;
@@ -18,6 +19,8 @@ pub mod inspect;
 mod key;
 mod lease;
 mod link;
+mod maintain;
+mod media;
 mod mix;
 mod page;
 mod pick;

@@ -8,13 +8,13 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicU32;
 
 use crate::Seconds;
 use crate::digest::Digest;
 use crate::disk::Disk;
 use crate::geometry::Geometry;
-use crate::index::IndexedBody;
+use crate::index::{Flags, IndexedBody};
 use crate::key::ForgetKey;
 use crate::lease::{Lease, SegmentFile};
 use crate::page::Uuid;
@@ -262,10 +262,10 @@ fn index<D: Disk>(
                 sequence,
                 segment,
                 lease: Lease::new(Arc::clone(file), entry.offset, entry.len),
-                media_type: entry.media_type,
+                media_type: store.index.media_types.intern(entry.media_type.as_ref()),
                 bytes: None,
-                recency: AtomicU64::new(entry.created),
-                durable: AtomicBool::new(true),
+                recency: AtomicU32::new(store.clock.now()),
+                flags: Flags::new(Flags::DURABLE),
             });
         }
         Kind::Tag(key, tag) => {

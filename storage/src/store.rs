@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use crate::Seconds;
 use crate::budget::{Budget, Purpose, leaves_room};
+use crate::clock::AgeClock;
 use crate::digest::Digest;
 use crate::disk::Disk;
 use crate::geometry::Geometry;
@@ -160,6 +161,7 @@ pub struct Store<D: Disk> {
     pub(crate) geometry: Geometry,
     pub(crate) budget: Arc<Budget>,
     pub(crate) index: Index<D>,
+    pub(crate) clock: AgeClock,
     pub(crate) uncommitted: Uncommitted,
     /// When it was opened, as it was told.
     pub(crate) opened: Seconds,
@@ -225,6 +227,7 @@ impl<D: Disk> Store<D> {
             geometry,
             budget: Arc::new(Budget::new(options.capacity)),
             index: Index::new(&uuid, options.small_max, options.small_budget),
+            clock: AgeClock::new(0, opened),
             uncommitted: Uncommitted::default(),
             generation,
             segments_made: AtomicU64::new(0),
@@ -242,8 +245,8 @@ impl<D: Disk> Store<D> {
     }
 
     /// The hit path: no allocation, no I/O. Makes the body recent.
-    pub fn body(&self, digest: &Digest, now: Seconds) -> Option<Body<D>> {
-        self.index.body(digest, now)
+    pub fn body(&self, digest: &Digest) -> Option<Body<D>> {
+        self.index.body(digest, self.clock.now())
     }
 
     pub fn tag<'k>(&self, key: impl Into<TagKeyRef<'k>>) -> Option<TagRecord> {

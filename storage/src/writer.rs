@@ -8,7 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicU32;
 
 use bytes::Bytes;
 
@@ -16,7 +16,7 @@ use crate::Seconds;
 use crate::digest::{Digest, Hasher};
 use crate::disk::Disk;
 use crate::fill::{Fill, Progress};
-use crate::index::IndexedBody;
+use crate::index::{Flags, IndexedBody};
 use crate::key::{ForgetKey, LinkKey, LinkRecord, RepositoryKey, Statistics, TagKey, TagRecord};
 use crate::page::Class;
 use crate::record::BodyEntry;
@@ -75,7 +75,7 @@ impl From<Refusal> for WriteError {
 }
 
 pub struct Writer<D: Disk> {
-    shared: Rc<Shared<D>>,
+    pub(crate) shared: Rc<Shared<D>>,
 }
 
 /// What the writer, its fills and its tasks share. One thread, no lock held across an await.
@@ -92,6 +92,7 @@ pub(crate) struct Shared<D: Disk> {
     pub(crate) uncommitted: Cell<u64>,
     /// Serialises what changes the open segment or makes files.
     pub(crate) reserving: Gate,
+    pub(crate) maintaining: Gate,
     running: RefCell<BTreeMap<u64, Rc<Progress<D>>>>,
     /// The latest time it was told.
     pub(crate) now: Cell<Seconds>,
@@ -112,6 +113,7 @@ impl<D: Disk> Writer<D> {
                 uncommitted: Cell::new(0),
                 running: RefCell::default(),
                 reserving: Gate::default(),
+                maintaining: Gate::default(),
                 now,
                 shard,
             }),
@@ -167,8 +169,8 @@ impl<D: Disk> Writer<D> {
 
     /// The bytes of a small body: from RAM, or read, checked against the digest and held in RAM
     /// from now on. A body with another digest is forgotten.
-    pub async fn load(&self, digest: &Digest, now: Seconds) -> Option<Bytes> {
-        let body = self.shared.store.body(digest, now)?;
+    pub async fn load(&self, digest: &Digest) -> Option<Bytes> {
+        let body = self.shared.store.body(digest)?;
         if body.bytes.is_some() {
             return body.bytes;
         }
@@ -220,10 +222,14 @@ impl<D: Disk> Shared<D> {
             sequence: progress.sequence,
             segment: segment.id,
             lease: body.lease.clone(),
-            media_type: body.media_type.clone(),
-            bytes: body.bytes.clone(),
-            recency: AtomicU64::new(now),
-            durable: AtomicBool::new(false),
+            media_type: self
+                .store
+                .index
+                .media_types
+                .intern(body.media_type.as_ref()),
+            bytes: body.bytes.clone().map(Box::new),
+            recency: AtomicU32::new(self.store.clock.now()),
+            flags: Flags::new(Flags::TOUCHED),
         });
         let finished = Finished {
             sequence: progress.sequence,

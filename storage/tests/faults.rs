@@ -110,7 +110,7 @@ async fn put_durably(writer: &Writer<SimDisk>, numbers: impl IntoIterator<Item =
 
 async fn check(disk: &SimDisk, store: &Store<SimDisk>, numbers: impl IntoIterator<Item = u8>) {
     for number in numbers {
-        let body = store.body(&digest(number), NOW).expect("there");
+        let body = store.body(&digest(number)).expect("there");
         let (offset, len) = (body.lease.offset(), body.len as usize);
         let read = disk
             .read(body.lease.file(), offset, len)
@@ -157,7 +157,7 @@ fn a_failed_sync_costs_the_segment_and_is_never_retried() {
         assert!(
             [1, 2]
                 .iter()
-                .all(|number| store.body(&digest(*number), NOW).is_none())
+                .all(|number| store.body(&digest(*number)).is_none())
         );
         // And the one their forget records were written to.
         assert_eq!(store.usage().quarantined, 2);
@@ -171,7 +171,7 @@ fn a_failed_sync_costs_the_segment_and_is_never_retried() {
         assert_eq!(recovered.bodies, 1);
         check(&disk, &store, [2]).await;
         assert!(
-            store.body(&digest(1), NOW).is_none(),
+            store.body(&digest(1)).is_none(),
             "its records were forgotten"
         );
     });
@@ -191,10 +191,7 @@ fn a_failed_write_fails_its_segment_only() {
             Err(FillError::DiskFailed)
         );
         world.set_faults(NO_FAULTS);
-        assert!(
-            store.body(&digest(2), NOW).is_none(),
-            "it shared the segment"
-        );
+        assert!(store.body(&digest(2)).is_none(), "it shared the segment");
         check(&disk, &store, [1]).await;
         put_durably(&writer, [3]).await;
         check(&disk, &store, [1, 3]).await;
@@ -210,7 +207,7 @@ fn a_name_that_is_not_durable_makes_nothing_durable() {
         world.set_faults(DIRECTORY_FAILS);
         assert_eq!(writer.commit(NOW).await, Err(WriteError::DiskFailed));
         world.set_faults(NO_FAULTS);
-        assert!(store.body(&digest(1), NOW).is_none());
+        assert!(store.body(&digest(1)).is_none());
         writer.commit(NOW).await.expect("nothing is left");
         assert_eq!(writer.uncommitted(), 0);
     });
@@ -252,7 +249,7 @@ fn small_records_of_a_failed_segment_are_written_again() {
         assert_eq!((recovered.bodies, recovered.tags), (1, 1));
         assert!(store.tag(&again).is_some());
         assert!(
-            store.body(&digest(1), NOW).is_none(),
+            store.body(&digest(1)).is_none(),
             "the purge was durable before"
         );
     });
@@ -459,7 +456,7 @@ fn without_the_purges_nothing_is_served() {
             });
             match try_open(&disk).await {
                 Ok((store, ..)) => {
-                    assert!(store.body(&digest(1), NOW).is_none());
+                    assert!(store.body(&digest(1)).is_none());
                     0
                 }
                 Err(OpenError::SmallRecordsUnreadable { name, .. }) => {

@@ -268,17 +268,17 @@ fn restore(world: &SimWorld, packed: &'static [u8]) {
 
 async fn check(disk: &SimDisk, store: &Store<SimDisk>) {
     for number in [1, 3, 4, 9] {
-        let found = store.body(&digest(number), NOW).expect("there");
+        let found = store.body(&digest(number)).expect("there");
         let (offset, len) = (found.lease.offset(), found.len as usize);
         let read = disk.read(found.lease.file(), offset, len).await;
         assert!(read.expect("no faults") == body(number), "body {number}");
     }
-    let media_type = |number| store.body(&digest(number), NOW).and_then(|b| b.media_type);
+    let media_type = |number| store.body(&digest(number)).and_then(|b| b.media_type);
     let manifest = "application/vnd.oci.image.manifest.v1+json";
     assert_eq!(media_type(1).as_deref(), Some(manifest));
     assert_eq!(media_type(3), None);
-    assert!(store.body(&digest(2), NOW).is_none(), "purged, then sealed");
-    assert!(store.body(&digest(5), NOW).is_none(), "purged");
+    assert!(store.body(&digest(2)).is_none(), "purged, then sealed");
+    assert!(store.body(&digest(5)).is_none(), "purged");
     let latest = tag_key("latest");
     assert_eq!(store.tag(TagKeyRef::from(&latest)), Some(tag(4)));
     assert_eq!(store.tag(TagKeyRef::from(&tag_key("old"))), None);

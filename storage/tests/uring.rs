@@ -174,20 +174,20 @@ fn what_is_committed_survives_a_process_that_just_ends() {
             "the shared and the small one; solos were sealed"
         );
         for content in &bodies {
-            let body = store.body(&Digest::sha256(content), NOW).expect("survived");
+            let body = store.body(&Digest::sha256(content)).expect("survived");
             assert!(read(&body) == *content);
             assert_eq!(body.media_type.as_deref(), Some("application/octet-stream"));
         }
-        assert!(store.body(&Digest::sha256(b"too late"), NOW).is_none());
+        assert!(store.body(&Digest::sha256(b"too late")).is_none());
         assert_eq!(store.tag(&tag_key()), Some(tag(Digest::sha256(&bodies[3]))));
         assert_eq!(store.link(&link), Some(proof.clone()));
         let small = Digest::sha256(&bodies[2]);
-        assert!(store.body(&small, NOW).expect("small").bytes.is_none());
+        assert!(store.body(&small).expect("small").bytes.is_none());
         assert_eq!(
-            writer.load(&small, NOW).await.as_deref(),
+            writer.load(&small).await.as_deref(),
             Some(bodies[2].as_slice())
         );
-        assert!(store.body(&small, NOW).expect("small").bytes.is_some());
+        assert!(store.body(&small).expect("small").bytes.is_some());
     });
     run(async {
         let (_, _, recovered) = open(&directory.0).await;
@@ -247,7 +247,7 @@ fn what_is_forgotten_stays_forgotten() {
         let slice = repository_slice(&tag_key().project, &tag_key().repository);
         assert_eq!(records_of(&store, slice), 2, "a tag and statistics");
         writer.forget_all(others).await.expect("durable");
-        assert!(store.body(&small, NOW).is_none());
+        assert!(store.body(&small).is_none());
         assert_eq!(records_of(&store, slice), 0);
         assert_eq!(read(&body), b"purge me", "a lease keeps its bytes");
         [small, large]
@@ -256,11 +256,7 @@ fn what_is_forgotten_stays_forgotten() {
         let (store, writer, recovered) = open(&directory.0).await;
         assert_eq!((recovered.bodies, recovered.tags), (0, 0));
         assert_eq!(store.statistics(&repository_key()), None);
-        assert!(
-            digests
-                .iter()
-                .all(|digest| store.body(digest, NOW).is_none())
-        );
+        assert!(digests.iter().all(|digest| store.body(digest).is_none()));
         put(&writer, b"purge me", true).await;
         for _ in 0..2 {
             writer.commit(NOW).await.expect("committed");
@@ -269,7 +265,7 @@ fn what_is_forgotten_stays_forgotten() {
     run(async {
         let (store, _, _) = open(&directory.0).await;
         assert!(
-            store.body(&digests[0], NOW).is_some(),
+            store.body(&digests[0]).is_some(),
             "fetched again after the purge"
         );
     });
@@ -405,7 +401,7 @@ fn wrong_bodies_leave_nothing() {
             Err(FillError::Forgotten)
         );
 
-        assert!(store.body(&digest, NOW).is_none());
+        assert!(store.body(&digest).is_none());
         writer.commit(NOW).await.expect("committed");
         assert_eq!(writer.uncommitted(), 0);
         put(&writer, &content, true).await;
@@ -448,7 +444,7 @@ fn a_full_store_refuses_and_stages() {
         fill.write(content.clone()).await.expect("taken");
         let body = fill.finish(NOW).await.expect("verified");
         assert!(read(&body) == content);
-        assert!(store.body(&digest, NOW).is_none());
+        assert!(store.body(&digest).is_none());
         assert_eq!((store.usage().staging, writer.uncommitted()), (3 << 20, 0));
         drop(body);
         assert_eq!(store.usage().staging, 0);

@@ -212,7 +212,7 @@ impl Process {
     }
 
     pub async fn look_up(&self, content: usize) {
-        let found = self.store.body(&self.digest(content), self.now());
+        let found = self.store.body(&self.digest(content));
         match self.model.borrow().bodies[content].now {
             Presence::Absent => assert!(found.is_none(), "body {content} is there"),
             Presence::Present => {
@@ -255,7 +255,7 @@ impl Process {
             .forget_ends(content, fills, outcome.is_ok());
         let gone = self.model.borrow().bodies[content].now == Presence::Absent;
         assert!(
-            !gone || self.store.body(&digest, self.now()).is_none(),
+            !gone || self.store.body(&digest).is_none(),
             "{content} is still there"
         );
     }
@@ -336,7 +336,7 @@ impl Process {
     async fn load(&self) {
         let content = self.pick_content();
         let digest = self.digest(content);
-        if let Some(bytes) = self.owner(&digest).load(&digest, self.now()).await {
+        if let Some(bytes) = self.owner(&digest).load(&digest).await {
             assert!(
                 *bytes == self.model.borrow().contents[content].bytes,
                 "loaded {content}"

@@ -374,7 +374,7 @@ async fn check_recovered(process: &Rc<Process>) {
             .digest
             .parse()
             .expect("a digest");
-        let found = process.store.body(&digest, process.clock.get());
+        let found = process.store.body(&digest);
         process
             .model
             .borrow_mut()
