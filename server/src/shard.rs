@@ -58,7 +58,8 @@ pub struct Parts {
     pub connections_max: usize,
     pub resolver: Resolver,
     pub store: Arc<Store<UringDisk>>,
-    pub disk: UringDisk,
+    /// Of the store's volumes, in their order.
+    pub disks: Vec<UringDisk>,
     pub warmer: Warmer,
     pub mailboxes: Arc<Mailboxes>,
     pub drained: Drained,
@@ -139,7 +140,7 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
     let config = &parts.config;
     let shards = parts.mailboxes.shards();
     let metrics = seat.metrics.clone();
-    let writer = Rc::new(parts.store.writer(parts.disk.clone(), seat.index));
+    let writer = Rc::new(parts.store.writer(parts.disks.clone(), seat.index));
     let post = Post::new(parts.mailboxes.clone(), metrics.clone());
     let tokens = Rc::new(TokenMail { post: post.clone() });
     let upstreams = parts.upstreams.clone();

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Instant;
 
 use entrepot_storage::disk::uring::UringDisk;
-use entrepot_storage::{OpenError, Options, Recovered, Store};
+use entrepot_storage::{OpenError, Options, Recovered, Store, VolumeSpec};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::admin::Admin;
@@ -120,7 +120,7 @@ pub fn parts(
         connections_max: passed.connections_max,
         drained: Drained::new(mailboxes.shards()),
         store,
-        disk,
+        disks: vec![disk],
         mailboxes,
         config,
     })
@@ -144,7 +144,7 @@ fn open_store(
         solo_min: config.store.solo_min,
         small_max: u32::try_from(config.store.small_max).unwrap_or(u32::MAX),
         small_budget: config.store.small_budget,
-        ..Options::new(capacity, shards, uuid)
+        ..Options::new(shards, uuid)
     };
     let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
         .with_entries(RING_ENTRIES)
@@ -154,8 +154,12 @@ fn open_store(
     let began = Instant::now();
     let deadline = began + LEFTOVER_WAIT;
     let opened = loop {
-        let opening = Store::open(disk.clone(), options.clone(), clock::now());
-        match runtime.block_on(opening) {
+        let volume = VolumeSpec {
+            disk: disk.clone(),
+            capacity,
+        };
+        let opening = Store::open(vec![volume], options.clone(), clock::now());
+        match runtime.block_on(opening).map_err(|failure| failure.error) {
             Err(OpenError::Locked) if Instant::now() < deadline => thread::sleep(LEFTOVER_LOOK),
             opened => break opened,
         }

@@ -7,11 +7,13 @@
 use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::Seconds;
 use crate::disk::Disk;
 use crate::fill::Progress;
 use crate::key::ForgetKey;
+use crate::lease::SegmentFile;
 use crate::page::Class;
 use crate::segment::{Entered, Finished, Segment, Slot, State, file_name};
 use crate::wait::all;
@@ -35,7 +37,7 @@ impl<D: Disk> Shared<D> {
                 }
             }
         });
-        all(&self.disk, tasks.collect()).await;
+        all(self.tasks(), tasks.collect()).await;
         let small = self.commit_small().await;
         if failed.get() {
             Err(WriteError::DiskFailed)
@@ -47,10 +49,14 @@ impl<D: Disk> Shared<D> {
     async fn commit_segment(&self, segment: &Rc<Segment<D>>) -> Result<(), Stop> {
         let finished = segment.finished.take();
         let entered = segment.entered.take();
-        let outcome = self.commit_group(segment, &finished, &entered).await;
+        let entered_bytes = entered
+            .iter()
+            .map(|entered| entered.waiting)
+            .collect::<Vec<_>>();
+        let outcome = self.commit_group(segment, &finished, entered).await;
         // However it went, these do not wait any more.
-        for entered in &entered {
-            self.remove_uncommitted(entered.waiting);
+        for waiting in entered_bytes {
+            self.remove_uncommitted(waiting);
         }
         match outcome {
             Ok(()) => self.enter(segment, finished).await,
@@ -67,8 +73,8 @@ impl<D: Disk> Shared<D> {
     async fn commit_group(
         &self,
         segment: &Rc<Segment<D>>,
-        finished: &[Finished],
-        entered: &[Entered],
+        finished: &[Finished<D>],
+        entered: Vec<Entered<D>>,
     ) -> Result<(), Stop> {
         let unsynced = segment.unsynced.replace(false);
         if finished.is_empty() && !unsynced {
@@ -79,19 +85,27 @@ impl<D: Disk> Shared<D> {
             self.store
                 .index
                 .set_durable(&entered.digest, entered.sequence);
+            if let Some(kept) = entered.replaces {
+                let file = kept.file();
+                drop(kept);
+                self.reclaim(&file);
+            }
         }
         if segment.state.get() == State::Footed {
             segment.state.set(State::Sealed);
             self.remove(segment);
+            segment.file.seal();
+            self.reclaim(&segment.file);
         }
         Ok(())
     }
 
     /// One sync of the file, and one of the directory before anything in it can count.
     async fn sync(&self, segment: &Rc<Segment<D>>) -> Result<(), Stop> {
-        let mut outcome = self.disk.sync(&segment.file.file).await;
+        let disk = self.disk(segment.file.volume);
+        let mut outcome = disk.sync(&segment.file.file).await;
         if outcome.is_ok() && !segment.named.get() {
-            outcome = self.disk.sync_dir().await;
+            outcome = disk.sync_dir().await;
             segment.named.set(outcome.is_ok());
         }
         self.check(segment, outcome)
@@ -99,7 +113,11 @@ impl<D: Disk> Shared<D> {
 
     /// Writes the commit entries of bodies that are durable now (S3), and the footer after the
     /// last one.
-    async fn enter(&self, segment: &Rc<Segment<D>>, finished: Vec<Finished>) -> Result<(), Stop> {
+    async fn enter(
+        &self,
+        segment: &Rc<Segment<D>>,
+        finished: Vec<Finished<D>>,
+    ) -> Result<(), Stop> {
         // A purge that came meanwhile took the body out of the index.
         let (wanted, purged): (Vec<_>, Vec<_>) = finished.into_iter().partition(|finished| {
             let found = |sequence| sequence >= finished.sequence;
@@ -136,7 +154,7 @@ impl<D: Disk> Shared<D> {
         segment.unsynced.set(true);
         for slot in slots {
             let outcome = self
-                .disk
+                .disk(segment.file.volume)
                 .write(&segment.file.file, slot.offset, slot.bytes)
                 .await;
             self.check(segment, outcome)?;
@@ -184,7 +202,7 @@ impl<D: Disk> Shared<D> {
         if matches!(segment.state.get(), State::GivenUp | State::Sealed) {
             return;
         }
-        self.store.count_quarantined();
+        self.store.volume(segment.file.volume).count_quarantined();
         segment.file.revoke();
         for (digest, sequence) in segment.bodies() {
             // Its own sequence: a later body of this digest elsewhere is not meant.
@@ -209,7 +227,7 @@ impl<D: Disk> Shared<D> {
             self.remove_uncommitted(entered.waiting);
         }
         self.remove(segment);
-        self.unlink(segment.id);
+        self.unlink(&segment.file);
     }
 
     fn remove(&self, segment: &Rc<Segment<D>>) {
@@ -222,30 +240,32 @@ impl<D: Disk> Shared<D> {
         }
     }
 
-    /// Reclaims a segment without live records.
-    pub(crate) fn unlink(&self, segment: u64) {
-        let Some(registered) = self.store.unregister(segment) else {
+    /// Unlinks the segment if a body that left the index was its last.
+    pub(crate) fn reclaim(&self, file: &SegmentFile<D>) {
+        if file.dead() {
+            self.unlink(file);
+        }
+    }
+
+    /// Once, whoever asks; readers keep the file.
+    pub(crate) fn unlink(&self, file: &SegmentFile<D>) {
+        let Some(file) = self.store.volume(file.volume).unregister(file.id) else {
             return;
         };
-        let disk = self.disk.clone();
-        self.disk.spawn(async move {
+        let disk = self.disk(file.volume).clone();
+        self.tasks().spawn(async move {
             // A name that stays is found and removed by the next recovery.
-            let _ = disk.unlink(&file_name(segment, registered.class)).await;
-            drop(registered);
+            let _ = disk.unlink(&file_name(file.id, file.class)).await;
+            drop(file);
         });
     }
 
-    /// A purged body leaves its writer too. Whether its segment had nothing else.
-    pub(crate) fn withdraw(&self, sequence: u64, segment_id: u64) {
+    /// A body that left the index leaves its writer too, and its segment if it was the last.
+    pub(crate) fn withdraw(&self, sequence: u64, file: &Arc<SegmentFile<D>>) {
         let segments = self.segments.borrow().clone();
-        let Some(segment) = segments
-            .into_iter()
-            .find(|segment| segment.id == segment_id)
-        else {
-            if self.store.class_of(segment_id) == Some(Class::Solo) {
-                self.unlink(segment_id);
-            }
-            return;
+        let is_own = |segment: &Rc<Segment<D>>| Arc::ptr_eq(&segment.file, file);
+        let Some(segment) = segments.into_iter().find(is_own) else {
+            return self.reclaim(file);
         };
         if segment.class == Class::Solo {
             self.give_up(&segment);

@@ -167,13 +167,14 @@ impl<D: Disk> Progress<D> {
             segment.write_issued();
         }
         let (progress, task_shared) = (Rc::clone(self), Rc::clone(shared));
-        shared.disk.spawn(async move {
-            let outcome = task_shared.disk.write(&progress.file.file, at, bytes).await;
+        shared.tasks().spawn(async move {
+            let disk = task_shared.disk(progress.file.volume);
+            let outcome = disk.write(&progress.file.file, at, bytes).await;
             if let Some(segment) = &progress.segment {
                 segment.write_completed();
             }
             match outcome {
-                Ok(()) => progress.completed(number, &task_shared.disk),
+                Ok(()) => progress.completed(number, disk),
                 Err(_) => task_shared.write_failed(&progress),
             }
         });

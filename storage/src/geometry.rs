@@ -4,7 +4,7 @@
 
 use crate::page::{PAGE_LEN, records_page_len, round_up};
 use crate::record::{BodyEntry, SMALL_RECORD_LEN_MAX};
-use crate::store::{OpenError, Options};
+use crate::store::{OpenError, OpenFailure, Options};
 
 /// Below this a store could hold little beside its own pages.
 pub const CAPACITY_MIN_BYTES: u64 = 1 << 20;
@@ -57,17 +57,20 @@ pub(crate) struct Geometry {
 }
 
 impl Geometry {
-    pub(crate) fn new(options: &Options) -> Result<Geometry, OpenError> {
-        let capacity = options.capacity;
-        if capacity < CAPACITY_MIN_BYTES {
-            return Err(OpenError::CapacityTooSmall {
-                capacity,
-                min: CAPACITY_MIN_BYTES,
-            });
+    /// `capacities`: of the volumes, one at least.
+    pub(crate) fn new(capacities: &[u64], options: &Options) -> Result<Geometry, OpenFailure> {
+        let small = |capacity: &u64| *capacity < CAPACITY_MIN_BYTES;
+        if let Some(volume) = capacities.iter().position(small) {
+            let capacity = capacities[volume];
+            let min = CAPACITY_MIN_BYTES;
+            return Err(OpenError::CapacityTooSmall { capacity, min }.at(volume));
         }
+        // All open segments may be on the smallest volume, a large body on the largest.
+        let smallest = capacities.iter().copied().min().unwrap_or(0);
+        let largest = capacities.iter().copied().max().unwrap_or(0);
         let segment_len = round_up(match options.segment_len {
             Some(len) => len.max(SEGMENT_LEN_FLOOR),
-            None => default_segment_len(capacity, options.shards as u64),
+            None => default_segment_len(smallest, options.shards as u64),
         });
         let small_len = round_up((segment_len / SMALL_PARTS).clamp(SMALL_LEN_MIN, SMALL_LEN_MAX));
         let step = round_up((segment_len / STEP_PARTS).clamp(STEP_MIN_BYTES, STEP_MAX_BYTES));
@@ -80,7 +83,7 @@ impl Geometry {
             small_step: round_up(small_len / SMALL_STEP_PARTS),
             solo_min: options.solo_min,
             withheld_len: options.withheld_len,
-            unknown_len_max: UNKNOWN_LEN_MAX.min(capacity),
+            unknown_len_max: UNKNOWN_LEN_MAX.min(largest),
         })
     }
 
@@ -109,7 +112,7 @@ mod tests {
     use super::*;
 
     fn geometry(capacity: u64, shards: usize) -> Geometry {
-        Geometry::new(&Options::new(capacity, shards, [1; 16])).expect("large enough")
+        Geometry::new(&[capacity], &Options::new(shards, [1; 16])).expect("large enough")
     }
 
     #[test]
@@ -138,9 +141,11 @@ mod tests {
 
     #[test]
     fn too_small_a_store_is_refused() {
-        let error = Geometry::new(&Options::new(1000, 1, [1; 16])).expect_err("too small");
+        let options = Options::new(1, [1; 16]);
+        let failure = Geometry::new(&[1 << 30, 1000], &options).expect_err("too small");
+        assert_eq!(failure.volume, 1);
         assert!(matches!(
-            error,
+            failure.error,
             OpenError::CapacityTooSmall { capacity: 1000, .. }
         ));
     }

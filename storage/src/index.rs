@@ -17,7 +17,7 @@ use crate::key::{
     LinkKey, LinkKeyRef, LinkRecord, RepositoryKey, RepositoryKeyRef, Statistics, TagKey,
     TagKeyRef, TagRecord,
 };
-use crate::lease::{Lease, SegmentFile};
+use crate::lease::{Kept, Lease, SegmentFile};
 use crate::media::{MediaId, MediaTypes};
 use crate::store::Body;
 use crate::{Seconds, mix};
@@ -26,7 +26,6 @@ use crate::{Seconds, mix};
 pub(crate) struct IndexedBody<D: Disk> {
     pub(crate) digest: Digest,
     pub(crate) sequence: u64,
-    pub(crate) segment: u64,
     pub(crate) lease: Lease<D>,
     pub(crate) bytes: Option<Box<Bytes>>,
     /// When it was last asked for, by the age clock.
@@ -190,24 +189,30 @@ impl<D: Disk> Index<D> {
         });
     }
 
-    /// The highest sequence wins, whatever the order of insertion. What loses is returned.
-    pub(crate) fn insert_body(&self, body: IndexedBody<D>) -> Option<IndexedBody<D>> {
+    /// The highest sequence wins, whatever the order of insertion. What was replaced is kept on
+    /// disk as long as the answer is.
+    pub(crate) fn insert_body(&self, body: IndexedBody<D>) -> Option<Kept<D>> {
         let hash = mix::digest(self.seed, &body.digest);
         let mut table = self.bodies.write(body.digest.slice());
         let same = |other: &IndexedBody<D>| other.digest == body.digest;
-        let loser = match table.entry(hash, same, |b| mix::digest(self.seed, &b.digest)) {
+        let (loser, kept) = match table.entry(hash, same, |b| mix::digest(self.seed, &b.digest)) {
             Entry::Occupied(mut found) if found.get().sequence < body.sequence => {
-                Some(std::mem::replace(found.get_mut(), body))
+                body.lease.file.gained(body.lease.len());
+                let loser = std::mem::replace(found.get_mut(), body);
+                let kept = loser.lease.file.replaced(loser.lease.len());
+                (loser, Some(kept))
             }
-            Entry::Occupied(_) => Some(body),
+            Entry::Occupied(_) => (body, None),
             Entry::Vacant(empty) => {
+                body.lease.file.gained(body.lease.len());
                 empty.insert(body);
                 self.counts[BODIES].fetch_add(1, Ordering::Relaxed);
-                None
+                return None;
             }
         };
         drop(table);
-        loser.inspect(|loser| self.release_small(loser))
+        self.release_small(&loser);
+        kept
     }
 
     /// Removes the digest if `which` says so of what is there.
@@ -223,6 +228,7 @@ impl<D: Disk> Index<D> {
             return None;
         }
         let (removed, _) = found.remove();
+        removed.lease.file.lost(removed.lease.len());
         drop(table);
         self.counts[BODIES].fetch_sub(1, Ordering::Relaxed);
         self.release_small(&removed);
@@ -236,6 +242,7 @@ impl<D: Disk> Index<D> {
             self.bodies.write(slice).retain(|body| {
                 let stays = !Arc::ptr_eq(&body.lease.file, file);
                 if !stays {
+                    file.lost(body.lease.len());
                     gone.push(body.bytes.take());
                 }
                 stays
@@ -497,6 +504,8 @@ mod tests {
     use crate::budget::Budget;
     use crate::disk::sim::{Executor, Random, SimDisk, SimFile, SimWorld};
     use crate::key::{Proof, TagKind};
+    use crate::lease::Place;
+    use crate::page::Class;
 
     fn file() -> SimFile {
         use crate::disk::Disk as _;
@@ -516,7 +525,13 @@ mod tests {
 
     fn segment(file: &SimFile) -> Arc<SegmentFile<SimDisk>> {
         let budget = Arc::new(Budget::new(1));
-        Arc::new(SegmentFile::new(file.clone(), 0, false, budget))
+        let place = Place {
+            volume: 0,
+            id: 1,
+            class: Class::Shared,
+            floor: 0,
+        };
+        Arc::new(SegmentFile::new(file.clone(), place, 0, budget))
     }
 
     fn body(
@@ -528,7 +543,6 @@ mod tests {
         IndexedBody {
             digest: Digest::sha256(&name.to_le_bytes()),
             sequence,
-            segment: 1,
             lease: Lease::new(Arc::clone(file), 0, sequence),
             media_type: MediaId::NONE,
             bytes: bytes.map(Box::new),

@@ -10,27 +10,102 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::budget::Budget;
 use crate::disk::Disk;
+use crate::page::Class;
 
 /// An open file of the store, shared by all who read it. It counts as used until the last of
 /// them is gone, unlinked or not.
 pub(crate) struct SegmentFile<D: Disk> {
     pub(crate) file: D::File,
+    pub(crate) id: u64,
+    pub(crate) class: Class,
+    /// The number of its volume.
+    pub(crate) volume: u8,
     charged: AtomicU64,
+    /// Of bodies that the index has here.
+    live_bytes: AtomicU64,
+    live_records: AtomicU64,
+    /// A forget record with a lower sequence finds nothing to kill here.
+    #[expect(dead_code, reason = "read once forget records are kept in memory")]
+    floor: AtomicU64,
+    /// Nothing will be added to it: once nothing lives in it, it can go.
+    sealed: AtomicBool,
     revoked: AtomicBool,
     budget: Arc<Budget>,
     staging: bool,
 }
 
+/// Which file it is: what does not change.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) volume: u8,
+    pub(crate) id: u64,
+    pub(crate) class: Class,
+    pub(crate) floor: u64,
+}
+
 impl<D: Disk> SegmentFile<D> {
     /// `charged` bytes are in `budget` already and return to it with the last lease.
-    pub(crate) fn new(file: D::File, charged: u64, staging: bool, budget: Arc<Budget>) -> Self {
+    pub(crate) fn new(file: D::File, place: Place, charged: u64, budget: Arc<Budget>) -> Self {
         SegmentFile {
             file,
+            id: place.id,
+            class: place.class,
+            volume: place.volume,
             charged: AtomicU64::new(charged),
+            live_bytes: AtomicU64::new(0),
+            live_records: AtomicU64::new(0),
+            floor: AtomicU64::new(place.floor),
+            sealed: AtomicBool::new(false),
             revoked: AtomicBool::new(false),
             budget,
-            staging,
+            staging: false,
         }
+    }
+
+    /// Of a staging file, which has neither name nor id.
+    pub(crate) fn staging(file: D::File, volume: u8, charged: u64, budget: Arc<Budget>) -> Self {
+        let place = Place {
+            volume,
+            id: 0,
+            class: Class::Solo,
+            floor: 0,
+        };
+        let mut staging = SegmentFile::new(file, place, charged, budget);
+        staging.staging = true;
+        staging
+    }
+
+    /// The index took in a body of `len` bytes that is here.
+    pub(crate) fn gained(&self, len: u64) {
+        self.live_bytes.fetch_add(len, Ordering::Relaxed);
+        self.live_records.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// One of them left the index.
+    pub(crate) fn lost(&self, len: u64) {
+        self.live_bytes.fetch_sub(len, Ordering::Relaxed);
+        self.live_records.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// A later one took its place, which a crash may yet lose.
+    pub(crate) fn replaced(self: &Arc<Self>, len: u64) -> Kept<D> {
+        self.live_bytes.fetch_sub(len, Ordering::Relaxed);
+        Kept(Arc::clone(self))
+    }
+
+    pub(crate) fn live_bytes(&self) -> u64 {
+        self.live_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether it can go: sealed, and without a live body. Small records are not counted.
+    pub(crate) fn dead(&self) -> bool {
+        let sealed = self.sealed.load(Ordering::Acquire);
+        self.class != Class::Small && sealed && self.live_records.load(Ordering::Acquire) == 0
+    }
+
+    /// Only when all its bodies that live are in the index.
+    pub(crate) fn seal(&self) {
+        self.sealed.store(true, Ordering::Release);
     }
 
     pub(crate) fn charge(&self, bytes: u64) {
@@ -47,6 +122,21 @@ impl<D: Disk> SegmentFile<D> {
 
     pub(crate) fn revoked(&self) -> bool {
         self.revoked.load(Ordering::Acquire)
+    }
+}
+
+/// Counts as a live record of its segment until the one that replaced it is durable.
+pub(crate) struct Kept<D: Disk>(Arc<SegmentFile<D>>);
+
+impl<D: Disk> Kept<D> {
+    pub(crate) fn file(&self) -> Arc<SegmentFile<D>> {
+        Arc::clone(&self.0)
+    }
+}
+
+impl<D: Disk> Drop for Kept<D> {
+    fn drop(&mut self) {
+        self.0.lost(0);
     }
 }
 

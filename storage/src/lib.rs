@@ -33,6 +33,7 @@ mod small;
 mod store;
 mod superblock;
 mod survivor;
+mod volume;
 mod wait;
 mod watermark;
 mod writer;
@@ -54,9 +55,10 @@ pub use pick::{Candidate, Need, victims};
 #[doc(hidden)]
 pub use record::fuzz as fuzz_record;
 pub use store::{
-    Body, OpenError, Options, Recovered, SMALL_BUDGET_BYTES, SMALL_MAX_BYTES, SOLO_MIN_BYTES,
-    Store, Usage, WITHHELD_BYTES,
+    Body, OpenError, OpenFailure, Options, Recovered, SMALL_BUDGET_BYTES, SMALL_MAX_BYTES,
+    SOLO_MIN_BYTES, Store, Usage, WITHHELD_BYTES,
 };
+pub use volume::{VOLUMES_MAX, VolumeSpec, VolumeState, VolumeUsage};
 pub use watermark::{FillFailure, FillState, Follower, Wait, Watermark};
 pub use writer::{FillSpec, Refusal, WriteError, Writer};
 

@@ -15,7 +15,11 @@ impl<D: Disk> Writer<D> {
     /// one call at a time does its work, others wait. What fails is tried again by a later call.
     pub async fn maintain(&self, now: Seconds) {
         let shared = Rc::clone(&self.shared);
-        detached(&self.shared.disk, async move { shared.maintain(now).await }).await;
+        detached(
+            self.shared.tasks(),
+            async move { shared.maintain(now).await },
+        )
+        .await;
     }
 }
 

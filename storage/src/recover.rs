@@ -16,61 +16,135 @@ use crate::disk::Disk;
 use crate::geometry::Geometry;
 use crate::index::{Flags, IndexedBody};
 use crate::key::ForgetKey;
-use crate::lease::{Lease, SegmentFile};
+use crate::lease::{Lease, Place, SegmentFile};
 use crate::page::Uuid;
 use crate::record::{BodyEntry, Kind, Record};
 use crate::scan::{Candidate, Scan, Scanned, scan};
 use crate::segment::{is_small, parse_file_name};
-use crate::store::{GENERATION_SHIFT, OpenError, Options, Recovered, Store};
+use crate::store::{GENERATION_SHIFT, OpenError, OpenFailure, Options, Recovered, Store};
 use crate::superblock::{self, Superblock, SuperblockFile};
+use crate::volume::{VOLUMES_MAX, Volume, VolumeSpec};
 
 pub(crate) async fn open<D: Disk>(
-    disk: &D,
+    specs: &[VolumeSpec<D>],
     options: &Options,
     now: Seconds,
-) -> Result<(Arc<Store<D>>, Recovered), OpenError> {
-    let geometry = Geometry::new(options)?;
-    let lock = disk.lock().await.map_err(|source| match source.kind() {
-        io::ErrorKind::WouldBlock => OpenError::Locked,
-        _ => OpenError::Disk {
-            doing: "taking the lock",
-            source,
-        },
-    })?;
-    let failed = |doing| move |source| OpenError::Disk { doing, source };
-    let names = disk.list().await.map_err(failed("listing the store"))?;
-    let (mut superblock, mut file) = read_superblock(disk, options, &names, now).await?;
-    let settled = superblock.settled;
-    superblock.generation += 1;
-    superblock.capacity = options.capacity;
-    superblock.segment_len = geometry.segment_len;
-    let writing = failed("writing the superblock");
-    file.write(disk, &superblock).await.map_err(writing)?;
-    // Names that the last process made or removed.
-    disk.sync_dir()
-        .await
-        .map_err(failed("syncing the directory"))?;
-
-    let (uuid, generation) = (superblock.uuid, superblock.generation);
-    let store = Arc::new(Store::new(uuid, generation, geometry, options, now, lock));
+) -> Result<(Arc<Store<D>>, Recovered), OpenFailure> {
+    let (count, max) = (specs.len(), VOLUMES_MAX);
+    if count == 0 || count > max {
+        return Err(OpenError::VolumeCount { count, max }.at(0));
+    }
+    let capacities: Vec<u64> = specs.iter().map(|spec| spec.capacity).collect();
+    let geometry = Geometry::new(&capacities, options)?;
+    let mut entered = Vec::new();
+    for (number, spec) in specs.iter().enumerate() {
+        let volume = enter(&spec.disk, options, now).await;
+        entered.push(volume.map_err(|error| error.at(number))?);
+    }
+    let newest = entered.iter().map(|entered| entered.superblock.generation);
+    let generation = newest.max().unwrap_or(0) + 1;
+    let uuid = entered[0].superblock.uuid;
+    let settled: Vec<u64> = entered.iter().map(|e| e.superblock.settled).collect();
+    for (number, (entered, spec)) in entered.iter_mut().zip(specs).enumerate() {
+        if entered.superblock.uuid != uuid {
+            return Err(OpenError::AnotherStore.at(number));
+        }
+        entered.superblock.generation = generation;
+        entered.superblock.capacity = spec.capacity;
+        entered.superblock.segment_len = geometry.segment_len;
+        let begun = entered.begin(&spec.disk).await;
+        begun.map_err(|error| error.at(number))?;
+    }
     let mut recovered = Recovered {
         uuid,
         generation,
         ..Recovered::default()
     };
-    let found = read_segments(disk, &uuid, settled, names, &mut recovered).await?;
-    let unlinked = merge(&store, found, &mut recovered);
-    for name in unlinked {
+    let mut found = Vec::new();
+    for (number, (entered, spec)) in entered.iter_mut().zip(specs).enumerate() {
+        let source = Source {
+            disk: &spec.disk,
+            volume: number as u8,
+            uuid: &uuid,
+            settled: settled[number],
+        };
+        let unreadable = recovered.unreadable.len();
+        let names = std::mem::take(&mut entered.names);
+        let segments = read_segments(&source, names, &mut recovered).await;
+        found.extend(segments.map_err(|error| error.at(number))?);
+        entered.whole = recovered.unreadable.len() == unreadable;
+    }
+    let (volumes, mut files): (Vec<_>, Vec<_>) = entered
+        .into_iter()
+        .zip(specs)
+        .map(|(entered, spec)| {
+            (
+                Volume::new(spec.capacity, entered.lock),
+                (entered.superblock, entered.file, entered.whole),
+            )
+        })
+        .unzip();
+    let store = Arc::new(Store::new(
+        uuid, generation, geometry, options, now, volumes,
+    ));
+    for (volume, name) in merge(&store, found, &mut recovered) {
         recovered.unlinked += 1;
         // A name that stays is found again next time.
-        let _ = disk.unlink(&name).await;
+        let _ = specs[usize::from(volume)].disk.unlink(&name).await;
     }
-    if recovered.unreadable.is_empty() {
-        superblock.settled = generation;
-        let writing = failed("writing the superblock");
-        file.write(disk, &superblock).await.map_err(writing)?;
+    for (number, ((superblock, file, whole), spec)) in files.iter_mut().zip(specs).enumerate() {
+        if *whole {
+            superblock.settled = generation;
+            let written = file.write(&spec.disk, superblock).await;
+            written.map_err(|source| failed("writing the superblock", source).at(number))?;
+        }
     }
     Ok((store, recovered))
+}
+
+fn failed(doing: &'static str, source: io::Error) -> OpenError {
+    OpenError::Disk { doing, source }
+}
+
+/// A volume whose lock this process has.
+struct Entered<D: Disk> {
+    lock: D::File,
+    names: Vec<String>,
+    superblock: Superblock,
+    file: SuperblockFile<D>,
+    /// Every segment could be read.
+    whole: bool,
+}
+
+async fn enter<D: Disk>(
+    disk: &D,
+    options: &Options,
+    now: Seconds,
+) -> Result<Entered<D>, OpenError> {
+    let lock = disk.lock().await.map_err(|source| match source.kind() {
+        io::ErrorKind::WouldBlock => OpenError::Locked,
+        _ => failed("taking the lock", source),
+    })?;
+    let listed = disk.list().await;
+    let names = listed.map_err(|source| failed("listing the store", source))?;
+    let (superblock, file) = read_superblock(disk, options, &names, now).await?;
+    Ok(Entered {
+        lock,
+        names,
+        superblock,
+        file,
+        whole: true,
+    })
+}
+
+impl<D: Disk> Entered<D> {
+    /// Makes the new generation durable, and the names that the last process made or removed.
+    async fn begin(&mut self, disk: &D) -> Result<(), OpenError> {
+        let written = self.file.write(disk, &self.superblock).await;
+        written.map_err(|source| failed("writing the superblock", source))?;
+        let synced = disk.sync_dir().await;
+        synced.map_err(|source| failed("syncing the directory", source))
+    }
 }
 
 /// The superblock as the last process left it, or that of a new store.
@@ -102,20 +176,28 @@ async fn read_superblock<D: Disk>(
     Ok((first, file))
 }
 
+/// Where segments are read from.
+struct Source<'s, D: Disk> {
+    disk: &'s D,
+    volume: u8,
+    uuid: &'s Uuid,
+    settled: u64,
+}
+
 /// A segment of this store and what it says.
 struct Found<D: Disk> {
+    volume: u8,
     name: String,
     file: D::File,
     scanned: Scanned,
 }
 
 async fn read_segments<D: Disk>(
-    disk: &D,
-    uuid: &Uuid,
-    settled: u64,
+    source: &Source<'_, D>,
     names: Vec<String>,
     recovered: &mut Recovered,
 ) -> Result<Vec<Found<D>>, OpenError> {
+    let Source { disk, volume, .. } = *source;
     let mut found = Vec::new();
     let mut segments: Vec<(u64, String)> = names
         .into_iter()
@@ -129,8 +211,8 @@ async fn read_segments<D: Disk>(
                     segment,
                     small: is_small(&name),
                     len,
-                    uuid,
-                    recent: segment >> GENERATION_SHIFT >= settled,
+                    uuid: source.uuid,
+                    recent: segment >> GENERATION_SHIFT >= source.settled,
                 };
                 let scanned = scan(disk, &file, candidate).await;
                 scanned.map(|scan| (file, scan))
@@ -145,6 +227,7 @@ async fn read_segments<D: Disk>(
                     .damaged
                     .extend(scanned.damaged.then(|| name.clone()));
                 found.push(Found {
+                    volume,
                     name,
                     file,
                     scanned,
@@ -168,12 +251,12 @@ async fn read_segments<D: Disk>(
 /// Of the forget records of a key, the highest sequence.
 type Forgets = HashMap<ForgetKey, u64>;
 
-/// Fills the index and the registry. Returns the names of segments without a live record.
+/// Fills the index and the registries. Returns the segments without a live record.
 fn merge<D: Disk>(
     store: &Store<D>,
     found: Vec<Found<D>>,
     recovered: &mut Recovered,
-) -> Vec<String> {
+) -> Vec<(u8, String)> {
     let mut forgets = Forgets::new();
     for record in found.iter().flat_map(|found| &found.scanned.records) {
         if let Kind::Forget(key) = &record.kind {
@@ -197,20 +280,35 @@ fn merge<D: Disk>(
             _ => true,
         };
         if !records.iter().any(live) {
-            unlinked.push(found.name);
+            unlinked.push((found.volume, found.name));
             continue;
         }
-        store.budget.found(len);
-        let budget = Arc::clone(&store.budget);
-        let file = Arc::new(SegmentFile::new(found.file, len, false, budget));
-        store.register(segment, class, Arc::clone(&file));
+        let volume = store.volume(found.volume);
+        volume.budget.found(len);
+        let place = Place {
+            volume: found.volume,
+            id: segment,
+            class,
+            floor: lowest(&records),
+        };
+        let budget = Arc::clone(&volume.budget);
+        let file = Arc::new(SegmentFile::new(found.file, place, len, budget));
+        volume.register(Arc::clone(&file));
         recovered.segments += 1;
         for record in records.into_iter().filter(live) {
-            index(store, record, segment, &file, &forgets, recovered);
+            index(store, record, &file, &forgets, recovered);
         }
+        file.seal();
     }
     (_, recovered.tags, recovered.links) = store.index.counts();
     unlinked
+}
+
+/// The lowest sequence of a record that a forget record can kill.
+fn lowest(records: &[Record]) -> u64 {
+    let kills = |record: &&Record| !matches!(record.kind, Kind::Forget(_) | Kind::Area { .. });
+    let sequences = records.iter().filter(kills).map(|record| record.sequence);
+    sequences.min().unwrap_or(u64::MAX)
 }
 
 /// Of each digest that is not forgotten, the highest sequence.
@@ -247,7 +345,6 @@ fn forgotten(forgets: &Forgets, key: &ForgetKey, sequence: u64) -> bool {
 fn index<D: Disk>(
     store: &Store<D>,
     record: Record,
-    segment: u64,
     file: &Arc<SegmentFile<D>>,
     forgets: &Forgets,
     recovered: &mut Recovered,
@@ -260,7 +357,6 @@ fn index<D: Disk>(
             store.index.insert_body(IndexedBody {
                 digest: entry.digest,
                 sequence,
-                segment,
                 lease: Lease::new(Arc::clone(file), entry.offset, entry.len),
                 media_type: store.index.media_types.intern(entry.media_type.as_ref()),
                 bytes: None,

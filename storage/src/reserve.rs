@@ -11,7 +11,7 @@ use crate::budget::Purpose;
 use crate::digest::Digest;
 use crate::disk::Disk;
 use crate::fill::{Fill, Progress};
-use crate::lease::SegmentFile;
+use crate::lease::{Place, SegmentFile};
 use crate::page::{Class, PAGE_LEN, RecordHeader, SegmentHeader, records_page_len, round_up};
 use crate::record::{BodyEntry, MEDIA_TYPE_LEN_MAX};
 use crate::segment::{Area, Plan, Segment, State, file_name};
@@ -57,14 +57,14 @@ pub(crate) struct Draft {
 impl<D: Disk> Shared<D> {
     pub(crate) async fn fill(self: &Rc<Self>, order: Order) -> Result<Fill<D>, Refusal> {
         let solo = self.store.geometry.solo(order.length);
-        if self.draft(&order).len > self.store.budget.bodies_max() {
+        if self.draft(&order).len > self.store.bodies_max() {
             return Err(Refusal::TooLarge);
         }
         if !solo && let Some(fill) = self.reserve_now(&order) {
             return Ok(fill);
         }
         let shared = Rc::clone(self);
-        detached(&self.disk, async move {
+        detached(self.tasks(), async move {
             let _turn = shared.reserving.turn().await;
             if solo {
                 shared.reserve_in_new(&order).await
@@ -162,21 +162,45 @@ impl<D: Disk> Shared<D> {
         }
     }
 
+    /// A new segment file on the volume with the largest free share, or the next that takes it.
+    async fn create(&self, draft: &Draft) -> Result<Rc<Segment<D>>, Refusal> {
+        let mut refused = Refusal::DiskFailed;
+        for volume in self.store.writable() {
+            match self.create_on(volume, draft).await {
+                Ok(segment) => return Ok(segment),
+                Err(refusal) => refused = refusal,
+            }
+        }
+        Err(refused)
+    }
+
     /// A new segment file with its header. Nothing in it is durable before its first sync.
-    pub(crate) async fn create(&self, draft: &Draft) -> Result<Rc<Segment<D>>, Refusal> {
-        let purpose = purpose(draft.class);
-        self.store.allocate(&self.disk, draft.len, purpose).await?;
-        let id = self.store.next_segment();
-        let name = file_name(id, draft.class);
-        let file = match self.disk.create(&name, draft.len).await {
+    pub(crate) async fn create_on(
+        &self,
+        volume: u8,
+        draft: &Draft,
+    ) -> Result<Rc<Segment<D>>, Refusal> {
+        let (disk, purpose) = (self.disk(volume), purpose(draft.class));
+        let budget = &self.store.volume(volume).budget;
+        self.store
+            .allocate(disk, volume, draft.len, purpose)
+            .await?;
+        let place = Place {
+            volume,
+            id: self.store.next_segment(),
+            class: draft.class,
+            floor: self.store.sequence(),
+        };
+        let name = file_name(place.id, draft.class);
+        let file = match disk.create(&name, draft.len).await {
             Ok(file) => file,
             Err(error) => {
-                self.store.budget.give_back(draft.len, purpose);
+                budget.give_back(draft.len, purpose);
                 return Err(refusal(&error));
             }
         };
-        let budget = Arc::clone(&self.store.budget);
-        let file = SegmentFile::new(file, draft.len, false, budget);
+        let id = place.id;
+        let file = SegmentFile::new(file, place, draft.len, Arc::clone(budget));
         let segment = Rc::new(Segment::new(id, draft, self.store.uuid, file));
         let header = SegmentHeader {
             uuid: self.store.uuid,
@@ -187,18 +211,14 @@ impl<D: Disk> Shared<D> {
             area_len: draft.area.end - draft.area.offset,
         };
         let header = header.encode().into();
-        if self
-            .disk
-            .write(&segment.file.file, 0, header)
-            .await
-            .is_err()
-        {
+        if disk.write(&segment.file.file, 0, header).await.is_err() {
             // Nothing is in it yet: what stays of it is removed by the next recovery.
-            let _ = self.disk.unlink(&name).await;
+            let _ = disk.unlink(&name).await;
             return Err(Refusal::DiskFailed);
         }
         self.store
-            .register(id, draft.class, Arc::clone(&segment.file));
+            .volume(volume)
+            .register(Arc::clone(&segment.file));
         Ok(segment)
     }
 
@@ -225,14 +245,18 @@ impl<D: Disk> Shared<D> {
         to: u64,
         purpose: Purpose,
     ) -> Result<(), Refusal> {
-        self.store.allocate(&self.disk, to - from, purpose).await?;
-        match self.disk.grow(&file.file, to).await {
+        let disk = self.disk(file.volume);
+        self.store
+            .allocate(disk, file.volume, to - from, purpose)
+            .await?;
+        match disk.grow(&file.file, to).await {
             Ok(()) => {
                 file.charge(to - from);
                 Ok(())
             }
             Err(error) => {
-                self.store.budget.give_back(to - from, purpose);
+                let budget = &self.store.volume(file.volume).budget;
+                budget.give_back(to - from, purpose);
                 Err(refusal(&error))
             }
         }
@@ -282,25 +306,37 @@ impl<D: Disk> Shared<D> {
 
     pub(crate) async fn stage(self: &Rc<Self>, order: Order) -> Result<Fill<D>, Refusal> {
         let (length, _) = self.extent(&order);
-        if length > self.store.budget.staging_max() {
+        if length > self.store.staging_max() {
             return Err(Refusal::TooLarge);
         }
         let shared = Rc::clone(self);
-        detached(&self.disk, async move {
-            let (len, purpose) = (round_up(length), Purpose::Staging);
-            shared.store.allocate(&shared.disk, len, purpose).await?;
-            let file = match shared.disk.anonymous(len).await {
-                Ok(file) => file,
-                Err(error) => {
-                    shared.store.budget.give_back(len, purpose);
-                    return Err(refusal(&error));
+        detached(self.tasks(), async move {
+            let mut refused = Refusal::DiskFailed;
+            for volume in shared.store.writable() {
+                match shared.anonymous(volume, round_up(length)).await {
+                    Ok(file) => return Ok(shared.begin(&order, None, file, 0)),
+                    Err(refusal) => refused = refusal,
                 }
-            };
-            let budget = Arc::clone(&shared.store.budget);
-            let file = Arc::new(SegmentFile::new(file, len, true, budget));
-            Ok(shared.begin(&order, None, file, 0))
+            }
+            Err(refused)
         })
         .await
+    }
+
+    async fn anonymous(&self, volume: u8, len: u64) -> Result<Arc<SegmentFile<D>>, Refusal> {
+        let (disk, purpose) = (self.disk(volume), Purpose::Staging);
+        let budget = &self.store.volume(volume).budget;
+        self.store.allocate(disk, volume, len, purpose).await?;
+        match disk.anonymous(len).await {
+            Ok(file) => {
+                let budget = Arc::clone(budget);
+                Ok(Arc::new(SegmentFile::staging(file, volume, len, budget)))
+            }
+            Err(error) => {
+                budget.give_back(len, purpose);
+                Err(refusal(&error))
+            }
+        }
     }
 
     /// Makes room for `end` bytes of a body of unknown length.
@@ -316,7 +352,7 @@ impl<D: Disk> Shared<D> {
             return Ok(());
         }
         let (shared, progress) = (Rc::clone(self), Rc::clone(progress));
-        let grown = detached(&self.disk, async move {
+        let grown = detached(self.tasks(), async move {
             // A caller that stopped waiting may have left one under way.
             let _turn = progress.growing.turn().await;
             if progress.has_room(end) {

@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use crate::digest::Digest;
 use crate::disk::Disk;
-use crate::lease::SegmentFile;
+use crate::lease::{Kept, SegmentFile};
 use crate::page::{
     Class, PAGE_LEN, RecordsUse, Trailer, Uuid, encode_records, records_page_len, round_up,
 };
@@ -60,12 +60,14 @@ pub(crate) enum State {
 }
 
 /// A verified body that waits for its commit entry.
-pub(crate) struct Finished {
+pub(crate) struct Finished<D: Disk> {
     pub(crate) sequence: u64,
     pub(crate) entry: BodyEntry,
+    /// An older body of the digest, which is durable.
+    pub(crate) replaces: Option<Kept<D>>,
 }
 
-impl Finished {
+impl<D: Disk> Finished<D> {
     /// Bytes that wait with it: never 0, for an empty body waits too.
     pub(crate) fn waiting(&self) -> u64 {
         PAGE_LEN + self.entry.len
@@ -73,11 +75,11 @@ impl Finished {
 }
 
 /// A body whose commit entry is written and waits for a sync.
-#[derive(Clone, Copy)]
-pub(crate) struct Entered {
+pub(crate) struct Entered<D: Disk> {
     pub(crate) digest: Digest,
     pub(crate) sequence: u64,
     pub(crate) waiting: u64,
+    pub(crate) replaces: Option<Kept<D>>,
 }
 
 #[derive(Clone, Copy)]
@@ -103,8 +105,8 @@ pub(crate) struct Segment<D: Disk> {
     /// Writes issued and not complete, those of dropped fills included.
     pub(crate) writes: Cell<usize>,
     pub(crate) changed: Waiters,
-    pub(crate) finished: RefCell<Vec<Finished>>,
-    pub(crate) entered: RefCell<Vec<Entered>>,
+    pub(crate) finished: RefCell<Vec<Finished<D>>>,
+    pub(crate) entered: RefCell<Vec<Entered<D>>>,
     end: Cell<u64>,
     area: Cell<Area>,
     areas: RefCell<VecDeque<Area>>,
@@ -273,7 +275,7 @@ impl<D: Disk> Segment<D> {
     }
 
     /// Turns finished bodies into commit pages, each in its place and ready to be written.
-    pub(crate) fn enter(&self, bodies: Vec<Finished>) -> Vec<Slot> {
+    pub(crate) fn enter(&self, bodies: Vec<Finished<D>>) -> Vec<Slot> {
         let mut slots = Vec::new();
         let (mut encoded, mut count) = (Vec::new(), 0);
         for body in bodies {
@@ -281,6 +283,7 @@ impl<D: Disk> Segment<D> {
                 digest: body.entry.digest,
                 sequence: body.sequence,
                 waiting: body.waiting(),
+                replaces: body.replaces,
             };
             let record = Record {
                 sequence: body.sequence,

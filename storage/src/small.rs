@@ -137,7 +137,7 @@ impl<D: Disk> Shared<D> {
             self.end_fill(&progress, FillFailure::Forgotten);
         }
         if let Some(removed) = self.store.index.remove_body(digest, |_| true) {
-            self.withdraw(removed.sequence, removed.segment);
+            self.withdraw(removed.sequence, &removed.lease.file);
         }
     }
 
@@ -149,7 +149,7 @@ impl<D: Disk> Shared<D> {
             .index
             .remove_body(digest, |body| body.sequence == sequence);
         let Some(removed) = removed else { return };
-        self.withdraw(removed.sequence, removed.segment);
+        self.withdraw(removed.sequence, &removed.lease.file);
         self.queue_forget(ForgetKey::Body(*digest), sequence);
         // If this cannot be written the body is out of the index all the same.
         let _ = self.commit_small().await;
@@ -320,7 +320,7 @@ impl<D: Disk> Shared<D> {
             len: needed.max(geometry.small_step),
             len_max: geometry.small_len,
         };
-        let segment = self.create(&draft).await?;
+        let segment = self.create_on(0, &draft).await?;
         self.small.segment.replace(Some(Rc::clone(&segment)));
         Ok(segment)
     }
@@ -340,21 +340,23 @@ impl<D: Disk> Shared<D> {
         }
         self.sync_small(&segment).await?;
         segment.state.set(State::Sealed);
+        segment.file.seal();
         Ok(())
     }
 
     async fn write_slot(&self, segment: &Rc<Segment<D>>, slot: Slot) -> Result<(), WriteError> {
         let outcome = self
-            .disk
+            .disk(segment.file.volume)
             .write(&segment.file.file, slot.offset, slot.bytes)
             .await;
         self.check_small(segment, &outcome)
     }
 
     async fn sync_small(&self, segment: &Rc<Segment<D>>) -> Result<(), WriteError> {
-        let mut outcome = self.disk.sync(&segment.file.file).await;
+        let disk = self.disk(segment.file.volume);
+        let mut outcome = disk.sync(&segment.file.file).await;
         if outcome.is_ok() && !segment.named.get() {
-            outcome = self.disk.sync_dir().await;
+            outcome = disk.sync_dir().await;
             segment.named.set(outcome.is_ok());
         }
         self.check_small(segment, &outcome)
@@ -370,7 +372,7 @@ impl<D: Disk> Shared<D> {
             return Ok(());
         }
         if segment.state.replace(State::GivenUp) != State::GivenUp {
-            self.store.count_quarantined();
+            self.store.volume(segment.file.volume).count_quarantined();
         }
         let mut current = self.small.segment.borrow_mut();
         if current

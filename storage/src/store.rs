@@ -4,15 +4,14 @@
 //! short lock. Ids and sequences begin with the generation, which every open raises: none is ever
 //! used twice, whatever was lost in a crash.
 
-use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
 use crate::Seconds;
-use crate::budget::{Budget, Purpose, leaves_room};
+use crate::budget::{Purpose, leaves_room};
 use crate::clock::AgeClock;
 use crate::digest::Digest;
 use crate::disk::Disk;
@@ -22,8 +21,9 @@ use crate::key::{
     LinkKey, LinkKeyRef, LinkRecord, RepositoryKey, RepositoryKeyRef, Statistics, TagKey,
     TagKeyRef, TagRecord,
 };
-use crate::lease::{Lease, SegmentFile};
-use crate::page::{Class, Uuid};
+use crate::lease::Lease;
+use crate::page::Uuid;
+use crate::volume::{Volume, VolumeSpec, VolumeUsage};
 use crate::writer::{Refusal, Writer};
 
 /// Bodies from this length on get a segment of their own.
@@ -37,9 +37,7 @@ pub const SMALL_BUDGET_BYTES: u64 = 256 << 20;
 
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Bytes the store may use.
-    pub capacity: u64,
-    /// Length of a shared segment; from the capacity if not given.
+    /// Length of a shared segment; from the capacities if not given.
     pub segment_len: Option<u64>,
     pub solo_min: u64,
     /// Writers there will be, at most.
@@ -52,9 +50,8 @@ pub struct Options {
 }
 
 impl Options {
-    pub fn new(capacity: u64, shards: usize, uuid: [u8; 16]) -> Options {
+    pub fn new(shards: usize, uuid: [u8; 16]) -> Options {
         Options {
-            capacity,
             segment_len: None,
             solo_min: SOLO_MIN_BYTES,
             shards,
@@ -89,6 +86,7 @@ impl<D: Disk> Clone for Body<D> {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
+    /// Of all volumes together, as everything here.
     pub capacity: u64,
     /// Allocated bytes, unlinked files that are still read included.
     pub used: u64,
@@ -132,8 +130,30 @@ pub struct Recovered {
     pub unreadable: Vec<String>,
 }
 
+/// Which volume kept the store from opening, by its place in the list that `open` was given.
+#[derive(Debug, thiserror::Error)]
+#[error("volume {volume}: {error}")]
+pub struct OpenFailure {
+    pub volume: usize,
+    #[source]
+    pub error: OpenError,
+}
+
+impl OpenError {
+    pub(crate) fn at(self, volume: usize) -> OpenFailure {
+        OpenFailure {
+            volume,
+            error: self,
+        }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
+    #[error("{count} volumes; a store has 1 to {max}")]
+    VolumeCount { count: usize, max: usize },
+    #[error("it belongs to another store than the first volume")]
+    AnotherStore,
     #[error("the store is in use by another process")]
     Locked,
     #[error("the store has format {found}; this program knows up to {known}")]
@@ -159,7 +179,8 @@ pub enum OpenError {
 pub struct Store<D: Disk> {
     pub(crate) uuid: Uuid,
     pub(crate) geometry: Geometry,
-    pub(crate) budget: Arc<Budget>,
+    /// By number.
+    pub(crate) volumes: Box<[Volume<D>]>,
     pub(crate) index: Index<D>,
     pub(crate) clock: AgeClock,
     pub(crate) uncommitted: Uncommitted,
@@ -168,17 +189,6 @@ pub struct Store<D: Disk> {
     generation: u64,
     segments_made: AtomicU64,
     records_made: AtomicU64,
-    /// Every segment that has a name, so that it counts as used whether anyone reads it or not.
-    registry: Mutex<BTreeMap<u64, Registered<D>>>,
-    quarantined: AtomicU64,
-    /// Held until the process ends: a second one on the same directory must not start.
-    _lock: D::File,
-}
-
-pub(crate) struct Registered<D: Disk> {
-    pub(crate) class: Class,
-    /// Open, so that the file is counted.
-    _file: Arc<SegmentFile<D>>,
 }
 
 /// What a crash would lose.
@@ -204,13 +214,14 @@ impl Uncommitted {
 pub(crate) const GENERATION_SHIFT: u32 = 40;
 
 impl<D: Disk> Store<D> {
-    /// Takes the lock, reads what is there, seals what was open, and serves it.
+    /// Takes the locks, reads what is there, seals what was open, and serves it. One to
+    /// `VOLUMES_MAX` volumes; their order numbers them.
     pub async fn open(
-        disk: D,
+        volumes: Vec<VolumeSpec<D>>,
         options: Options,
         now: Seconds,
-    ) -> Result<(Arc<Store<D>>, Recovered), OpenError> {
-        crate::recover::open(&disk, &options, now).await
+    ) -> Result<(Arc<Store<D>>, Recovered), OpenFailure> {
+        crate::recover::open(&volumes, &options, now).await
     }
 
     pub(crate) fn new(
@@ -219,29 +230,27 @@ impl<D: Disk> Store<D> {
         geometry: Geometry,
         options: &Options,
         opened: Seconds,
-        lock: D::File,
+        volumes: Vec<Volume<D>>,
     ) -> Store<D> {
         Store {
             opened,
             uuid,
             geometry,
-            budget: Arc::new(Budget::new(options.capacity)),
+            volumes: volumes.into(),
             index: Index::new(&uuid, options.small_max, options.small_budget),
             clock: AgeClock::new(0, opened),
             uncommitted: Uncommitted::default(),
             generation,
             segments_made: AtomicU64::new(0),
             records_made: AtomicU64::new(0),
-            registry: Mutex::default(),
-            quarantined: AtomicU64::new(0),
-            _lock: lock,
         }
     }
 
     /// The writing side, for one shard and on its thread. All writes of one digest, and of the
-    /// tags and links of one repository, are made through one writer: their owner's.
-    pub fn writer(self: &Arc<Self>, disk: D, shard: usize) -> Writer<D> {
-        Writer::new(Arc::clone(self), disk, shard)
+    /// tags and links of one repository, are made through one writer: their owner's. `disks` are
+    /// those of the volumes, in their order.
+    pub fn writer(self: &Arc<Self>, disks: Vec<D>, shard: usize) -> Writer<D> {
+        Writer::new(Arc::clone(self), disks, shard)
     }
 
     /// The hit path: no allocation, no I/O. Makes the body recent.
@@ -279,18 +288,41 @@ impl<D: Disk> Store<D> {
 
     pub fn usage(&self) -> Usage {
         let (bodies, tags, links) = self.index.counts();
+        let volumes = self.volumes();
+        let sum = |part: fn(&VolumeUsage) -> u64| volumes.iter().map(part).sum();
         Usage {
-            capacity: self.budget.capacity(),
-            used: self.budget.used(),
-            staging: self.budget.staging(),
+            capacity: sum(|volume| volume.capacity),
+            used: sum(|volume| volume.used),
+            staging: sum(|volume| volume.staging),
             uncommitted_bytes: self.uncommitted.bytes.load(Ordering::Relaxed),
             uncommitted_records: self.uncommitted.records.load(Ordering::Relaxed),
-            segments: self.registry().len() as u64,
+            segments: sum(|volume| volume.segments),
             bodies,
             tags,
             links,
-            quarantined: self.quarantined.load(Ordering::Relaxed),
+            quarantined: sum(|volume| volume.quarantined),
         }
+    }
+
+    /// Of each volume, by number.
+    pub fn volumes(&self) -> Vec<VolumeUsage> {
+        self.volumes.iter().map(Volume::usage).collect()
+    }
+
+    pub(crate) fn volume(&self, number: u8) -> &Volume<D> {
+        &self.volumes[usize::from(number)]
+    }
+
+    /// The volumes that take writes, the one with the largest free share first.
+    pub(crate) fn writable(&self) -> Vec<u8> {
+        let mut writable: Vec<(u64, u8)> = (0..)
+            .zip(&self.volumes)
+            .filter(|(_, volume)| volume.online())
+            .map(|(number, volume)| (volume.free_share(), number))
+            .collect();
+        // Of equal ones the first: a run must not depend on anything else (S7).
+        writable.sort_by_key(|(share, number)| (std::cmp::Reverse(*share), *number));
+        writable.into_iter().map(|(_, number)| number).collect()
     }
 
     pub(crate) fn next_segment(&self) -> u64 {
@@ -301,54 +333,49 @@ impl<D: Disk> Store<D> {
         self.number(&self.records_made)
     }
 
-    fn number(&self, made: &AtomicU64) -> u64 {
-        (self.generation << GENERATION_SHIFT) + made.fetch_add(1, Ordering::Relaxed)
+    /// That of the next record: all that were made before have a lower one.
+    pub(crate) fn sequence(&self) -> u64 {
+        (self.generation << GENERATION_SHIFT) + self.records_made.load(Ordering::Acquire)
     }
 
-    /// Takes `bytes` from the budget if the file system has them too.
+    /// The longest file of bodies that any volume can ever hold.
+    pub(crate) fn bodies_max(&self) -> u64 {
+        let max = |volume: &Volume<D>| volume.budget.bodies_max();
+        self.volumes.iter().map(max).max().unwrap_or(0)
+    }
+
+    pub(crate) fn staging_max(&self) -> u64 {
+        let max = |volume: &Volume<D>| volume.budget.staging_max();
+        self.volumes.iter().map(max).max().unwrap_or(0)
+    }
+
+    fn number(&self, made: &AtomicU64) -> u64 {
+        (self.generation << GENERATION_SHIFT) + made.fetch_add(1, Ordering::AcqRel)
+    }
+
+    /// Takes `bytes` from the budget of a volume if its file system has them too.
     pub(crate) async fn allocate(
         &self,
         disk: &D,
+        volume: u8,
         bytes: u64,
         purpose: Purpose,
     ) -> Result<(), Refusal> {
-        if !self.budget.take(bytes, purpose) {
+        let budget = &self.volume(volume).budget;
+        if !budget.take(bytes, purpose) {
             return Err(Refusal::Full);
         }
         match disk.space().await {
             Ok(space) if leaves_room(space, bytes, purpose) => Ok(()),
             Ok(_) => {
-                self.budget.give_back(bytes, purpose);
+                budget.give_back(bytes, purpose);
                 Err(Refusal::Full)
             }
             Err(_) => {
-                self.budget.give_back(bytes, purpose);
+                budget.give_back(bytes, purpose);
                 Err(Refusal::DiskFailed)
             }
         }
-    }
-
-    pub(crate) fn register(&self, segment: u64, class: Class, file: Arc<SegmentFile<D>>) {
-        self.registry()
-            .insert(segment, Registered { class, _file: file });
-    }
-
-    pub(crate) fn unregister(&self, segment: u64) -> Option<Registered<D>> {
-        self.registry().remove(&segment)
-    }
-
-    pub(crate) fn class_of(&self, segment: u64) -> Option<Class> {
-        self.registry()
-            .get(&segment)
-            .map(|registered| registered.class)
-    }
-
-    pub(crate) fn count_quarantined(&self) {
-        self.quarantined.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn registry(&self) -> MutexGuard<'_, BTreeMap<u64, Registered<D>>> {
-        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -81,7 +81,8 @@ pub struct Writer<D: Disk> {
 /// What the writer, its fills and its tasks share. One thread, no lock held across an await.
 pub(crate) struct Shared<D: Disk> {
     pub(crate) store: Arc<Store<D>>,
-    pub(crate) disk: D,
+    /// Of the volumes, by number.
+    pub(crate) disks: Box<[D]>,
     /// The segment that takes reservations.
     pub(crate) open: RefCell<Option<Rc<Segment<D>>>>,
     /// All segments with bodies that are not sealed yet, the open one included.
@@ -100,12 +101,13 @@ pub(crate) struct Shared<D: Disk> {
 }
 
 impl<D: Disk> Writer<D> {
-    pub(crate) fn new(store: Arc<Store<D>>, disk: D, shard: usize) -> Writer<D> {
+    pub(crate) fn new(store: Arc<Store<D>>, disks: Vec<D>, shard: usize) -> Writer<D> {
+        assert_eq!(disks.len(), store.volumes.len(), "a disk of each volume");
         let now = Cell::new(store.opened);
         Writer {
             shared: Rc::new(Shared {
                 store,
-                disk,
+                disks: disks.into(),
                 open: RefCell::default(),
                 segments: RefCell::default(),
                 small: SmallLog::default(),
@@ -164,7 +166,7 @@ impl<D: Disk> Writer<D> {
     /// records in memory: some thousand at a time are enough.
     pub async fn forget_all(&self, all: Vec<ForgetKey>) -> Result<(), WriteError> {
         let shared = Rc::clone(&self.shared);
-        detached(&self.shared.disk, async move { shared.forget(all).await }).await
+        detached(self.shared.tasks(), async move { shared.forget(all).await }).await
     }
 
     /// The bytes of a small body: from RAM, or read, checked against the digest and held in RAM
@@ -178,7 +180,11 @@ impl<D: Disk> Writer<D> {
             return None;
         }
         let (shared, digest) = (Rc::clone(&self.shared), *digest);
-        detached(&self.shared.disk, async move { shared.load(digest).await }).await
+        detached(
+            self.shared.tasks(),
+            async move { shared.load(digest).await },
+        )
+        .await
     }
 
     /// Bytes of bodies and small records that a crash would lose.
@@ -196,17 +202,30 @@ impl<D: Disk> Writer<D> {
     /// A failed sync costs the segment, never a retry: `Err` says that this happened.
     pub async fn commit(&self, now: Seconds) -> Result<(), WriteError> {
         let shared = Rc::clone(&self.shared);
-        detached(&self.shared.disk, async move { shared.commit(now).await }).await
+        detached(self.shared.tasks(), async move { shared.commit(now).await }).await
     }
 
     /// Commits everything and seals every segment no fill runs in: for a drain.
     pub async fn seal_all(&self, now: Seconds) -> Result<(), WriteError> {
         let shared = Rc::clone(&self.shared);
-        detached(&self.shared.disk, async move { shared.seal_all(now).await }).await
+        detached(
+            self.shared.tasks(),
+            async move { shared.seal_all(now).await },
+        )
+        .await
     }
 }
 
 impl<D: Disk> Shared<D> {
+    pub(crate) fn disk(&self, volume: u8) -> &D {
+        &self.disks[usize::from(volume)]
+    }
+
+    /// What runs tasks on this thread: any disk does, a failing one too.
+    pub(crate) fn tasks(&self) -> &D {
+        &self.disks[0]
+    }
+
     /// Puts a verified body into the index and into the next group.
     pub(crate) fn settle(
         &self,
@@ -217,10 +236,9 @@ impl<D: Disk> Shared<D> {
     ) {
         let segment = progress.segment.as_ref().expect("staging is not settled");
         self.now.set(now);
-        self.store.index.insert_body(IndexedBody {
+        let replaces = self.store.index.insert_body(IndexedBody {
             digest: entry.digest,
             sequence: progress.sequence,
-            segment: segment.id,
             lease: body.lease.clone(),
             media_type: self
                 .store
@@ -234,6 +252,7 @@ impl<D: Disk> Shared<D> {
         let finished = Finished {
             sequence: progress.sequence,
             entry,
+            replaces,
         };
         self.add_uncommitted(finished.waiting());
         segment.finished.borrow_mut().push(finished);
@@ -290,7 +309,8 @@ impl<D: Disk> Shared<D> {
         let found = |found: &IndexedBody<D>| (found.sequence, found.lease.clone());
         let (sequence, lease) = self.store.index.with_body(&digest, found)?;
         let len = usize::try_from(lease.len()).ok()?;
-        let read = self.disk.read(lease.file(), lease.offset(), len).await;
+        let disk = self.disk(lease.file.volume);
+        let read = disk.read(lease.file(), lease.offset(), len).await;
         let bytes = Bytes::from(read.unwrap_or_default());
         let mut hasher = Hasher::new(digest.algorithm());
         hasher.update(&bytes);

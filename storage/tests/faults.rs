@@ -8,7 +8,7 @@ use std::sync::Arc;
 use entrepot_storage::disk::sim::{Ending, Executor, Faults, Random, SimDisk, SimWorld, Step};
 use entrepot_storage::{
     Body, Digest, Disk, FillError, FillFailure, FillSpec, FillState, ForgetKey, OpenError, Options,
-    Recovered, Refusal, Store, TagKey, TagKind, TagRecord, WriteError, Writer,
+    Recovered, Refusal, Store, TagKey, TagKind, TagRecord, VolumeSpec, WriteError, Writer,
 };
 
 const NOW: u64 = 1_800_000_000;
@@ -61,13 +61,23 @@ fn process<T: 'static, F: Future<Output = T> + 'static>(
 
 type Opened = (Arc<Store<SimDisk>>, Writer<SimDisk>, Recovered);
 
+async fn open_with(
+    disk: &SimDisk,
+    capacity: u64,
+    options: Options,
+) -> Result<(Arc<Store<SimDisk>>, Recovered), OpenError> {
+    let disk = disk.clone();
+    let opened = Store::open(vec![VolumeSpec { disk, capacity }], options, NOW).await;
+    opened.map_err(|failure| failure.error)
+}
+
 async fn try_open(disk: &SimDisk) -> Result<Opened, OpenError> {
-    let mut options = Options::new(CAPACITY, 1, [3; 16]);
+    let mut options = Options::new(1, [3; 16]);
     options.segment_len = Some(256 << 10);
     options.withheld_len = 1000;
     options.small_max = 0;
-    let (store, recovered) = Store::open(disk.clone(), options, NOW).await?;
-    let writer = store.writer(disk.clone(), 0);
+    let (store, recovered) = open_with(disk, CAPACITY, options).await?;
+    let writer = store.writer(vec![disk.clone()], 0);
     Ok((store, writer, recovered))
 }
 
@@ -395,8 +405,8 @@ fn each_reason_not_to_open_is_named() {
         ));
     });
     process(&world, |disk, world| async move {
-        let small = Options::new(1000, 1, [3; 16]);
-        let opened = Store::open(disk.clone(), small, NOW).await.map(|_| ());
+        let small = Options::new(1, [3; 16]);
+        let opened = open_with(&disk, 1000, small).await.map(|_| ());
         assert!(matches!(
             opened,
             Err(OpenError::CapacityTooSmall { capacity: 1000, .. })

@@ -13,7 +13,7 @@ use entrepot_storage::disk::sim::{Ending, Executor, Random, SimDisk, SimWorld, S
 use entrepot_storage::{
     Digest, Disk, FillSpec, ForgetKey, LinkKey, LinkKeyRef, LinkRecord, Options, Proof, Recovered,
     RepositoryKey, RepositoryKeyRef, Statistics, Store, TagKey, TagKeyRef, TagKind, TagRecord,
-    Writer,
+    VolumeSpec, Writer,
 };
 
 const V1: &[u8] = include_bytes!("fixtures/v1.store");
@@ -52,11 +52,15 @@ fn process<T: 'static, F: Future<Output = T> + 'static>(
 }
 
 async fn open(disk: &SimDisk) -> (Arc<Store<SimDisk>>, Writer<SimDisk>, Recovered) {
-    let mut options = Options::new(CAPACITY, 1, UUID);
+    let mut options = Options::new(1, UUID);
     options.segment_len = Some(128 << 10);
-    let opened = Store::open(disk.clone(), options, NOW).await;
+    let volume = VolumeSpec {
+        disk: disk.clone(),
+        capacity: CAPACITY,
+    };
+    let opened = Store::open(vec![volume], options, NOW).await;
     let (store, recovered) = opened.expect("opens");
-    let writer = store.writer(disk.clone(), 0);
+    let writer = store.writer(vec![disk.clone()], 0);
     (store, writer, recovered)
 }
 

@@ -10,7 +10,7 @@ use entrepot_storage::disk::uring::UringDisk;
 use entrepot_storage::{
     Body, Digest, FillError, FillFailure, FillSpec, FillState, ForgetKey, LinkKey, LinkRecord,
     OpenError, Options, Proof, Recovered, Refusal, RepositoryKey, Statistics, Store, TagKey,
-    TagKind, TagRecord, Writer, repository_slice,
+    TagKind, TagRecord, VolumeSpec, Writer, repository_slice,
 };
 
 const NOW: u64 = 1_800_000_000;
@@ -42,12 +42,22 @@ fn run<T>(test: impl Future<Output = T>) -> T {
         .block_on(test)
 }
 
+async fn open_with(
+    disk: &UringDisk,
+    uuid: [u8; 16],
+) -> Result<(Arc<Store<UringDisk>>, Recovered), OpenError> {
+    let volume = VolumeSpec {
+        disk: disk.clone(),
+        capacity: CAPACITY,
+    };
+    let opened = Store::open(vec![volume], Options::new(1, uuid), NOW).await;
+    opened.map_err(|failure| failure.error)
+}
+
 async fn open(path: &Path) -> (Arc<Store<UringDisk>>, Writer<UringDisk>, Recovered) {
     let disk = UringDisk::open(path).expect("directory");
-    let (store, recovered) = Store::open(disk.clone(), Options::new(CAPACITY, 1, [9; 16]), NOW)
-        .await
-        .expect("opens");
-    let writer = store.writer(disk, 0);
+    let (store, recovered) = open_with(&disk, [9; 16]).await.expect("opens");
+    let writer = store.writer(vec![disk], 0);
     (store, writer, recovered)
 }
 
@@ -303,7 +313,7 @@ fn one_process_at_a_time() {
     run(async {
         let (_store, _writer, _) = open(&directory.0).await;
         let disk = UringDisk::open(&directory.0).expect("directory");
-        let again = Store::open(disk, Options::new(CAPACITY, 1, [9; 16]), NOW).await;
+        let again = open_with(&disk, [9; 16]).await;
         assert!(matches!(again.map(|_| ()), Err(OpenError::Locked)));
     });
 }
@@ -316,11 +326,8 @@ fn foreign_segments_are_left_alone_and_reported() {
         put(&writer, b"ours", true).await;
         writer.seal_all(NOW).await.expect("sealed");
         let disk = UringDisk::open(&theirs.0).expect("directory");
-        let options = Options::new(CAPACITY, 1, [8; 16]);
-        let (store, _) = Store::open(disk.clone(), options, NOW)
-            .await
-            .expect("opens");
-        let writer = store.writer(disk, 0);
+        let (store, _) = open_with(&disk, [8; 16]).await.expect("opens");
+        let writer = store.writer(vec![disk], 0);
         for content in [&b"theirs"[..], b"theirs too"] {
             put(&writer, content, true).await;
             writer.seal_all(NOW).await.expect("sealed");
@@ -349,9 +356,7 @@ fn foreign_segments_are_left_alone_and_reported() {
     std::fs::remove_file(ours.0.join("STORE")).expect("removed");
     run(async {
         let disk = UringDisk::open(&ours.0).expect("directory");
-        let error = Store::open(disk, Options::new(CAPACITY, 1, [9; 16]), NOW)
-            .await
-            .map(|_| ());
+        let error = open_with(&disk, [9; 16]).await.map(|_| ());
         assert!(matches!(error, Err(OpenError::SuperblockMissing)));
     });
 }

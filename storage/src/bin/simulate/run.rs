@@ -6,7 +6,7 @@ use std::rc::Rc;
 use entrepot_storage::disk::sim::{
     Ending, Executor, Faults, Random, SimDisk, SimWorld, Step as Ran,
 };
-use entrepot_storage::{OpenError, Options, Store};
+use entrepot_storage::{OpenError, Options, Store, VolumeSpec};
 
 use super::client::Process;
 use super::model::{Model, Presence};
@@ -31,6 +31,7 @@ pub struct Plan {
     pub tags: u64,
     pub repositories: u64,
     options: Options,
+    capacity: u64,
     total: u64,
     lens: Vec<usize>,
 }
@@ -57,7 +58,7 @@ impl Plan {
         } else {
             256 << 20
         };
-        let mut options = Options::new(capacity, 1, [random.below(256) as u8; 16]);
+        let mut options = Options::new(1, [random.below(256) as u8; 16]);
         options.segment_len = Some(*random.pick(&[128 << 10, 256 << 10, 512 << 10]));
         options.solo_min = *random.pick(&[16 << 10, 40 << 10, 1 << 20]);
         options.small_max = *random.pick(&[0, 1 << 10, 64 << 10]);
@@ -95,6 +96,7 @@ impl Plan {
                 capacity * 4
             },
             lens: draw_lens(random),
+            capacity,
             options,
         }
     }
@@ -313,10 +315,14 @@ impl Run {
                 ..plan.options.clone()
             };
             watch.opening.set(true);
-            let opened = Store::open(disk.clone(), options, clock.get()).await;
+            let volumes = vec![VolumeSpec {
+                disk: disk.clone(),
+                capacity: plan.capacity,
+            }];
+            let opened = Store::open(volumes, options, clock.get()).await;
             watch.opening.set(false);
             let faults = world.injected().errors() > faults_before;
-            let (store, recovered) = match opened {
+            let (store, recovered) = match opened.map_err(|failure| failure.error) {
                 Ok(opened) => opened,
                 Err(OpenError::Disk { source, .. })
                     if faults || source.kind() == std::io::ErrorKind::StorageFull =>
@@ -334,7 +340,7 @@ impl Run {
                 "{recovered:?}"
             );
             let writers = (0..shards)
-                .map(|shard| store.writer(disk.clone(), shard))
+                .map(|shard| store.writer(vec![disk.clone()], shard))
                 .collect();
             let process = Rc::new(Process {
                 executor,

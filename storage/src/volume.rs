@@ -1,0 +1,111 @@
+//! A volume: one data path of the store, with its budget and its segments.
+//!
+//! Volumes are numbered by the operator's order, which may change from one start to the next:
+//! nothing on disk depends on the number. Which disk belongs to it is known to the writers only,
+//! for a disk is used on one thread.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::budget::Budget;
+use crate::disk::Disk;
+use crate::lease::SegmentFile;
+
+/// Volumes of one store: a machine has no more data paths than that, and each costs every writer
+/// an open segment of small records.
+pub const VOLUMES_MAX: usize = 16;
+
+/// What a volume is made of.
+#[derive(Clone, Debug)]
+pub struct VolumeSpec<D> {
+    pub disk: D,
+    /// Bytes the store may use on it.
+    pub capacity: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VolumeState {
+    /// Reads and writes go there.
+    Online,
+}
+
+/// One volume, for metrics and for the operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VolumeUsage {
+    pub state: VolumeState,
+    pub capacity: u64,
+    /// Allocated bytes, unlinked files that are still read included.
+    pub used: u64,
+    pub staging: u64,
+    /// Bytes of bodies in the index.
+    pub live: u64,
+    pub segments: u64,
+    /// Segments given up since the start.
+    pub quarantined: u64,
+}
+
+pub(crate) struct Volume<D: Disk> {
+    pub(crate) budget: Arc<Budget>,
+    /// Every segment that has a name, so that it counts as used whether anyone reads it or not.
+    registry: Mutex<BTreeMap<u64, Arc<SegmentFile<D>>>>,
+    quarantined: AtomicU64,
+    /// Held until the process ends: a second one on the same directory must not start.
+    _lock: D::File,
+}
+
+impl<D: Disk> Volume<D> {
+    pub(crate) fn new(capacity: u64, lock: D::File) -> Volume<D> {
+        Volume {
+            budget: Arc::new(Budget::new(capacity)),
+            registry: Mutex::default(),
+            quarantined: AtomicU64::new(0),
+            _lock: lock,
+        }
+    }
+
+    pub(crate) fn state(&self) -> VolumeState {
+        VolumeState::Online
+    }
+
+    pub(crate) fn online(&self) -> bool {
+        self.state() == VolumeState::Online
+    }
+
+    pub(crate) fn usage(&self) -> VolumeUsage {
+        let registry = self.registry();
+        VolumeUsage {
+            state: self.state(),
+            capacity: self.budget.capacity(),
+            used: self.budget.used(),
+            staging: self.budget.staging(),
+            live: registry.values().map(|file| file.live_bytes()).sum(),
+            segments: registry.len() as u64,
+            quarantined: self.quarantined.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Bytes that are free, in parts of 2^32 of the capacity: where a new segment goes.
+    pub(crate) fn free_share(&self) -> u64 {
+        let capacity = self.budget.capacity();
+        let free = capacity.saturating_sub(self.budget.used());
+        ((u128::from(free) << 32) / u128::from(capacity.max(1))) as u64
+    }
+
+    pub(crate) fn register(&self, file: Arc<SegmentFile<D>>) {
+        self.registry().insert(file.id, file);
+    }
+
+    /// Whoever gets the file unlinks it: nobody else can any more.
+    pub(crate) fn unregister(&self, segment: u64) -> Option<Arc<SegmentFile<D>>> {
+        self.registry().remove(&segment)
+    }
+
+    pub(crate) fn count_quarantined(&self) {
+        self.quarantined.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn registry(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<SegmentFile<D>>>> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
