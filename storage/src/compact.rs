@@ -381,10 +381,8 @@ impl<B: BulkDisk> Work<B> {
             self.end_body(disk, link, sound).await?;
         }
         let moved = PAGE_LEN + len;
-        if !link.urgent() {
-            let both = matches!(&self.stage, Stage::Copy(copying) if copying.survivor.is_some());
-            disk.pause(if both { 2 * moved } else { moved }).await;
-        }
+        let both = matches!(&self.stage, Stage::Copy(copying) if copying.survivor.is_some());
+        disk.pause(if both { 2 * moved } else { moved }).await;
         Ok(moved)
     }
 

@@ -207,7 +207,8 @@ impl Link {
         })
     }
 
-    /// Whether room is needed now: the compactor does not keep to its budget then.
+    /// Whether room is needed now: the compactor's thread must not starve then. Its budget of
+    /// bytes holds all the same.
     pub fn urgent(&self) -> bool {
         self.urgent.load(Ordering::Relaxed)
     }
