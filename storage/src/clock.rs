@@ -36,6 +36,11 @@ impl AgeClock {
         self.age.load(Ordering::Relaxed)
     }
 
+    /// Moves on to where the last process left it. For recovery.
+    pub(crate) fn resume(&self, age: Age) {
+        self.age.fetch_max(age, Ordering::Relaxed);
+    }
+
     /// Takes the time it is; of several threads that tell the same second, one moves the clock.
     pub(crate) fn advance(&self, now: Seconds) {
         let last = self.told.load(Ordering::Relaxed);
@@ -74,6 +79,15 @@ mod tests {
         assert_eq!(clock.now(), 1061, "set back");
         clock.advance(9);
         assert_eq!(clock.now(), 1063, "and goes on from there");
+    }
+
+    #[test]
+    fn resumes_and_never_goes_back() {
+        let clock = AgeClock::new(0, 50);
+        clock.resume(1000);
+        clock.resume(10);
+        clock.advance(51);
+        assert_eq!(clock.now(), 1001);
     }
 
     #[test]

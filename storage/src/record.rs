@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use crate::Seconds;
+use crate::clock::Age;
 use crate::codec::{Encoder, Reader};
 use crate::digest::Digest;
 use crate::key::{
@@ -29,6 +30,7 @@ const KIND_LINK: u8 = 3;
 const KIND_STATISTICS: u8 = 4;
 const KIND_FORGET: u8 = 5;
 const KIND_AREA: u8 = 6;
+const KIND_RECENCY: u8 = 7;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
@@ -49,10 +51,25 @@ pub enum Kind {
         offset: u64,
         len: u64,
     },
+    Recency(Recency),
     Unknown {
         code: u8,
         payload: Vec<u8>,
     },
+}
+
+/// When bodies were last asked for, by the age clock. The highest time of a body counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Recency {
+    /// The age clock when this was written: the next process goes on from there.
+    pub(crate) clock: u64,
+    pub(crate) seen: Vec<(Digest, Age)>,
+}
+
+impl Recency {
+    /// As many times as are sure to fit a record of `SMALL_RECORD_LEN_MAX`.
+    pub(crate) const SEEN_MAX: usize =
+        (SMALL_RECORD_LEN_MAX / 2 - PREFIX_LEN - 12) / (1 + Digest::LEN_MAX + 4);
 }
 
 /// The commit entry of a body: without it the body does not exist (S3).
@@ -124,6 +141,7 @@ impl Kind {
             Kind::Statistics(..) => KIND_STATISTICS,
             Kind::Forget(_) => KIND_FORGET,
             Kind::Area { .. } => KIND_AREA,
+            Kind::Recency(_) => KIND_RECENCY,
             Kind::Unknown { code, .. } => *code,
         }
     }
@@ -156,6 +174,14 @@ impl Kind {
             Kind::Area { offset, len } => {
                 out.u64(*offset);
                 out.u64(*len);
+            }
+            Kind::Recency(recency) => {
+                out.u64(recency.clock);
+                out.u32(u32::try_from(recency.seen.len()).expect("at most SEEN_MAX"));
+                for (digest, age) in &recency.seen {
+                    out.digest(digest);
+                    out.u32(*age);
+                }
             }
             Kind::Unknown { payload, .. } => out.raw(payload),
         }
@@ -198,6 +224,7 @@ impl Kind {
                 offset: reader.u64()?,
                 len: reader.u64()?,
             },
+            KIND_RECENCY => Kind::Recency(decode_recency(reader)?),
             code => Kind::Unknown {
                 code,
                 payload: reader.rest().to_vec(),
@@ -237,6 +264,13 @@ fn decode_body(reader: &mut Reader<'_>) -> Option<BodyEntry> {
         media_type,
         crcs,
     })
+}
+
+fn decode_recency(reader: &mut Reader<'_>) -> Option<Recency> {
+    let (clock, count) = (reader.u64()?, reader.u32()?);
+    let seen = (0..count).map(|_| Some((reader.digest()?, reader.u32()?)));
+    let seen = seen.collect::<Option<Vec<_>>>()?;
+    Some(Recency { clock, seen })
 }
 
 fn encode_tag_key(key: &TagKey, out: &mut Encoder) {
@@ -429,6 +463,11 @@ mod tests {
                 offset: 4096,
                 len: 65536,
             },
+            Kind::Recency(Recency::default()),
+            Kind::Recency(Recency {
+                clock: 1 << 40,
+                seen: vec![(digest, 7), (Digest::sha256(b"other"), Age::MAX)],
+            }),
             Kind::Unknown {
                 code: 200,
                 payload: vec![1, 2, 3],
@@ -469,6 +508,16 @@ mod tests {
                 fuzz(&flipped);
             }
         }
+    }
+
+    #[test]
+    fn a_full_recency_record_fits_a_page_of_records() {
+        let mut hasher = crate::Hasher::new(crate::Algorithm::Sha512);
+        hasher.update(b"x");
+        let seen = vec![(hasher.finish(), Age::MAX); Recency::SEEN_MAX];
+        let kind = Kind::Recency(Recency { clock: 1, seen });
+        let encoded = Record { sequence: 1, kind }.encoded();
+        assert!(encoded.len() <= SMALL_RECORD_LEN_MAX / 2);
     }
 
     #[test]

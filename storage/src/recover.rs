@@ -18,6 +18,7 @@ use crate::index::{Flags, IndexedBody};
 use crate::key::ForgetKey;
 use crate::lease::{Lease, Place, SegmentFile};
 use crate::page::Uuid;
+use crate::recency::Remembered;
 use crate::record::{BodyEntry, Kind, Record};
 use crate::scan::{Candidate, Scan, Scanned, scan};
 use crate::segment::{is_small, parse_file_name};
@@ -258,12 +259,18 @@ fn merge<D: Disk>(
     recovered: &mut Recovered,
 ) -> Vec<(u8, String)> {
     let mut forgets = Forgets::new();
+    let mut remembered = Remembered::default();
     for record in found.iter().flat_map(|found| &found.scanned.records) {
-        if let Kind::Forget(key) = &record.kind {
-            let highest = forgets.entry(key.clone()).or_insert(record.sequence);
-            *highest = (*highest).max(record.sequence);
+        match &record.kind {
+            Kind::Forget(key) => {
+                let highest = forgets.entry(key.clone()).or_insert(record.sequence);
+                *highest = (*highest).max(record.sequence);
+            }
+            Kind::Recency(recency) => remembered.learn(recency),
+            _ => {}
         }
     }
+    store.clock.resume(remembered.clock());
     let newest = newest_bodies(&found, &forgets, recovered);
     let mut unlinked = Vec::new();
     for found in found {
@@ -296,7 +303,7 @@ fn merge<D: Disk>(
         volume.register(Arc::clone(&file));
         recovered.segments += 1;
         for record in records.into_iter().filter(live) {
-            index(store, record, &file, &forgets, recovered);
+            index(store, record, &file, (&forgets, &remembered), recovered);
         }
         file.seal();
     }
@@ -346,7 +353,7 @@ fn index<D: Disk>(
     store: &Store<D>,
     record: Record,
     file: &Arc<SegmentFile<D>>,
-    forgets: &Forgets,
+    (forgets, remembered): (&Forgets, &Remembered),
     recovered: &mut Recovered,
 ) {
     let sequence = record.sequence;
@@ -360,7 +367,7 @@ fn index<D: Disk>(
                 lease: Lease::new(Arc::clone(file), entry.offset, entry.len),
                 media_type: store.index.media_types.intern(entry.media_type.as_ref()),
                 bytes: None,
-                recency: AtomicU32::new(store.clock.now()),
+                recency: AtomicU32::new(remembered.of(&entry.digest)),
                 flags: Flags::new(Flags::DURABLE),
             });
         }
@@ -386,6 +393,6 @@ fn index<D: Disk>(
             }
         }
         // Known above, or to a later program.
-        Kind::Forget(_) | Kind::Area { .. } | Kind::Unknown { .. } => {}
+        Kind::Forget(_) | Kind::Area { .. } | Kind::Recency(_) | Kind::Unknown { .. } => {}
     }
 }
