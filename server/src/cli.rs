@@ -3,6 +3,8 @@
 //! Flags are nothing but shorter names for keys, so `config` alone decides what is valid. Called
 //! by `main`; `check-config` and `print-config` are answered here, the only users of stdout.
 
+mod remote;
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,6 +13,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Config, Flag, FlagValue, Loaded, Problems, Sources};
 use crate::preflight;
+
+pub use remote::purge;
 
 const ABOUT: &str = "A pull-through cache for OCI registries";
 
@@ -28,7 +32,11 @@ Try it:
 
 Where data goes:
   --store DIR, else $STATE_DIRECTORY (set by systemd), else $XDG_CACHE_HOME/entrepot or
-  ~/.cache/entrepot. Up to --capacity (default 90% of that file system) is used.
+  ~/.cache/entrepot. Up to --capacity (default 90% of that file system) is used. With several
+  disks --store is repeated, once for each.
+
+Forget something for good, through the running server's control socket:
+  entrepot purge tag dh/library/nginx:1.27          # or: digest, repository, project
 
 Configuration:
   entrepot print-config > entrepot.toml             # every key with its value
@@ -48,8 +56,9 @@ Point clients at it without changing image names (cache:5000 is this server):
                 location = \"cache:5000/quay.io\"
                 insecure = true
 
-Exit codes: 0 after a drain, 2 for a wrong command line, 78 when the configuration or the machine
-does not permit a start; the message says what to change.";
+Exit codes: 0 after a drain or when done, 1 when the server could not do it, 2 for a wrong command
+line, 69 when no server answers, 78 when the configuration or the machine does not permit a start;
+the message says what to change.";
 
 #[derive(Debug, Parser)]
 #[command(name = "entrepot", version, about = ABOUT, long_about = LONG_ABOUT)]
@@ -68,6 +77,8 @@ pub enum Command {
     CheckConfig(Given),
     /// Prints the configuration in effect as TOML, passwords masked
     PrintConfig(Given),
+    /// Has the running server forget something for good; returns when that is on disk
+    Purge(remote::Purge),
 }
 
 #[derive(Args, Clone, Debug, Default)]
@@ -86,10 +97,18 @@ pub struct Given {
     /// Where metrics and health are, such as 127.0.0.1:5001
     #[arg(long, value_name = "ADDRESS", env = "ENTREPOT_ADMIN")]
     admin: Option<String>,
-    /// Directory of the store; one server at a time
-    #[arg(long, value_name = "DIR", env = "ENTREPOT_STORE")]
-    store: Option<String>,
-    /// How much disk to use: a size such as 2TiB, or a part of the file system such as 90%
+    /// Directory of the store, one for each disk; may be repeated; one server at a time
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "ENTREPOT_STORE",
+        value_delimiter = ':'
+    )]
+    store: Vec<String>,
+    /// Unix socket for purges and volumes; default control.sock in the first store
+    #[arg(long, value_name = "PATH", env = "ENTREPOT_CONTROL")]
+    control: Option<String>,
+    /// How much of each disk to use: a size such as 2TiB, or a part of it such as 90%
     #[arg(long, value_name = "SIZE", env = "ENTREPOT_CAPACITY")]
     capacity: Option<String>,
     /// Shard threads; default one per core
@@ -111,16 +130,20 @@ impl Given {
 
     fn sources(&self) -> Sources {
         let mut flags = Vec::new();
-        if !self.listen.is_empty() {
-            flags.push(Flag {
-                name: "--listen".to_owned(),
-                key: "listen".to_owned(),
-                value: FlagValue::Texts(self.listen.clone()),
-            });
+        for (name, key, values) in [
+            ("--listen", "listen", &self.listen),
+            ("--store", "store.paths", &self.store),
+        ] {
+            if !values.is_empty() {
+                flags.push(Flag {
+                    value: FlagValue::Texts(values.clone()),
+                    ..flag(name, key, "")
+                });
+            }
         }
         for (name, key, value) in [
             ("--admin", "admin", &self.admin),
-            ("--store", "store.paths", &self.store),
+            ("--control", "control", &self.control),
             ("--capacity", "store.capacity", &self.capacity),
             ("--shards", "shards", &self.shards),
         ] {
@@ -218,6 +241,8 @@ fn summary(config: &Config) -> String {
         .iter()
         .map(|address| address.to_string())
         .collect();
+    let stores = config.store.paths.iter();
+    let stores: Vec<_> = stores.map(|path| path.display().to_string()).collect();
     let projects: Vec<_> = config
         .projects
         .iter()
@@ -230,7 +255,7 @@ fn summary(config: &Config) -> String {
         "listen {}, admin {}, store {}, projects {}",
         listen.join(", "),
         config.admin,
-        config.store.paths[0].display(),
+        stores.join(", "),
         projects.join(", ")
     )
 }

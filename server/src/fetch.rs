@@ -113,6 +113,8 @@ struct Running {
     /// Asks that wait for upstream's head.
     waiting: RefCell<Vec<BodyAsk>>,
     stream: RefCell<Option<Stream>>,
+    /// Its digest was purged while upstream was asked.
+    stopped: Cell<bool>,
 }
 
 /// Why a fill did not come to its end.
@@ -240,6 +242,16 @@ impl Fetcher {
         self.aborting.set(true);
     }
 
+    /// A purge: whoever asked for the digest until now does not get it into the store. Fills that
+    /// have room already are the store's to stop.
+    pub fn stop(&self, digest: &Digest) {
+        for kind in [BodyKind::Manifest, BodyKind::Blob] {
+            if let Some(running) = self.running.borrow().get(&(*digest, kind)) {
+                running.stopped.set(true);
+            }
+        }
+    }
+
     /// Answers an ask, now or when upstream's head has arrived.
     pub fn body(self: &Rc<Self>, ask: BodyAsk) {
         if self.store.body(&ask.digest).is_some() {
@@ -291,6 +303,7 @@ impl Fetcher {
             source: RefCell::new(ask.source.clone()),
             waiting: RefCell::new(vec![ask]),
             stream: RefCell::default(),
+            stopped: Cell::new(false),
         });
         self.running
             .borrow_mut()
@@ -319,6 +332,7 @@ impl Fetcher {
             };
             let Some((source, prefer)) = next else { return };
             running.source.replace(source.clone());
+            running.stopped.set(false);
             let opened = self.open(&digest, kind, &source, prefer.as_deref()).await;
             let outcome = match opened {
                 Ok(opened) => self.fill(digest, kind, &source, opened, running).await,
@@ -385,6 +399,12 @@ impl Fetcher {
         let Some(admitted) = self.admit(spec, running).await else {
             return Ok(());
         };
+        if running.stopped.get() {
+            return Err(Failure::new(
+                FailureKind::Busy,
+                "purged while it was fetched",
+            ));
+        }
         // The 200 is the source's proof; it is in the index before anybody can ask for it.
         self.link(source, digest, &origin).await;
         let stream = Stream {

@@ -261,6 +261,15 @@ impl Tags {
         named.retain(|named| named.source != *source || *named.tag != *tag);
     }
 
+    /// Forgets what HEADs were told of some tags: a purge.
+    pub fn drop_named_if(&self, which: impl Fn(&str, &str, &str) -> bool) {
+        let projects = self.sources.projects();
+        self.named.borrow_mut().retain(|named| {
+            let project = &projects.get(named.source.project).name;
+            !which(project, &named.source.name, &named.tag)
+        });
+    }
+
     /// A manifest of the repository was verified: tags that a HEAD found to name it move now.
     pub async fn settle(&self, source: &Repository, digest: Digest) {
         let settled: VecDeque<Named> = {

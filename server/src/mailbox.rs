@@ -6,9 +6,10 @@
 //! and a hit sends nothing at all.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
-use entrepot_storage::{Digest, LinkKey, LinkRecord, TagKey, TagRecord};
+use entrepot_storage::{Digest, LinkKey, LinkRecord, TagKey, TagRecord, WriteError};
 
 use crate::access::ProofAsk;
 use crate::failure::Failure;
@@ -16,6 +17,7 @@ use crate::fetch::BodyAsk;
 use crate::freshness::TagAsk;
 use crate::metrics::{Counter, Metrics};
 use crate::project::Repository;
+use crate::purge;
 use crate::upstream::{Token, TokenAsk, UpstreamError};
 
 /// Asks that may wait for an owner. An owner answers tens of thousands a second, so a queue this
@@ -63,6 +65,11 @@ pub enum Message {
         bytes: Bytes,
         reply: Reply<Result<(), Failure>>,
     },
+    /// A shard's part of a purge; the slot has room for all shards' answers.
+    Purge {
+        step: purge::Step,
+        reply: Reply<Result<purge::Done, WriteError>>,
+    },
 }
 
 pub struct Mailboxes {
@@ -80,6 +87,12 @@ impl Mailboxes {
 
     pub fn shards(&self) -> usize {
         self.senders.len()
+    }
+
+    /// For a thread that is no shard: waits for room until the deadline. False when there was
+    /// none, or the shard has ended.
+    pub fn send_by(&self, shard: usize, message: Message, deadline: Instant) -> bool {
+        self.senders[shard].send_deadline(message, deadline).is_ok()
     }
 }
 

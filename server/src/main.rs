@@ -18,6 +18,7 @@ fn main() -> ExitCode {
         Command::Serve(given) => serve(&given),
         Command::CheckConfig(given) => cli::check_config(&given),
         Command::PrintConfig(given) => cli::print_config(&given),
+        Command::Purge(purge) => cli::purge(&purge),
     }
 }
 
@@ -51,6 +52,7 @@ fn run(config: Arc<Config>, dropped: DroppedLines) -> Result<(), StartError> {
     let metrics: Vec<Arc<Metrics>> = (0..shards).map(|_| Arc::default()).collect();
     let ready = Arc::new(AtomicBool::new(false));
     let admin = start::admin(&parts, &metrics, &ready, dropped)?;
+    let control = start::control(&parts)?;
     let running = start::shards(&parts, listeners, receivers, &metrics)?;
     ready.store(true, Ordering::Release);
     start::announce(&config, admin);
@@ -59,6 +61,7 @@ fn run(config: Arc<Config>, dropped: DroppedLines) -> Result<(), StartError> {
     tracing::info!("stopping: requests and fills end, then the store");
     ready.store(false, Ordering::Release);
     start::told(notify::stopping());
+    drop(control);
     running.drain();
     tracing::info!("stopped");
     Ok(())

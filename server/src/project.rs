@@ -146,6 +146,15 @@ impl Projects {
         Some((index, self.upstream_name(index, name)))
     }
 
+    /// The name by which the store knows a repository of a project, also of one that is no longer
+    /// configured.
+    pub fn upstream_name_in<'a>(&self, project: &str, name: &'a str) -> Cow<'a, str> {
+        match self.by_name.get(project) {
+            Some(index) => self.upstream_name(*index, name),
+            None => Cow::Borrowed(name),
+        }
+    }
+
     fn upstream_name<'a>(&self, index: usize, name: &'a str) -> Cow<'a, str> {
         if self.projects[index].docker_hub {
             normalise_docker_hub(name)

@@ -31,6 +31,7 @@ use crate::net::warm::Warmer;
 use crate::net::watchdog::{Patience, Watchdog};
 use crate::preflight::RING_ENTRIES;
 use crate::project::Projects;
+use crate::purge;
 use crate::service::Service;
 use crate::source::Sources;
 use crate::upstream::{
@@ -159,17 +160,27 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
         mismatch_holdoff: config.limits.mismatch_holdoff,
     };
     let store = &parts.store;
+    let fetcher = Fetcher::new(
+        store.clone(),
+        writer.clone(),
+        sources.clone(),
+        post.clone(),
+        metrics.clone(),
+        bounds,
+    );
+    let tags = Tags::new(store.clone(), writer.clone(), sources.clone(), post.clone());
+    let purge = purge::Owner::new(
+        store.clone(),
+        writer.clone(),
+        fetcher.clone(),
+        tags.clone(),
+        (seat.index, shards),
+    );
     let owner = Owner {
-        fetcher: Fetcher::new(
-            store.clone(),
-            writer.clone(),
-            sources.clone(),
-            post.clone(),
-            metrics.clone(),
-            bounds,
-        ),
+        fetcher,
         links: Links::new(writer.clone(), sources.clone()),
-        tags: Tags::new(store.clone(), writer.clone(), sources.clone(), post.clone()),
+        tags,
+        purge: Rc::new(purge),
         tokens: Rc::new(TokenCache::new()),
         client,
         writer: writer.clone(),
@@ -262,6 +273,7 @@ struct Owner {
     tokens: Rc<TokenCache>,
     client: Rc<Client>,
     writer: Rc<Writer<UringDisk>>,
+    purge: Rc<purge::Owner>,
 }
 
 async fn receive(mailbox: flume::Receiver<Message>, owner: Owner) {
@@ -313,6 +325,12 @@ impl Owner {
                 let writer = self.writer.clone();
                 monoio::spawn(async move {
                     let _ = reply.try_send(writer.load(&digest).await);
+                });
+            }
+            Message::Purge { step, reply } => {
+                let purge = self.purge.clone();
+                monoio::spawn(async move {
+                    let _ = reply.try_send(purge.step(step).await);
                 });
             }
             Message::Hold {

@@ -16,6 +16,8 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::admin::Admin;
 use crate::clock;
 use crate::config::Config;
+use crate::control::BindError;
+use crate::control::server::{self, Control, SocketFile};
 use crate::logging::DroppedLines;
 use crate::mailbox::{Mailboxes, Message};
 use crate::metrics::Metrics;
@@ -23,6 +25,7 @@ use crate::net::socket::listen;
 use crate::net::warm::Warmer;
 use crate::preflight::{Fatal, LEFTOVER_LOOK, LEFTOVER_WAIT, Passed, RING_ENTRIES};
 use crate::project::Projects;
+use crate::purge::Purger;
 use crate::shard::{self, Drained, Parts, Seat};
 use crate::upstream::{Resolver, SetupError, TrustRoots, Upstream};
 
@@ -33,6 +36,8 @@ pub enum StartError {
     Machine(#[from] Fatal),
     #[error("{0}")]
     Upstream(#[from] SetupError),
+    #[error("{0}")]
+    Control(#[from] BindError),
     #[error("the store {} cannot be opened: {error}", path.display())]
     Store { path: PathBuf, error: OpenError },
     #[error("{doing}: {error}")]
@@ -214,6 +219,12 @@ pub fn admin(
     };
     crate::admin::start(address, admin)
         .map_err(|error| StartError::Machine(Fatal::Listen { address, error }))
+}
+
+/// Binds the control socket; what it is asked waits for the shards.
+pub fn control(parts: &Parts) -> Result<SocketFile, StartError> {
+    let purger = Purger::new(parts.mailboxes.clone(), parts.projects.clone());
+    Ok(server::start(&parts.config.control, Control { purger })?)
 }
 
 /// The running shards.

@@ -137,8 +137,19 @@ pub enum Cause {
     DefaultTwice { project: String, at: Place },
     #[error("a tier without \"tags\" matches every tag and must be the last")]
     CatchAllNotLast,
-    #[error("{key}: not supported yet: exactly one store path, found {found}")]
-    StorePaths { key: &'static str, found: usize },
+    #[error("store.paths: 1 to {max} directories are possible, found {found}")]
+    StorePaths { found: usize, max: usize },
+    #[error("store.paths: {} is listed twice", .0.display())]
+    StorePathTwice(PathBuf),
+    #[error(
+        "control: {} has {found} bytes; the path of a Unix socket has at most {max}: \
+             name a shorter one with control or --control", path.display()
+    )]
+    ControlTooLong {
+        path: PathBuf,
+        found: usize,
+        max: usize,
+    },
     #[error(
         "no store directory: set store.paths or --store (none of $STATE_DIRECTORY, \
              $XDG_CACHE_HOME, $HOME is set)"

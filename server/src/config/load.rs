@@ -19,9 +19,14 @@ use super::{
     Capacity, Config, GIB, KIB, Limits, Log, LogFormat, MIB, SecretSource, StoreConfig, TIB,
     project, units,
 };
+use crate::control;
 
 /// A configuration of this size has thousands of projects: something else was named.
 const FILE_LEN_MAX: u64 = MIB;
+/// What the store can number; more disks than this are several servers.
+pub const STORE_PATHS_MAX: usize = 16;
+/// The name of the control socket in the first store's directory.
+const CONTROL: &str = "control.sock";
 /// Virtual shards; a core without one would idle.
 pub const SHARDS_MAX: usize = 256;
 
@@ -136,13 +141,15 @@ fn read(root: Section<'_>, warnings: &Sink, env: &dyn Fn(&str) -> Option<String>
     let listen = read_listen(&root);
     let admin = read_admin(&root, &listen);
     let shards = root.number("shards", 1..=SHARDS_MAX as u64);
+    let store = read_store(&root, env);
     let config = Config {
         projects: project::read_all(&root, &listen, warnings, env),
         listen,
         admin,
+        control: read_control(&root, &store),
         shards: shards.map(|shards| shards as usize),
         log: read_log(root.table("log")),
-        store: read_store(&root, env),
+        store,
         limits: read_limits(root.table("limits")),
     };
     root.finish();
@@ -196,6 +203,35 @@ fn read_admin(root: &Section<'_>, listen: &[SocketAddr]) -> SocketAddr {
     admin
 }
 
+/// In the first store's directory, which only its owner may enter, unless it is named.
+fn read_control(root: &Section<'_>, store: &StoreConfig) -> PathBuf {
+    let (path, place) = match root.text("control") {
+        Some((path, place)) => (absolute(path), place),
+        // Without a store there is another problem already.
+        None => (
+            store
+                .paths
+                .first()
+                .map(|dir| dir.join(CONTROL))
+                .unwrap_or_default(),
+            &Place::Builtin,
+        ),
+    };
+    let found = path.as_os_str().len();
+    if found > control::PATH_LEN_MAX {
+        let max = control::PATH_LEN_MAX;
+        root.wrong(
+            place,
+            Cause::ControlTooLong {
+                path: path.clone(),
+                found,
+                max,
+            },
+        );
+    }
+    path
+}
+
 fn read_log(section: Option<Section<'_>>) -> Log {
     let mut log = Log {
         format: LogFormat::Text,
@@ -230,12 +266,7 @@ fn read_store(root: &Section<'_>, env: &dyn Fn(&str) -> Option<String>) -> Store
     };
     if let Some(section) = section {
         if let Some(paths) = section.texts("paths") {
-            store.paths = paths.iter().map(|(path, _)| absolute(path)).collect();
-            if store.paths.len() != 1 || store.paths[0].as_os_str().is_empty() {
-                let (key, found) = ("store.paths", store.paths.len());
-                let place = section.place_of("paths").unwrap_or(section.place());
-                section.wrong(place, Cause::StorePaths { key, found });
-            }
+            store.paths = read_paths(&section, &paths);
         }
         read_capacity(&section, &mut store.capacity);
         store.segment = section.size("segment", MIB..=16 * GIB);
@@ -254,6 +285,25 @@ fn read_store(root: &Section<'_>, env: &dyn Fn(&str) -> Option<String>) -> Store
         }
     }
     store
+}
+
+fn read_paths(section: &Section<'_>, texts: &[(&str, &Place)]) -> Vec<PathBuf> {
+    let mut paths = Vec::new();
+    for (text, place) in texts {
+        let path = absolute(text);
+        if text.is_empty() {
+            section.wrong_value("paths", place, text, "a directory");
+        } else if paths.contains(&path) {
+            section.wrong(place, Cause::StorePathTwice(path.clone()));
+        }
+        paths.push(path);
+    }
+    if !(1..=STORE_PATHS_MAX).contains(&paths.len()) {
+        let place = section.place_of("paths").unwrap_or(section.place());
+        let (found, max) = (paths.len(), STORE_PATHS_MAX);
+        section.wrong(place, Cause::StorePaths { found, max });
+    }
+    paths
 }
 
 /// So that a later message names the directory whatever the working directory was.

@@ -32,6 +32,8 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// Metrics and health; never on the data port.
     pub admin: SocketAddr,
+    /// The Unix socket for purges and volumes; short enough for an address.
+    pub control: PathBuf,
     /// Shard threads; `None` is one per core.
     pub shards: Option<usize>,
     pub log: Log,
@@ -56,8 +58,9 @@ pub enum LogFormat {
 
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
-    /// Exactly one, until several disks are supported.
+    /// One directory for each disk, at least one and no two the same.
     pub paths: Vec<PathBuf>,
+    /// Of each path.
     pub capacity: Capacity,
     /// Bytes of one segment; `None` lets the store choose by its capacity.
     pub segment: Option<u64>,

@@ -19,6 +19,7 @@ pub fn print(config: &Config) -> String {
     let listen: Vec<_> = config.listen.iter().map(|address| text(address)).collect();
     line(&mut out, &format!("listen = [{}]", listen.join(", ")));
     line(&mut out, &format!("admin = {}", text(&config.admin)));
+    line(&mut out, &format!("control = {}", path(&config.control)));
     match config.shards {
         Some(shards) => line(&mut out, &format!("shards = {shards}")),
         None => line(&mut out, "# shards: one per core"),

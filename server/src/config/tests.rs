@@ -380,10 +380,18 @@ fn wrong_types_and_values_say_what_is_expected() {
             ),
             ("[store]\ncapacity = '12'", &["store.capacity"]),
             (
-                "[store]\npaths = ['/a', '/b']",
-                &["not supported yet: exactly one store path, found 2"],
+                "[store]\npaths = ['/a', '/b', '/a']",
+                &[":2: store.paths: /a is listed twice"],
             ),
-            ("[store]\npaths = []", &["exactly one store path, found 0"]),
+            (
+                "[store]\npaths = []",
+                &["1 to 16 directories are possible, found 0"],
+            ),
+            (
+                "[store]\npaths = ['/a', '']",
+                &["store.paths: \"\" is not a directory"],
+            ),
+            ("control = 5", &["control: expected a string"]),
             (
                 "[store]\nsegment = '1KiB'",
                 &["store.segment: \"1KiB\" is not a size from 1MiB"],

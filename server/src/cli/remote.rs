@@ -1,0 +1,192 @@
+//! Commands that a running server carries out, asked through its control socket.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use entrepot_storage::Digest;
+
+use super::{flag, refused, set, written};
+use crate::config::{self, Flag, FlagValue, Sources};
+use crate::control::client::{AskError, ask};
+use crate::control::{Answer, Purged, Request, Target};
+use crate::preflight;
+
+/// sysexits.h EX_UNAVAILABLE: no server answers.
+const UNAVAILABLE: u8 = 69;
+
+/// Which server: the one whose configuration, or control socket, is given.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Reach {
+    /// Control socket of the server; default: what its configuration says
+    #[arg(long, value_name = "PATH", env = "ENTREPOT_CONTROL")]
+    control: Option<PathBuf>,
+    /// Configuration file of the server
+    #[arg(long, value_name = "FILE", env = "ENTREPOT_CONFIG")]
+    config: Option<PathBuf>,
+    /// Directory of the server's store; the first one, if there are several
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "ENTREPOT_STORE",
+        value_delimiter = ':'
+    )]
+    store: Vec<String>,
+    /// Sets a key of the configuration as the server's command line does; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct Purge {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum What {
+    /// One body, and every repository's link to it
+    Digest {
+        /// Such as sha256:9b2…
+        digest: Digest,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// One tag, and the cached tag lists of its repository; not the image
+    Tag {
+        /// Such as dh/library/nginx:1.27
+        name: String,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// All of a repository, and the bodies that no other one has
+    Repository {
+        /// Such as dh/library/nginx
+        name: String,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// All repositories of a project
+    Project {
+        /// Such as dh
+        name: String,
+        #[command(flatten)]
+        reach: Reach,
+    },
+}
+
+impl Reach {
+    /// The control socket; `Err` when the configuration cannot be read.
+    fn socket(&self) -> Result<PathBuf, ExitCode> {
+        if let Some(path) = &self.control {
+            return Ok(path.clone());
+        }
+        let mut flags: Vec<Flag> = self.set.iter().map(|assignment| set(assignment)).collect();
+        if !self.store.is_empty() {
+            flags.push(Flag {
+                value: FlagValue::Texts(self.store.clone()),
+                ..flag("--store", "store.paths", "")
+            });
+        }
+        let sources = Sources {
+            file: self.config.clone(),
+            flags,
+        };
+        match config::load(&sources, &|name| std::env::var(name).ok()) {
+            Ok(loaded) => Ok(loaded.config.control),
+            Err(problems) => Err(refused(&problems)),
+        }
+    }
+
+    fn ask(&self, request: &Request) -> Result<Answer, ExitCode> {
+        let failed = |error: AskError| {
+            eprintln!("entrepot: {error}");
+            match error {
+                AskError::NoServer(_) => ExitCode::from(UNAVAILABLE),
+                AskError::Forbidden(_) => ExitCode::from(preflight::EXIT_CODE),
+                AskError::Unreachable { .. } | AskError::NoAnswer(_) => ExitCode::FAILURE,
+            }
+        };
+        ask(&self.socket()?, request).map_err(failed)
+    }
+}
+
+/// Says what was forgotten, once it is durable.
+pub fn purge(purge: &Purge) -> ExitCode {
+    let (name, target, reach) = match &purge.what {
+        What::Digest { digest, reach } => {
+            let text = digest.to_string();
+            (text.clone(), Target::Digest(text), reach)
+        }
+        What::Tag { name, reach } => (name.clone(), Target::Tag(name.clone()), reach),
+        What::Repository { name, reach } => (name.clone(), Target::Repository(name.clone()), reach),
+        What::Project { name, reach } => (name.clone(), Target::Project(name.clone()), reach),
+    };
+    match reach.ask(&Request::Purge(target)) {
+        Ok(Answer::Purged(purged)) => written(&format!("{name}: {}\n", told(&purged))),
+        Ok(other) => unexpected(&other),
+        Err(code) => code,
+    }
+}
+
+fn told(purged: &Purged) -> String {
+    let counts = [
+        (purged.bodies, "body", "bodies"),
+        (purged.tags, "tag", "tags"),
+        (purged.listings, "listing", "listings"),
+        (purged.links, "link", "links"),
+    ];
+    let parts: Vec<_> = counts
+        .iter()
+        .filter(|(count, ..)| *count > 0)
+        .map(|(count, one, many)| format!("{count} {}", if *count == 1 { one } else { many }))
+        .collect();
+    match parts.is_empty() {
+        true => "nothing was held; none of it will come back".to_owned(),
+        false => format!("forgot {}", parts.join(", ")),
+    }
+}
+
+fn unexpected(answer: &Answer) -> ExitCode {
+    match answer {
+        Answer::Error(error) => eprintln!("entrepot: {error}"),
+        other => eprintln!("entrepot: the server answered something else: {other:?}"),
+    }
+    ExitCode::FAILURE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_forgotten_is_counted() {
+        let purged = Purged {
+            bodies: 1,
+            links: 2,
+            ..Purged::default()
+        };
+        assert_eq!(told(&purged), "forgot 1 body, 2 links");
+        assert!(told(&Purged::default()).starts_with("nothing was held"));
+    }
+
+    #[test]
+    fn the_socket_is_the_one_that_the_server_has() {
+        let store = Reach {
+            store: vec!["/srv/a".to_owned(), "/srv/b".to_owned()],
+            ..Reach::default()
+        };
+        let named = |reach: &Reach| reach.socket().expect("a configuration");
+        assert_eq!(named(&store), PathBuf::from("/srv/a/control.sock"));
+        let set = Reach {
+            set: vec!["control=/run/c.sock".to_owned()],
+            ..store.clone()
+        };
+        assert_eq!(named(&set), PathBuf::from("/run/c.sock"));
+        let control = Reach {
+            control: Some("/run/other.sock".into()),
+            ..set
+        };
+        assert_eq!(named(&control), PathBuf::from("/run/other.sock"));
+    }
+}
