@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus, Output};
 use std::sync::Arc;
 
 use rustix::process::Signal;
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::deadline::{until, until_true};
 use crate::http::{self, Answer};
-use crate::process::{Process, built, command};
+use crate::process::{Process, built, command, run};
 use crate::temp::TempDir;
 
 /// Enough for every test that does not fill a store on purpose.
@@ -20,8 +20,9 @@ const CAPACITY: &str = "4GiB";
 const FREE_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// Variables that the program reads, and that whoever runs the tests may have set.
-const OUTSIDE: [&str; 6] = [
+const OUTSIDE: [&str; 7] = [
     "ENTREPOT_CONFIG",
+    "ENTREPOT_CONTROL",
     "ENTREPOT_SHARDS",
     "NOTIFY_SOCKET",
     "SSL_CERT_FILE",
@@ -169,11 +170,7 @@ impl Setup {
         command.args(["--listen", &self.listen.to_string()]);
         command.args(["--admin", &self.admin.to_string()]);
         command.args(&self.args);
-        command.env("HOME", self.dir.path());
-        for name in OUTSIDE {
-            command.env_remove(name);
-        }
-        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
+        self.surround(&mut command);
         Process::start("entrepot", command)
     }
 
@@ -192,6 +189,23 @@ impl Setup {
             http::fetch(admin, "GET", "/readyz", &[]).is_ok_and(|answer| answer.status() == 200)
         });
         server
+    }
+
+    /// Runs another command of the program with the configuration and the store of this one.
+    pub fn ask(&self, args: &[&str]) -> Output {
+        let mut command = command(program());
+        command.args(args).arg("--config").arg(&self.config);
+        command.arg("--store").arg(&self.store);
+        self.surround(&mut command);
+        run(command)
+    }
+
+    fn surround(&self, command: &mut Command) {
+        command.env("HOME", self.dir.path());
+        for name in OUTSIDE {
+            command.env_remove(name);
+        }
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
     }
 
     /// Starts a program that must refuse to run; returns its exit code and all it said.
@@ -317,6 +331,20 @@ impl Entrepot {
         kib.and_then(|kib| kib.parse::<u64>().ok())
             .expect("VmRSS in kB")
             * 1024
+    }
+
+    /// Runs another command of the program, such as `purge`, against this server.
+    pub fn ask(&self, args: &[&str]) -> Output {
+        self.setup.ask(args)
+    }
+
+    /// [`Entrepot::ask`] for what must succeed; returns what it printed.
+    #[track_caller]
+    pub fn ask_ok(&self, args: &[&str]) -> String {
+        let output = self.ask(args);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {said}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// SIGKILL while others still use this value; [`Entrepot::kill9`] then buries it.

@@ -14,7 +14,6 @@ use entrepot_storage::{
 use monoio::time::sleep;
 
 use super::{Done, Scope, Step};
-use crate::clock;
 use crate::control::Purged;
 use crate::fetch::Fetcher;
 use crate::freshness::Tags;
@@ -88,7 +87,7 @@ impl Owner {
         for group in digests.chunks(GROUP_KEYS) {
             for digest in group {
                 self.fetcher.stop(digest);
-                let held = self.store.body(digest, clock::now()).is_some();
+                let held = self.store.body(digest).is_some();
                 done.purged.bodies += u64::from(held);
             }
             // Also of what is not held: it may lie on a disk that is away.
