@@ -16,7 +16,7 @@ use crate::page::{
     RecordHeader, RecordsPage, RecordsUse, SegmentHeader, Trailer, claimed_len, decode_records,
 };
 pub use crate::record::{BodyEntry, CRC_STRIDE_BYTES, Kind, Record};
-pub use crate::segment::{is_small, parse_file_name};
+pub use crate::segment::{file_name, is_small, parse_file_name};
 use crate::store::OpenError;
 pub use crate::superblock::NAME as SUPERBLOCK_NAME;
 use crate::superblock::Superblock;
@@ -24,7 +24,7 @@ use crate::superblock::Superblock;
 /// The bytes of a file.
 pub trait Source {
     /// When it was opened: the file may have grown since, and never shrinks (S1).
-    fn len(&self) -> u64;
+    fn file_len(&self) -> u64;
 
     /// Exactly `len` bytes; `UnexpectedEof` where the file ends before.
     fn read(&self, offset: u64, len: usize) -> io::Result<Cow<'_, [u8]>>;
@@ -124,6 +124,8 @@ pub struct Segment {
     pub created: Option<Seconds>,
     /// Of the store its pages belong to, if one of them is whole.
     pub uuid: Option<Uuid>,
+    /// Store and segment, as its header has them.
+    pub says: Option<(Uuid, u64)>,
     /// In the order of their pages.
     pub records: Vec<Record>,
     pub faults: Vec<Fault>,
@@ -150,9 +152,10 @@ pub fn read_segment(
         id,
         class: if small { Class::Small } else { Class::Shared },
         state: State::Empty,
-        len: source.len(),
+        len: source.file_len(),
         created: None,
         uuid,
+        says: None,
         records: Vec::new(),
         faults: Vec::new(),
     };
@@ -171,6 +174,16 @@ pub fn read_segment(
     found
 }
 
+/// Whether the file ends with a whole trailer of this segment: then it is never written again.
+pub fn has_trailer(source: &dyn Source, id: u64) -> bool {
+    let offset = source.file_len().checked_sub(PAGE_LEN);
+    offset.is_some_and(|offset| {
+        let page = read(source, offset, PAGE_LEN).ok();
+        let trailer = page.and_then(|page| Trailer::decode(&page));
+        trailer.is_some_and(|trailer| trailer.segment == id && trailer.offset == offset)
+    })
+}
+
 enum Sealed {
     Read,
     Foreign,
@@ -186,6 +199,7 @@ impl Segment {
             None if zero(&page) => {}
             None => self.faults.push(Fault::Header),
             Some(header) => {
+                self.says = Some((header.uuid, header.segment));
                 let known = *self.uuid.get_or_insert(header.uuid);
                 self.class = header.class;
                 self.created = Some(header.created);
@@ -411,7 +425,7 @@ impl BodyPlace<'_> {
         let end = entry.offset.checked_add(entry.len);
         let inside = entry.offset.is_multiple_of(PAGE_LEN)
             && entry.offset >= 2 * PAGE_LEN
-            && end.is_some_and(|end| end <= source.len());
+            && end.is_some_and(|end| end <= source.file_len());
         if !inside {
             return Err(BodyFault::Outside);
         }

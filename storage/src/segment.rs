@@ -25,7 +25,7 @@ use crate::wait::Waiters;
 const BODIES_SUFFIX: &str = ".seg";
 const SMALL_SUFFIX: &str = ".rec";
 
-pub(crate) fn file_name(segment: u64, class: Class) -> String {
+pub fn file_name(segment: u64, class: Class) -> String {
     let suffix = match class {
         Class::Shared | Class::Solo => BODIES_SUFFIX,
         Class::Small => SMALL_SUFFIX,

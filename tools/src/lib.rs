@@ -1,6 +1,8 @@
-//! What the two programs of this crate are made of; see README.md for their use.
+//! What the programs of this crate are made of; see README.md for their use.
 //!
-//! Neither shares code with the server or the store: tests use them as an independent oracle.
+//! `origin` and `load` share no code with the server or the store: tests use them as an
+//! independent oracle. `inspect` reads stores, with the store's own decoders.
 
+pub mod inspect;
 pub mod load;
 pub mod origin;
