@@ -24,6 +24,7 @@ pub mod net;
 pub mod notify;
 pub mod oci;
 pub mod preflight;
+pub mod priority;
 pub mod project;
 pub mod purge;
 pub mod registry;

@@ -28,6 +28,9 @@ pub const RING_ENTRIES: u32 = 1_024;
 /// Locked memory of one such ring: 64 KiB of submissions, 32 KiB of completions, heads and
 /// arrays, rounded up.
 const RING_LEN: u64 = 128 << 10;
+/// Locked memory of the compactor: the runtime refuses to start with a limit below half a MiB,
+/// and registers 4 MiB of buffers beside three small rings.
+const COMPACTOR_LEN: u64 = 5 << 20;
 /// Files beside client connections: segments, upstream connections, rings, listeners, the log.
 const FILES_RESERVED: u64 = 1_024;
 /// With fewer client connections than this a server is not worth starting.
@@ -78,7 +81,8 @@ pub enum Fatal {
     UringMemory,
     #[error("cannot set up an io_uring: {0}")]
     Uring(io::Error),
-    #[error("the limit of locked memory is {limit} bytes; {rings} rings need {need}\n  \
+    #[error("the limit of locked memory is {limit} bytes; {rings} rings and the compactor need \
+             {need}\n  \
              in a systemd unit:  LimitMEMLOCK=infinity (or {need})\n  \
              in a container:     --ulimit memlock=-1\n  \
              in a shell:         ulimit -l {}\n  \
@@ -140,8 +144,8 @@ pub enum Fatal {
 pub struct Passed {
     /// `limits.connections_max`, or what the limit of open files leaves of it.
     pub connections_max: usize,
-    /// Of the file system that holds the store.
-    pub file_system_len: u64,
+    /// Of the file system of each of the store's paths.
+    pub file_system_lens: Vec<u64>,
 }
 
 /// All checks, cheapest first. `rings`: one per shard, and one more for each other thread that
@@ -164,15 +168,18 @@ pub fn run(config: &Config, rings: usize) -> Result<Passed, Fatal> {
     for address in config.listen.iter().chain([&config.admin]) {
         port_is_free(*address)?;
     }
-    let store = &config.store.paths[0];
-    directory(store)?;
-    let file_system_len = limits::file_system_len(store).map_err(|error| Fatal::Store {
-        path: store.clone(),
-        error,
-    })?;
+    let mut file_system_lens = Vec::new();
+    for path in &config.store.paths {
+        directory(path)?;
+        let len = limits::file_system_len(path).map_err(|error| Fatal::Store {
+            path: path.clone(),
+            error,
+        })?;
+        file_system_lens.push(len);
+    }
     Ok(Passed {
         connections_max,
-        file_system_len,
+        file_system_lens,
     })
 }
 
@@ -207,7 +214,7 @@ fn explain_ring_error(error: io::Error, disabled: Option<i64>) -> Fatal {
 
 /// Ring memory counts against the limit of the user, unless it may lock memory freely (`None`).
 fn memlock(limit: Option<u64>, rings: u64) -> Result<(), Fatal> {
-    let need = rings.saturating_mul(RING_LEN);
+    let need = rings.saturating_mul(RING_LEN).saturating_add(COMPACTOR_LEN);
     match limit {
         Some(limit) if limit < need => Err(Fatal::Memlock { limit, rings, need }),
         _ => Ok(()),
@@ -365,10 +372,13 @@ mod tests {
                 ["operations", "Linux 6.18"],
             ),
             (
-                memlock(Some(8 << 20), 65)
-                    .expect_err("65 rings")
+                memlock(Some(8 << 20), 25)
+                    .expect_err("25 rings")
                     .to_string(),
-                ["8388608 bytes; 65 rings need 8519680", "ulimit -l 8320"],
+                [
+                    "8388608 bytes; 25 rings and the compactor need 8519680",
+                    "ulimit -l 8320",
+                ],
             ),
             (
                 connections(1_087, 16_384).expect_err("63 left").to_string(),
@@ -409,7 +419,7 @@ mod tests {
     #[test]
     fn limits_that_suffice_pass() {
         assert!(memlock(None, 10_000).is_ok());
-        assert!(memlock(Some(8 << 20), 64).is_ok());
+        assert!(memlock(Some(8 << 20), 24).is_ok());
         assert_eq!(connections(1_048_576, 16_384).expect("enough"), 16_384);
         assert_eq!(connections(u64::MAX, 16_384).expect("enough"), 16_384);
         assert_eq!(connections(4_096, 16_384).expect("fewer"), 3_072);

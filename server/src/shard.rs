@@ -42,6 +42,8 @@ use crate::upstream::{
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 /// How often the commit loop looks whether a group has grown large.
 const COMMIT_LOOK: Duration = Duration::from_millis(100);
+/// How often the store looks at what is due; most times that is nothing.
+const MAINTAIN_EVERY: Duration = Duration::from_millis(100);
 /// The whole answer to a client that there is no room for.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n\
     Content-Length: 0\r\nConnection: close\r\n\r\n";
@@ -213,6 +215,7 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
     }
     monoio::spawn(sweep(watchdog.clone()));
     monoio::spawn(commit(writer.clone()));
+    monoio::spawn(maintain(writer.clone()));
     monoio::spawn(receive(seat.mailbox.clone(), owner.clone()));
     let _ = seat.drain.recv_async().await;
     let patience = config.limits.drain_timeout;
@@ -382,6 +385,14 @@ async fn commit(writer: Rc<Writer<UringDisk>>) {
             commit_once(&writer).await;
             last = Instant::now();
         }
+    }
+}
+
+/// Eviction, recency, what the compactor asks: the store knows what is due.
+async fn maintain(writer: Rc<Writer<UringDisk>>) {
+    loop {
+        sleep(MAINTAIN_EVERY).await;
+        writer.maintain(clock::now()).await;
     }
 }
 

@@ -2,19 +2,18 @@
 //!
 //! Each ends in a `Fatal` that says what to do. Nothing here outlives the start.
 
+mod store;
+
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
-use std::time::Instant;
 
-use entrepot_storage::disk::uring::UringDisk;
-use entrepot_storage::{OpenError, Options, Recovered, Store, VolumeSpec};
+use entrepot_storage::OpenError;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::admin::Admin;
-use crate::clock;
 use crate::config::Config;
 use crate::control::BindError;
 use crate::control::server::{self, Control, SocketFile};
@@ -23,7 +22,7 @@ use crate::mailbox::{Mailboxes, Message};
 use crate::metrics::Metrics;
 use crate::net::socket::listen;
 use crate::net::warm::Warmer;
-use crate::preflight::{Fatal, LEFTOVER_LOOK, LEFTOVER_WAIT, Passed, RING_ENTRIES};
+use crate::preflight::{Fatal, Passed};
 use crate::project::Projects;
 use crate::purge::Purger;
 use crate::shard::{self, Drained, Parts, Seat};
@@ -115,8 +114,7 @@ pub fn parts(
         .iter()
         .map(|upstream| upstream.origin().into())
         .collect();
-    let path = &config.store.paths[0];
-    let (disk, store) = open_store(&config, passed, path, mailboxes.shards())?;
+    let (disks, store) = store::open(&config, passed, mailboxes.shards())?;
     Ok(Parts {
         projects: Arc::new(Projects::new(&config, &origins)),
         upstreams: upstreams.into(),
@@ -125,81 +123,10 @@ pub fn parts(
         connections_max: passed.connections_max,
         drained: Drained::new(mailboxes.shards()),
         store,
-        disks: vec![disk],
+        disks,
         mailboxes,
         config,
     })
-}
-
-type Opened = (UringDisk, Arc<Store<UringDisk>>);
-
-fn open_store(
-    config: &Config,
-    passed: &Passed,
-    path: &Path,
-    shards: usize,
-) -> Result<Opened, StartError> {
-    let disk = UringDisk::open(path).map_err(system("opening the store's directory"))?;
-    let capacity = config.store.capacity.bytes(passed.file_system_len);
-    let mut uuid = [0; 16];
-    rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty())
-        .map_err(|errno| system("drawing the store's uuid")(errno.into()))?;
-    let options = Options {
-        segment_len: config.store.segment,
-        solo_min: config.store.solo_min,
-        small_max: u32::try_from(config.store.small_max).unwrap_or(u32::MAX),
-        small_budget: config.store.small_budget,
-        ..Options::new(shards, uuid)
-    };
-    let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
-        .with_entries(RING_ENTRIES)
-        .enable_timer()
-        .build()
-        .map_err(crate::preflight::ring_error)?;
-    let began = Instant::now();
-    let deadline = began + LEFTOVER_WAIT;
-    let opened = loop {
-        let volume = VolumeSpec {
-            disk: disk.clone(),
-            capacity,
-        };
-        let opening = Store::open(vec![volume], options.clone(), clock::now());
-        match runtime.block_on(opening).map_err(|failure| failure.error) {
-            Err(OpenError::Locked) if Instant::now() < deadline => thread::sleep(LEFTOVER_LOOK),
-            opened => break opened,
-        }
-    };
-    // As in a shard: a ring is never dropped.
-    std::mem::forget(runtime);
-    let (store, recovered) = opened.map_err(|error| match error {
-        OpenError::Locked => StartError::Machine(Fatal::StoreTaken(path.to_owned())),
-        error => StartError::Store {
-            path: path.to_owned(),
-            error,
-        },
-    })?;
-    report(
-        path,
-        capacity,
-        &recovered,
-        began.elapsed().as_millis() as u64,
-    );
-    Ok((disk, store))
-}
-
-fn report(path: &Path, capacity: u64, recovered: &Recovered, ms: u64) {
-    tracing::info!(
-        path = %path.display(), capacity, ms, segments = recovered.segments,
-        sealed = recovered.sealed, bodies = recovered.bodies, bytes = recovered.body_bytes,
-        tags = recovered.tags, links = recovered.links, invalid = recovered.invalid,
-        "store open"
-    );
-    for name in &recovered.foreign {
-        tracing::warn!(segment = %name, "a segment of another store is ignored");
-    }
-    for name in &recovered.unreadable {
-        tracing::warn!(segment = %name, "a segment that cannot be read is ignored");
-    }
 }
 
 /// Binds the admin listener; it answers at once and is ready when `ready` is.

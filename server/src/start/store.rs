@@ -1,0 +1,110 @@
+//! Opening the store: one volume for each configured path.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
+
+use entrepot_storage::disk::uring::UringDisk;
+use entrepot_storage::{OpenError, OpenFailure, Options, Recovered, Store, VolumeSpec};
+
+use super::{StartError, system};
+use crate::clock;
+use crate::config::Config;
+use crate::preflight::{Fatal, LEFTOVER_LOOK, LEFTOVER_WAIT, Passed, RING_ENTRIES};
+
+type Opened = (Vec<UringDisk>, Arc<Store<UringDisk>>);
+
+/// Opens and recovers the store; the disks are those of the paths, in their order.
+pub fn open(config: &Config, passed: &Passed, shards: usize) -> Result<Opened, StartError> {
+    let paths = &config.store.paths;
+    let mut disks = Vec::new();
+    for path in paths {
+        disks.push(UringDisk::open(path).map_err(system("opening the store's directory"))?);
+    }
+    let volumes = || {
+        let volumes = disks.iter().zip(&passed.file_system_lens);
+        let volumes = volumes.map(|(disk, len)| VolumeSpec {
+            disk: disk.clone(),
+            capacity: config.store.capacity.bytes(*len),
+        });
+        volumes.collect::<Vec<_>>()
+    };
+    let options = options(config, shards)?;
+    let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
+        .with_entries(RING_ENTRIES)
+        .enable_timer()
+        .build()
+        .map_err(crate::preflight::ring_error)?;
+    let began = Instant::now();
+    let deadline = began + LEFTOVER_WAIT;
+    let opened = loop {
+        match runtime.block_on(Store::open(volumes(), options.clone(), clock::now())) {
+            Err(failure) if is_locked(&failure) && Instant::now() < deadline => {
+                thread::sleep(LEFTOVER_LOOK);
+            }
+            opened => break opened,
+        }
+    };
+    // As in a shard: a ring is never dropped.
+    std::mem::forget(runtime);
+    let (store, recovered) = opened.map_err(|failure| explain(paths, failure))?;
+    report(
+        paths,
+        &store,
+        &recovered,
+        began.elapsed().as_millis() as u64,
+    );
+    Ok((disks, store))
+}
+
+fn options(config: &Config, shards: usize) -> Result<Options, StartError> {
+    let mut uuid = [0; 16];
+    rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty())
+        .map_err(|errno| system("drawing the store's uuid")(errno.into()))?;
+    Ok(Options {
+        segment_len: config.store.segment,
+        solo_min: config.store.solo_min,
+        small_max: u32::try_from(config.store.small_max).unwrap_or(u32::MAX),
+        small_budget: config.store.small_budget,
+        ..Options::new(shards, uuid)
+    })
+}
+
+fn is_locked(failure: &OpenFailure) -> bool {
+    matches!(failure.error, OpenError::Locked)
+}
+
+fn explain(paths: &[PathBuf], failure: OpenFailure) -> StartError {
+    let path = paths[failure.volume].clone();
+    match failure.error {
+        OpenError::Locked => StartError::Machine(Fatal::StoreTaken(path)),
+        error => StartError::Store { path, error },
+    }
+}
+
+fn report(paths: &[PathBuf], store: &Store<UringDisk>, recovered: &Recovered, ms: u64) {
+    for (path, volume) in paths.iter().zip(store.volumes()) {
+        tracing::info!(
+            path = %path.display(), capacity = volume.capacity, used = volume.used,
+            segments = volume.segments, "volume"
+        );
+    }
+    tracing::info!(
+        ms,
+        segments = recovered.segments,
+        sealed = recovered.sealed,
+        bodies = recovered.bodies,
+        bytes = recovered.body_bytes,
+        tags = recovered.tags,
+        links = recovered.links,
+        invalid = recovered.invalid,
+        "store open"
+    );
+    for name in &recovered.foreign {
+        tracing::warn!(segment = %name, "a segment of another store is ignored");
+    }
+    for name in &recovered.unreadable {
+        tracing::warn!(segment = %name, "a segment that cannot be read is ignored");
+    }
+}
