@@ -252,6 +252,8 @@ impl<D: Disk> Shared<D> {
         let Some(file) = self.store.volume(file.volume).unregister(file.id) else {
             return;
         };
+        let age = self.store.clock.now();
+        self.store.volume(file.volume).unlinked(&file, age);
         let disk = self.disk(file.volume).clone();
         self.tasks().spawn(async move {
             // A name that stays is found and removed by the next recovery.

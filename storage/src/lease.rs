@@ -5,12 +5,13 @@
 //! before every slice and closes short when it is set.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::budget::Budget;
+use crate::budget::{Budget, Counted};
+use crate::clock::Age;
 use crate::disk::Disk;
-use crate::page::Class;
+use crate::page::{Class, PAGE_LEN, round_up};
 
 /// An open file of the store, shared by all who read it. It counts as used until the last of
 /// them is gone, unlinked or not.
@@ -20,18 +21,34 @@ pub(crate) struct SegmentFile<D: Disk> {
     pub(crate) class: Class,
     /// The number of its volume.
     pub(crate) volume: u8,
-    charged: AtomicU64,
-    /// Of bodies that the index has here.
-    live_bytes: AtomicU64,
-    live_records: AtomicU64,
     /// A forget record with a lower sequence finds nothing to kill here.
     #[expect(dead_code, reason = "read once forget records are kept in memory")]
     floor: AtomicU64,
-    /// Nothing will be added to it: once nothing lives in it, it can go.
-    sealed: AtomicBool,
     revoked: AtomicBool,
+    counts: Mutex<Counts>,
     budget: Arc<Budget>,
-    staging: bool,
+}
+
+/// What a file holds, and as what the budget counts it. They change together.
+struct Counts {
+    stage: Stage,
+    charged: u64,
+    /// Of bodies that the index has here.
+    live_bytes: u64,
+    /// The same with their headers and padding.
+    live_extents: u64,
+    live_records: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Staging,
+    /// Counts as live as a whole: what dies in it cannot be had back yet.
+    Open,
+    /// Nothing will be added to it: once nothing lives in it, it can go.
+    Sealed,
+    /// By the age clock. What is left of it belongs to its leases.
+    Unlinked(Age),
 }
 
 /// Which file it is: what does not change.
@@ -46,20 +63,8 @@ pub(crate) struct Place {
 impl<D: Disk> SegmentFile<D> {
     /// `charged` bytes are in `budget` already and return to it with the last lease.
     pub(crate) fn new(file: D::File, place: Place, charged: u64, budget: Arc<Budget>) -> Self {
-        SegmentFile {
-            file,
-            id: place.id,
-            class: place.class,
-            volume: place.volume,
-            charged: AtomicU64::new(charged),
-            live_bytes: AtomicU64::new(0),
-            live_records: AtomicU64::new(0),
-            floor: AtomicU64::new(place.floor),
-            sealed: AtomicBool::new(false),
-            revoked: AtomicBool::new(false),
-            budget,
-            staging: false,
-        }
+        budget.open(charged);
+        SegmentFile::at(Stage::Open, file, place, charged, budget)
     }
 
     /// Of a staging file, which has neither name nor id.
@@ -70,50 +75,124 @@ impl<D: Disk> SegmentFile<D> {
             class: Class::Solo,
             floor: 0,
         };
-        let mut staging = SegmentFile::new(file, place, charged, budget);
-        staging.staging = true;
-        staging
+        SegmentFile::at(Stage::Staging, file, place, charged, budget)
+    }
+
+    fn at(stage: Stage, file: D::File, place: Place, charged: u64, budget: Arc<Budget>) -> Self {
+        SegmentFile {
+            file,
+            id: place.id,
+            class: place.class,
+            volume: place.volume,
+            floor: AtomicU64::new(place.floor),
+            revoked: AtomicBool::new(false),
+            counts: Mutex::new(Counts {
+                stage,
+                charged,
+                live_bytes: 0,
+                live_extents: 0,
+                live_records: 0,
+            }),
+            budget,
+        }
+    }
+
+    // Nothing that runs under the lock can leave the counts half changed: poison says nothing.
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The index took in a body of `len` bytes that is here.
     pub(crate) fn gained(&self, len: u64) {
-        self.live_bytes.fetch_add(len, Ordering::Relaxed);
-        self.live_records.fetch_add(1, Ordering::AcqRel);
+        let (mut counts, extent) = (self.counts(), extent_len(len));
+        counts.live_bytes += len;
+        counts.live_extents += extent;
+        counts.live_records += 1;
+        if counts.stage == Stage::Sealed {
+            self.budget.live(extent);
+        }
     }
 
     /// One of them left the index.
     pub(crate) fn lost(&self, len: u64) {
-        self.live_bytes.fetch_sub(len, Ordering::Relaxed);
-        self.live_records.fetch_sub(1, Ordering::AcqRel);
+        let mut counts = self.counts();
+        self.without(&mut counts, len);
+        counts.live_records -= 1;
     }
 
     /// A later one took its place, which a crash may yet lose.
     pub(crate) fn replaced(self: &Arc<Self>, len: u64) -> Kept<D> {
-        self.live_bytes.fetch_sub(len, Ordering::Relaxed);
+        self.without(&mut self.counts(), len);
         Kept(Arc::clone(self))
     }
 
+    fn without(&self, counts: &mut Counts, len: u64) {
+        let extent = extent_len(len);
+        counts.live_bytes -= len;
+        counts.live_extents -= extent;
+        if counts.stage == Stage::Sealed {
+            self.budget.dead(extent);
+        }
+    }
+
     pub(crate) fn live_bytes(&self) -> u64 {
-        self.live_bytes.load(Ordering::Relaxed)
+        self.counts().live_bytes
     }
 
     /// Whether it can go: sealed, and without a live body. Small records are not counted.
     pub(crate) fn dead(&self) -> bool {
-        let sealed = self.sealed.load(Ordering::Acquire);
-        self.class != Class::Small && sealed && self.live_records.load(Ordering::Acquire) == 0
+        let counts = self.counts();
+        self.class != Class::Small && counts.stage == Stage::Sealed && counts.live_records == 0
     }
 
-    /// Only when all its bodies that live are in the index.
+    /// Whether what dies in it is room that can be had back.
+    pub(crate) fn sealed(&self) -> bool {
+        self.counts().stage == Stage::Sealed
+    }
+
+    /// Only when all its bodies that live are in the index. Small records count as live as long
+    /// as they have a file.
     pub(crate) fn seal(&self) {
-        self.sealed.store(true, Ordering::Release);
+        let mut counts = self.counts();
+        if counts.stage == Stage::Open && self.class != Class::Small {
+            counts.stage = Stage::Sealed;
+            self.budget.sealed(counts.charged, counts.live_extents);
+        }
+    }
+
+    /// Its name is gone: its bytes are now those of its leases.
+    pub(crate) fn unlinked(&self, age: Age) {
+        let mut counts = self.counts();
+        let counted = match counts.stage {
+            Stage::Open => Counted::Open,
+            Stage::Sealed => Counted::Live(counts.live_extents),
+            Stage::Staging | Stage::Unlinked(_) => return,
+        };
+        self.budget.pin(counts.charged, counted);
+        counts.stage = Stage::Unlinked(age);
+    }
+
+    /// When it was unlinked, and the bytes that are held by its leases since.
+    pub(crate) fn pinned(&self) -> Option<(Age, u64)> {
+        let counts = self.counts();
+        match counts.stage {
+            Stage::Unlinked(age) => Some((age, counts.charged)),
+            _ => None,
+        }
     }
 
     pub(crate) fn charge(&self, bytes: u64) {
-        self.charged.fetch_add(bytes, Ordering::Relaxed);
+        let mut counts = self.counts();
+        counts.charged += bytes;
+        match counts.stage {
+            Stage::Open => self.budget.open(bytes),
+            Stage::Unlinked(_) => self.budget.pin(bytes, Counted::Live(0)),
+            Stage::Sealed | Stage::Staging => {}
+        }
     }
 
     pub(crate) fn charged(&self) -> u64 {
-        self.charged.load(Ordering::Relaxed)
+        self.counts().charged
     }
 
     pub(crate) fn revoke(&self) {
@@ -136,19 +215,30 @@ impl<D: Disk> Kept<D> {
 
 impl<D: Disk> Drop for Kept<D> {
     fn drop(&mut self) {
-        self.0.lost(0);
+        self.0.counts().live_records -= 1;
     }
 }
 
 impl<D: Disk> Drop for SegmentFile<D> {
     fn drop(&mut self) {
-        let charged = *self.charged.get_mut();
-        if self.staging {
-            self.budget.release_staging(charged);
-        } else {
-            self.budget.release(charged);
+        let counts = self.counts.get_mut();
+        let counts = counts.unwrap_or_else(PoisonError::into_inner);
+        match counts.stage {
+            Stage::Staging => return self.budget.release_staging(counts.charged),
+            Stage::Open => self.budget.pin(counts.charged, Counted::Open),
+            Stage::Sealed => {
+                let counted = Counted::Live(counts.live_extents);
+                self.budget.pin(counts.charged, counted);
+            }
+            Stage::Unlinked(_) => {}
         }
+        self.budget.unpin(counts.charged);
     }
+}
+
+/// What a body takes of its segment.
+pub(crate) fn extent_len(len: u64) -> u64 {
+    PAGE_LEN + round_up(len)
 }
 
 pub struct Lease<D: Disk> {

@@ -25,6 +25,7 @@ mod media;
 mod mix;
 mod page;
 mod pick;
+mod pins;
 mod recency;
 mod record;
 mod recover;

@@ -9,8 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::budget::Budget;
+use crate::clock::Age;
 use crate::disk::Disk;
 use crate::lease::SegmentFile;
+use crate::pins::Pins;
 
 /// Volumes of one store: a machine has no more data paths than that, and each costs every writer
 /// an open segment of small records.
@@ -40,6 +42,12 @@ pub struct VolumeUsage {
     pub staging: u64,
     /// Bytes of bodies in the index.
     pub live: u64,
+    /// Bytes that compaction gives back.
+    pub dead: u64,
+    /// Bytes of unlinked files that are still read.
+    pub pinned: u64,
+    /// Unlinked files whose readers were stopped, since the start.
+    pub revoked: u64,
     pub segments: u64,
     /// Segments given up since the start.
     pub quarantined: u64,
@@ -49,6 +57,7 @@ pub(crate) struct Volume<D: Disk> {
     pub(crate) budget: Arc<Budget>,
     /// Every segment that has a name, so that it counts as used whether anyone reads it or not.
     registry: Mutex<BTreeMap<u64, Arc<SegmentFile<D>>>>,
+    pub(crate) pins: Pins<D>,
     quarantined: AtomicU64,
     /// Held until the process ends: a second one on the same directory must not start.
     _lock: D::File,
@@ -59,6 +68,7 @@ impl<D: Disk> Volume<D> {
         Volume {
             budget: Arc::new(Budget::new(capacity)),
             registry: Mutex::default(),
+            pins: Pins::default(),
             quarantined: AtomicU64::new(0),
             _lock: lock,
         }
@@ -80,6 +90,9 @@ impl<D: Disk> Volume<D> {
             used: self.budget.used(),
             staging: self.budget.staging(),
             live: registry.values().map(|file| file.live_bytes()).sum(),
+            dead: self.budget.dead_bytes(),
+            pinned: self.budget.pinned_bytes(),
+            revoked: self.pins.revoked(),
             segments: registry.len() as u64,
             quarantined: self.quarantined.load(Ordering::Relaxed),
         }
@@ -99,6 +112,12 @@ impl<D: Disk> Volume<D> {
     /// Whoever gets the file unlinks it: nobody else can any more.
     pub(crate) fn unregister(&self, segment: u64) -> Option<Arc<SegmentFile<D>>> {
         self.registry().remove(&segment)
+    }
+
+    /// A file that has no name any more, at this time of the age clock.
+    pub(crate) fn unlinked(&self, file: &Arc<SegmentFile<D>>, age: Age) {
+        file.unlinked(age);
+        self.pins.add(file);
     }
 
     pub(crate) fn count_quarantined(&self) {
