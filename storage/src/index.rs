@@ -44,6 +44,9 @@ impl Flags {
     /// Asked for since its recency was last written.
     pub(crate) const TOUCHED: u8 = 2;
 
+    /// Of a segment that nobody sealed in time: its CRCs were not looked at since.
+    pub(crate) const UNVERIFIED: u8 = 4;
+
     pub(crate) fn new(flags: u8) -> Flags {
         Flags(AtomicU8::new(flags))
     }

@@ -105,6 +105,18 @@ pub enum ForgetKey {
     Statistics(RepositoryKey),
 }
 
+impl ForgetKey {
+    /// The virtual shard that owns the key.
+    pub(crate) fn slice(&self) -> usize {
+        match self {
+            ForgetKey::Body(digest) => digest.slice(),
+            ForgetKey::Tag(key) => TagKeyRef::from(key).slice(),
+            ForgetKey::Link(key) => LinkKeyRef::from(key).slice(),
+            ForgetKey::Statistics(key) => RepositoryKeyRef::from(key).slice(),
+        }
+    }
+}
+
 /// The virtual shard that owns a repository: its tags, links and statistics.
 pub fn repository_slice(project: &str, repository: &str) -> usize {
     (repository_hash(0, project, repository) as usize) % SLICES

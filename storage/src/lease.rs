@@ -22,7 +22,6 @@ pub(crate) struct SegmentFile<D: Disk> {
     /// The number of its volume.
     pub(crate) volume: u8,
     /// A forget record with a lower sequence finds nothing to kill here.
-    #[expect(dead_code, reason = "read once forget records are kept in memory")]
     floor: AtomicU64,
     revoked: AtomicBool,
     counts: Mutex<Counts>,
@@ -148,6 +147,10 @@ impl<D: Disk> SegmentFile<D> {
     /// Whether what dies in it is room that can be had back.
     pub(crate) fn sealed(&self) -> bool {
         self.counts().stage == Stage::Sealed
+    }
+
+    pub(crate) fn floor(&self) -> u64 {
+        self.floor.load(Ordering::Acquire)
     }
 
     /// Only when all its bodies that live are in the index. Small records count as live as long

@@ -10,8 +10,8 @@ use crate::digest::Digest;
 use crate::record::Record;
 
 pub const PAGE_LEN: u64 = 4096;
-/// The format of everything on disk; the superblock refuses a newer one.
-pub(crate) const FORMAT_VERSION: u32 = 1;
+/// The format of segments and all pages in them.
+pub(crate) const PAGE_VERSION: u32 = 1;
 
 pub type Uuid = [u8; 16];
 pub(crate) type Magic = &'static [u8; 8];
@@ -33,9 +33,13 @@ pub(crate) fn round_up(len: u64) -> u64 {
 }
 
 pub(crate) fn begin(magic: Magic, uuid: &Uuid) -> Encoder {
+    begin_version(magic, PAGE_VERSION, uuid)
+}
+
+pub(crate) fn begin_version(magic: Magic, version: u32, uuid: &Uuid) -> Encoder {
     let mut out = Encoder::default();
     out.raw(magic);
-    out.u32(FORMAT_VERSION);
+    out.u32(version);
     out.u32(0);
     out.raw(uuid);
     out
@@ -120,7 +124,7 @@ impl SegmentHeader {
 
     pub(crate) fn decode(page: &[u8]) -> Option<SegmentHeader> {
         let (mut reader, version, uuid) = open(page, SEGMENT_MAGIC)?;
-        (version == FORMAT_VERSION).then_some(())?;
+        (version == PAGE_VERSION).then_some(())?;
         Some(SegmentHeader {
             uuid,
             segment: reader.u64()?,
@@ -161,7 +165,7 @@ impl<'h> RecordHeader<'h> {
 
     pub(crate) fn decode(page: &'h [u8]) -> Option<RecordHeader<'h>> {
         let (mut reader, version, uuid) = open(page, BODY_MAGIC)?;
-        (version == FORMAT_VERSION).then_some(())?;
+        (version == PAGE_VERSION).then_some(())?;
         Some(RecordHeader {
             uuid,
             segment: reader.u64()?,
@@ -240,7 +244,7 @@ pub(crate) fn claimed_len(purpose: RecordsUse, bytes: &[u8]) -> Option<u64> {
 
 pub(crate) fn decode_records(purpose: RecordsUse, bytes: &[u8]) -> Option<RecordsPage> {
     let (mut reader, version, uuid) = open(bytes, purpose.magic())?;
-    (version == FORMAT_VERSION).then_some(())?;
+    (version == PAGE_VERSION).then_some(())?;
     let (segment, index, count) = (reader.u64()?, reader.u32()?, reader.u32()?);
     let (len, used) = (reader.u64()?, usize::try_from(reader.u64()?).ok()?);
     let records = Record::decode_all(reader.raw(used)?, count)?;
@@ -281,7 +285,7 @@ impl Trailer {
 
     pub(crate) fn decode(page: &[u8]) -> Option<Trailer> {
         let (mut reader, version, uuid) = open(page, TRAILER_MAGIC)?;
-        (version == FORMAT_VERSION).then_some(())?;
+        (version == PAGE_VERSION).then_some(())?;
         Some(Trailer {
             uuid,
             segment: reader.u64()?,

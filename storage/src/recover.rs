@@ -5,15 +5,15 @@
 //! first that is not valid, sealed, and never appended to again. Running it again, or after a
 //! crash within it, finds the same.
 
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-use crate::Seconds;
 use crate::digest::Digest;
 use crate::disk::Disk;
-use crate::geometry::Geometry;
 use crate::index::{Flags, IndexedBody};
 use crate::key::ForgetKey;
 use crate::lease::{Lease, Place, SegmentFile};
@@ -22,288 +22,204 @@ use crate::recency::Remembered;
 use crate::record::{BodyEntry, Kind, Record};
 use crate::scan::{Candidate, Scan, Scanned, scan};
 use crate::segment::{is_small, parse_file_name};
-use crate::store::{GENERATION_SHIFT, OpenError, OpenFailure, Options, Recovered, Store};
-use crate::superblock::{self, Superblock, SuperblockFile};
-use crate::volume::{VOLUMES_MAX, Volume, VolumeSpec};
+use crate::store::{GENERATION_SHIFT, Recovered, Store};
+use crate::wait::all;
 
-pub(crate) async fn open<D: Disk>(
-    specs: &[VolumeSpec<D>],
-    options: &Options,
-    now: Seconds,
-) -> Result<(Arc<Store<D>>, Recovered), OpenFailure> {
-    let (count, max) = (specs.len(), VOLUMES_MAX);
-    if count == 0 || count > max {
-        return Err(OpenError::VolumeCount { count, max }.at(0));
-    }
-    let capacities: Vec<u64> = specs.iter().map(|spec| spec.capacity).collect();
-    let geometry = Geometry::new(&capacities, options)?;
-    let mut entered = Vec::new();
-    for (number, spec) in specs.iter().enumerate() {
-        let volume = enter(&spec.disk, options, now).await;
-        entered.push(volume.map_err(|error| error.at(number))?);
-    }
-    let newest = entered.iter().map(|entered| entered.superblock.generation);
-    let generation = newest.max().unwrap_or(0) + 1;
-    let uuid = entered[0].superblock.uuid;
-    let settled: Vec<u64> = entered.iter().map(|e| e.superblock.settled).collect();
-    for (number, (entered, spec)) in entered.iter_mut().zip(specs).enumerate() {
-        if entered.superblock.uuid != uuid {
-            return Err(OpenError::AnotherStore.at(number));
-        }
-        entered.superblock.generation = generation;
-        entered.superblock.capacity = spec.capacity;
-        entered.superblock.segment_len = geometry.segment_len;
-        let begun = entered.begin(&spec.disk).await;
-        begun.map_err(|error| error.at(number))?;
-    }
-    let mut recovered = Recovered {
-        uuid,
-        generation,
-        ..Recovered::default()
-    };
-    let mut found = Vec::new();
-    for (number, (entered, spec)) in entered.iter_mut().zip(specs).enumerate() {
-        let source = Source {
-            disk: &spec.disk,
-            volume: number as u8,
-            uuid: &uuid,
-            settled: settled[number],
-        };
-        let unreadable = recovered.unreadable.len();
-        let names = std::mem::take(&mut entered.names);
-        let segments = read_segments(&source, names, &mut recovered).await;
-        found.extend(segments.map_err(|error| error.at(number))?);
-        entered.whole = recovered.unreadable.len() == unreadable;
-    }
-    let (volumes, mut files): (Vec<_>, Vec<_>) = entered
-        .into_iter()
-        .zip(specs)
-        .map(|(entered, spec)| {
-            (
-                Volume::new(spec.capacity, entered.lock),
-                (entered.superblock, entered.file, entered.whole),
-            )
-        })
-        .unzip();
-    let store = Arc::new(Store::new(
-        uuid, generation, geometry, options, now, volumes,
-    ));
-    for (volume, name) in merge(&store, found, &mut recovered) {
-        recovered.unlinked += 1;
-        // A name that stays is found again next time.
-        let _ = specs[usize::from(volume)].disk.unlink(&name).await;
-    }
-    for (number, ((superblock, file, whole), spec)) in files.iter_mut().zip(specs).enumerate() {
-        if *whole {
-            superblock.settled = generation;
-            let written = file.write(&spec.disk, superblock).await;
-            written.map_err(|source| failed("writing the superblock", source).at(number))?;
-        }
-    }
-    Ok((store, recovered))
-}
-
-fn failed(doing: &'static str, source: io::Error) -> OpenError {
-    OpenError::Disk { doing, source }
-}
-
-/// A volume whose lock this process has.
-struct Entered<D: Disk> {
-    lock: D::File,
-    names: Vec<String>,
-    superblock: Superblock,
-    file: SuperblockFile<D>,
-    /// Every segment could be read.
-    whole: bool,
-}
-
-async fn enter<D: Disk>(
-    disk: &D,
-    options: &Options,
-    now: Seconds,
-) -> Result<Entered<D>, OpenError> {
-    let lock = disk.lock().await.map_err(|source| match source.kind() {
-        io::ErrorKind::WouldBlock => OpenError::Locked,
-        _ => failed("taking the lock", source),
-    })?;
-    let listed = disk.list().await;
-    let names = listed.map_err(|source| failed("listing the store", source))?;
-    let (superblock, file) = read_superblock(disk, options, &names, now).await?;
-    Ok(Entered {
-        lock,
-        names,
-        superblock,
-        file,
-        whole: true,
-    })
-}
-
-impl<D: Disk> Entered<D> {
-    /// Makes the new generation durable, and the names that the last process made or removed.
-    async fn begin(&mut self, disk: &D) -> Result<(), OpenError> {
-        let written = self.file.write(disk, &self.superblock).await;
-        written.map_err(|source| failed("writing the superblock", source))?;
-        let synced = disk.sync_dir().await;
-        synced.map_err(|source| failed("syncing the directory", source))
-    }
-}
-
-/// The superblock as the last process left it, or that of a new store.
-async fn read_superblock<D: Disk>(
-    disk: &D,
-    options: &Options,
-    names: &[String],
-    now: Seconds,
-) -> Result<(Superblock, SuperblockFile<D>), OpenError> {
-    if names.iter().any(|name| name == superblock::NAME) {
-        return SuperblockFile::read(disk).await;
-    }
-    if names.iter().any(|name| parse_file_name(name).is_some()) {
-        return Err(OpenError::SuperblockMissing);
-    }
-    let first = Superblock {
-        uuid: options.uuid,
-        generation: 0,
-        settled: 0,
-        created: now,
-        capacity: 0,
-        segment_len: 0,
-    };
-    let made = SuperblockFile::create(disk, &first).await;
-    let file = made.map_err(|source| OpenError::Disk {
-        doing: "creating the superblock",
-        source,
-    })?;
-    Ok((first, file))
-}
+/// Segments of one volume that are read at once: what keeps a drive busy.
+const IN_FLIGHT_MAX: usize = 32;
 
 /// Where segments are read from.
-struct Source<'s, D: Disk> {
-    disk: &'s D,
-    volume: u8,
-    uuid: &'s Uuid,
-    settled: u64,
+pub(crate) struct Source<D: Disk> {
+    pub(crate) disk: D,
+    pub(crate) volume: u8,
+    pub(crate) names: Vec<String>,
+    /// Generations before this one are known to be durable.
+    pub(crate) settled: u64,
 }
 
 /// A segment of this store and what it says.
-struct Found<D: Disk> {
-    volume: u8,
-    name: String,
-    file: D::File,
-    scanned: Scanned,
+pub(crate) struct Found<D: Disk> {
+    pub(crate) volume: u8,
+    pub(crate) name: String,
+    pub(crate) file: D::File,
+    pub(crate) scanned: Scanned,
 }
 
-async fn read_segments<D: Disk>(
-    source: &Source<'_, D>,
-    names: Vec<String>,
-    recovered: &mut Recovered,
-) -> Result<Vec<Found<D>>, OpenError> {
-    let Source { disk, volume, .. } = *source;
-    let mut found = Vec::new();
-    let mut segments: Vec<(u64, String)> = names
-        .into_iter()
-        .filter_map(|name| Some((parse_file_name(&name)?, name)))
-        .collect();
-    segments.sort();
-    for (segment, name) in segments {
-        let scanned = match disk.open(&name).await {
-            Ok((file, len)) => {
-                let candidate = Candidate {
-                    segment,
-                    small: is_small(&name),
-                    len,
-                    uuid: source.uuid,
-                    recent: segment >> GENERATION_SHIFT >= source.settled,
-                };
-                let scanned = scan(disk, &file, candidate).await;
-                scanned.map(|scan| (file, scan))
-            }
-            Err(error) => Err(error),
-        };
-        match scanned {
-            Ok((file, Scan::Ours(scanned))) => {
-                recovered.sealed += u64::from(scanned.sealed_now);
-                recovered.invalid += scanned.invalid;
-                recovered
-                    .damaged
-                    .extend(scanned.damaged.then(|| name.clone()));
-                found.push(Found {
-                    volume,
-                    name,
-                    file,
-                    scanned,
-                });
-            }
-            Ok((_, Scan::Foreign)) => recovered.foreign.push(name),
-            Ok((_, Scan::Empty)) => {
-                recovered.unlinked += 1;
-                let _ = disk.unlink(&name).await;
-            }
-            // A forget record may be among them: what it killed must not come back.
-            Err(source) if is_small(&name) => {
-                return Err(OpenError::SmallRecordsUnreadable { name, source });
-            }
-            Err(_) => recovered.unreadable.push(name),
+/// What the segments of one volume say.
+pub(crate) struct Gathered<D: Disk> {
+    pub(crate) volume: u8,
+    pub(crate) found: Vec<Found<D>>,
+    /// Segments of small records that can't be read: there may be purges in them.
+    pub(crate) small_unreadable: Option<(String, io::Error)>,
+    foreign: Vec<String>,
+    unreadable: Vec<String>,
+    emptied: u64,
+}
+
+impl<D: Disk> Gathered<D> {
+    fn new(volume: u8) -> Gathered<D> {
+        Gathered {
+            volume,
+            found: Vec::new(),
+            small_unreadable: None,
+            foreign: Vec::new(),
+            unreadable: Vec::new(),
+            emptied: 0,
         }
     }
-    Ok(found)
+
+    fn add(&mut self, name: String, scanned: io::Result<(D::File, Scan)>) {
+        match scanned {
+            Ok((file, Scan::Ours(scanned))) => self.found.push(Found {
+                volume: self.volume,
+                name,
+                file,
+                scanned,
+            }),
+            Ok((_, Scan::Foreign)) => self.foreign.push(name),
+            Ok((_, Scan::Empty)) => self.emptied += 1,
+            Err(error) if is_small(&name) => {
+                self.small_unreadable.get_or_insert((name, error));
+            }
+            Err(_) => self.unreadable.push(name),
+        }
+    }
+
+    pub(crate) fn report(self, recovered: &mut Recovered) -> Vec<Found<D>> {
+        for found in &self.found {
+            recovered.sealed += u64::from(found.scanned.sealed_now);
+            recovered.invalid += found.scanned.invalid;
+            let damaged = found.scanned.damaged.then(|| found.name.clone());
+            recovered.damaged.extend(damaged);
+        }
+        recovered.unlinked += self.emptied;
+        recovered.foreign.extend(self.foreign);
+        recovered.unreadable.extend(self.unreadable);
+        self.found
+    }
 }
 
-/// Of the forget records of a key, the highest sequence.
-type Forgets = HashMap<ForgetKey, u64>;
+/// A segment to read: which source, its id, its name.
+type Task = (usize, u64, String);
+
+/// Reads the segments of all sources, those of each side by side. In order, whatever the disks do.
+pub(crate) async fn gather<D: Disk>(
+    tasks: &D,
+    uuid: Uuid,
+    mut sources: Vec<Source<D>>,
+) -> Vec<Gathered<D>> {
+    let mut queues = Vec::new();
+    for (index, source) in sources.iter_mut().enumerate() {
+        let names = std::mem::take(&mut source.names).into_iter();
+        let mut queue: Vec<Task> = names
+            .filter_map(|name| Some((index, parse_file_name(&name)?, name)))
+            .collect();
+        queue.sort();
+        queues.push(Rc::new(RefCell::new(queue.into_iter())));
+    }
+    let sources = Rc::new(sources);
+    let scanned = Rc::new(RefCell::new(BTreeMap::new()));
+    let mut workers = Vec::new();
+    for queue in &queues {
+        let len = queue.borrow().len();
+        for _ in 0..len.min(IN_FLIGHT_MAX) {
+            let (queue, sources) = (Rc::clone(queue), Rc::clone(&sources));
+            let scanned = Rc::clone(&scanned);
+            workers.push(async move {
+                loop {
+                    let next = queue.borrow_mut().next();
+                    let Some((index, segment, name)) = next else {
+                        break;
+                    };
+                    let outcome = read_one(&sources[index], uuid, segment, &name).await;
+                    scanned.borrow_mut().insert((index, segment, name), outcome);
+                }
+            });
+        }
+    }
+    all(tasks, workers).await;
+    let gathered = sources.iter().map(|source| Gathered::new(source.volume));
+    let mut gathered: Vec<Gathered<D>> = gathered.collect();
+    for ((index, _, name), outcome) in scanned.take() {
+        gathered[index].add(name, outcome);
+    }
+    gathered
+}
+
+async fn read_one<D: Disk>(
+    source: &Source<D>,
+    uuid: Uuid,
+    segment: u64,
+    name: &str,
+) -> io::Result<(D::File, Scan)> {
+    let disk = &source.disk;
+    let (file, len) = disk.open(name).await?;
+    let candidate = Candidate {
+        segment,
+        small: is_small(name),
+        len,
+        uuid: &uuid,
+        recent: segment >> GENERATION_SHIFT >= source.settled,
+    };
+    let scan = scan(disk, &file, candidate).await?;
+    if matches!(scan, Scan::Empty) {
+        // A name that stays is found again next time.
+        let _ = disk.unlink(name).await;
+    }
+    Ok((file, scan))
+}
 
 /// Fills the index and the registries. Returns the segments without a live record.
-fn merge<D: Disk>(
+pub(crate) fn merge<D: Disk>(
     store: &Store<D>,
     found: Vec<Found<D>>,
     recovered: &mut Recovered,
 ) -> Vec<(u8, String)> {
-    let mut forgets = Forgets::new();
     let mut remembered = Remembered::default();
     for record in found.iter().flat_map(|found| &found.scanned.records) {
         match &record.kind {
-            Kind::Forget(key) => {
-                let highest = forgets.entry(key.clone()).or_insert(record.sequence);
-                *highest = (*highest).max(record.sequence);
-            }
+            Kind::Forget(key) => store.forgets.note(key, record.sequence),
             Kind::Recency(recency) => remembered.learn(recency),
             _ => {}
         }
     }
     store.clock.resume(remembered.clock());
-    let newest = newest_bodies(&found, &forgets, recovered);
+    let newest = newest_bodies(store, &found, recovered);
     let mut unlinked = Vec::new();
     for found in found {
+        let volume = store.volume(found.volume);
         let Scanned {
             segment,
             class,
             len,
             records,
+            was_sealed,
             ..
         } = found.scanned;
+        let floor = lowest(&records);
         let live = |record: &Record| match &record.kind {
-            Kind::Body(entry) => newest.get(&entry.digest) == Some(&record.sequence),
+            Kind::Body(entry) => newest.get(&entry.digest) == Some(&(record.sequence, segment)),
             Kind::Area { .. } => false,
             _ => true,
         };
         if !records.iter().any(live) {
+            volume.leave(segment, floor);
             unlinked.push((found.volume, found.name));
             continue;
         }
-        let volume = store.volume(found.volume);
         volume.budget.found(len);
         let place = Place {
             volume: found.volume,
             id: segment,
             class,
-            floor: lowest(&records),
+            floor,
         };
         let budget = Arc::clone(&volume.budget);
         let file = Arc::new(SegmentFile::new(found.file, place, len, budget));
         volume.register(Arc::clone(&file));
         recovered.segments += 1;
         for record in records.into_iter().filter(live) {
-            index(store, record, &file, (&forgets, &remembered), recovered);
+            index(store, record, (&file, was_sealed), &remembered, recovered);
         }
         file.seal();
     }
@@ -318,47 +234,52 @@ fn lowest(records: &[Record]) -> u64 {
     sequences.min().unwrap_or(u64::MAX)
 }
 
-/// Of each digest that is not forgotten, the highest sequence.
+/// Of each digest that is not forgotten, the highest sequence, and of copies of one record the
+/// one in the later segment.
 fn newest_bodies<D: Disk>(
+    store: &Store<D>,
     found: &[Found<D>],
-    forgets: &Forgets,
     recovered: &mut Recovered,
-) -> HashMap<Digest, u64> {
+) -> HashMap<Digest, (u64, u64)> {
     let mut newest = HashMap::new();
-    for record in found.iter().flat_map(|found| &found.scanned.records) {
-        let Kind::Body(BodyEntry { digest, .. }) = &record.kind else {
-            continue;
-        };
-        if forgotten(forgets, &ForgetKey::Body(*digest), record.sequence) {
-            recovered.forgotten += 1;
-            continue;
+    for Scanned {
+        segment, records, ..
+    } in found.iter().map(|found| &found.scanned)
+    {
+        for record in records {
+            let Kind::Body(BodyEntry { digest, .. }) = &record.kind else {
+                continue;
+            };
+            if store
+                .forgets
+                .kills(&ForgetKey::Body(*digest), record.sequence)
+            {
+                recovered.forgotten += 1;
+                continue;
+            }
+            let this = (record.sequence, *segment);
+            let newer = |other: &mut (u64, u64)| {
+                recovered.superseded += 1;
+                *other = (*other).max(this);
+            };
+            newest.entry(*digest).and_modify(newer).or_insert(this);
         }
-        let newer = |other: &mut u64| {
-            recovered.superseded += 1;
-            *other = (*other).max(record.sequence);
-        };
-        newest
-            .entry(*digest)
-            .and_modify(newer)
-            .or_insert(record.sequence);
     }
     newest
-}
-
-fn forgotten(forgets: &Forgets, key: &ForgetKey, sequence: u64) -> bool {
-    forgets.get(key).is_some_and(|forget| sequence <= *forget)
 }
 
 fn index<D: Disk>(
     store: &Store<D>,
     record: Record,
-    file: &Arc<SegmentFile<D>>,
-    (forgets, remembered): (&Forgets, &Remembered),
+    (file, verified): (&Arc<SegmentFile<D>>, bool),
+    remembered: &Remembered,
     recovered: &mut Recovered,
 ) {
     let sequence = record.sequence;
     match record.kind {
         Kind::Body(entry) => {
+            let unverified = if verified { 0 } else { Flags::UNVERIFIED };
+            let flags = Flags::DURABLE | unverified;
             recovered.bodies += 1;
             recovered.body_bytes += entry.len;
             store.index.insert_body(IndexedBody {
@@ -368,25 +289,28 @@ fn index<D: Disk>(
                 media_type: store.index.media_types.intern(entry.media_type.as_ref()),
                 bytes: None,
                 recency: AtomicU32::new(remembered.of(&entry.digest)),
-                flags: Flags::new(Flags::DURABLE),
+                flags: Flags::new(flags),
             });
         }
         Kind::Tag(key, tag) => {
-            if forgotten(forgets, &ForgetKey::Tag(key.clone()), sequence) {
+            if store.forgets.kills(&ForgetKey::Tag(key.clone()), sequence) {
                 recovered.forgotten += 1;
             } else {
                 store.index.put_tag(key, tag, sequence);
             }
         }
         Kind::Link(key, link) => {
-            if forgotten(forgets, &ForgetKey::Link(key.clone()), sequence) {
+            if store.forgets.kills(&ForgetKey::Link(key.clone()), sequence) {
                 recovered.forgotten += 1;
             } else {
                 store.index.put_link(key, link, sequence);
             }
         }
         Kind::Statistics(key, statistics) => {
-            if forgotten(forgets, &ForgetKey::Statistics(key.clone()), sequence) {
+            if store
+                .forgets
+                .kills(&ForgetKey::Statistics(key.clone()), sequence)
+            {
                 recovered.forgotten += 1;
             } else {
                 store.index.put_statistics(key, statistics, sequence);

@@ -29,6 +29,8 @@ pub(crate) struct Scanned {
     pub(crate) len: u64,
     pub(crate) records: Vec<Record>,
     pub(crate) sealed_now: bool,
+    /// Its trailer was there, so what it covers was written and synced as a whole.
+    pub(crate) was_sealed: bool,
     /// Some of its pages are not what its trailer knows.
     pub(crate) damaged: bool,
     /// Entries dropped because their body is not where they say.
@@ -97,6 +99,9 @@ impl<D: Disk> Own<'_, D> {
             return Ok(Some(Scan::Foreign));
         }
         let end = trailer.records_offset.checked_add(trailer.records_len);
+        if trailer.segment != self.segment && trailer.class == Class::Small {
+            return self.renamed(trailer.segment).map(Some);
+        }
         if trailer.segment != self.segment
             || trailer.offset != offset
             || end.is_none_or(|end| end > offset)
@@ -117,8 +122,18 @@ impl<D: Disk> Own<'_, D> {
             },
         };
         let mut scanned = self.scanned(trailer.class, records, false);
+        scanned.was_sealed = true;
         scanned.damaged = !whole;
         Ok(Some(Scan::Ours(scanned)))
+    }
+
+    /// Nothing in it counts under this name. Purges must not be lost so easily.
+    fn renamed(&self, segment: u64) -> io::Result<Scan> {
+        if self.small {
+            let was = format!("by its header it is {segment:016x}");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, was));
+        }
+        Ok(Scan::Foreign)
     }
 
     fn owns(&self, page: &RecordsPage) -> bool {
@@ -145,8 +160,11 @@ impl<D: Disk> Own<'_, D> {
         let Some(header) = SegmentHeader::decode(&page).or_else(|| self.small_header()) else {
             return Ok(Scan::Empty);
         };
-        if header.uuid != *self.uuid || header.segment != self.segment {
+        if header.uuid != *self.uuid {
             return Ok(Scan::Foreign);
+        }
+        if header.segment != self.segment {
+            return self.renamed(header.segment);
         }
         let mut walked = self.walk(&header).await?;
         if walked.records.is_empty() {
@@ -299,6 +317,7 @@ impl<D: Disk> Own<'_, D> {
             len: self.len,
             records,
             sealed_now,
+            was_sealed: false,
             damaged: false,
             invalid,
         }

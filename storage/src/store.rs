@@ -5,8 +5,8 @@
 //! used twice, whatever was lost in a crash.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
@@ -15,6 +15,7 @@ use crate::budget::{Purpose, leaves_room};
 use crate::clock::AgeClock;
 use crate::digest::Digest;
 use crate::disk::Disk;
+use crate::forgets::Forgets;
 use crate::geometry::Geometry;
 use crate::index::Index;
 use crate::key::{
@@ -22,7 +23,9 @@ use crate::key::{
     TagKeyRef, TagRecord,
 };
 use crate::lease::Lease;
+use crate::open::Plan;
 use crate::page::Uuid;
+use crate::superblock::Member;
 use crate::volume::{Volume, VolumeSpec, VolumeUsage};
 use crate::writer::{Refusal, Writer};
 
@@ -42,7 +45,8 @@ pub struct Options {
     pub solo_min: u64,
     /// Writers there will be, at most.
     pub shards: usize,
-    /// For a new store.
+    /// Random, and other bytes at every start: the name of a new store, and what tells apart two
+    /// processes that opened different volumes of one store.
     pub uuid: [u8; 16],
     pub small_max: u32,
     pub small_budget: u64,
@@ -128,6 +132,11 @@ pub struct Recovered {
     pub damaged: Vec<String>,
     /// Segments that could not be read or synced, ignored.
     pub unreadable: Vec<String>,
+    /// Numbers of volumes that could not be read, and serve nothing.
+    pub away: Vec<usize>,
+    /// Numbers of volumes that had been opened without the others, so that what was on them had
+    /// to go.
+    pub emptied: Vec<usize>,
 }
 
 /// Which volume kept the store from opening, by its place in the list that `open` was given.
@@ -186,7 +195,10 @@ pub struct Store<D: Disk> {
     pub(crate) uncommitted: Uncommitted,
     /// When it was opened, as it was told.
     pub(crate) opened: Seconds,
+    pub(crate) forgets: Forgets,
     generation: u64,
+    /// Members that may be at a place that could not be read at the start.
+    missing: Mutex<Vec<Member>>,
     segments_made: AtomicU64,
     records_made: AtomicU64,
 }
@@ -221,12 +233,11 @@ impl<D: Disk> Store<D> {
         options: Options,
         now: Seconds,
     ) -> Result<(Arc<Store<D>>, Recovered), OpenFailure> {
-        crate::recover::open(&volumes, &options, now).await
+        crate::open::open(&volumes, &options, now).await
     }
 
     pub(crate) fn new(
-        uuid: Uuid,
-        generation: u64,
+        plan: &Plan,
         geometry: Geometry,
         options: &Options,
         opened: Seconds,
@@ -234,13 +245,15 @@ impl<D: Disk> Store<D> {
     ) -> Store<D> {
         Store {
             opened,
-            uuid,
+            uuid: plan.uuid,
             geometry,
             volumes: volumes.into(),
-            index: Index::new(&uuid, options.small_max, options.small_budget),
+            index: Index::new(&plan.uuid, options.small_max, options.small_budget),
             clock: AgeClock::new(0, opened),
             uncommitted: Uncommitted::default(),
-            generation,
+            generation: plan.opening.generation,
+            missing: Mutex::new(plan.missing.clone()),
+            forgets: Forgets::default(),
             segments_made: AtomicU64::new(0),
             records_made: AtomicU64::new(0),
         }
@@ -307,6 +320,13 @@ impl<D: Disk> Store<D> {
     /// Of each volume, by number.
     pub fn volumes(&self) -> Vec<VolumeUsage> {
         self.volumes.iter().map(Volume::usage).collect()
+    }
+
+    /// As the superblocks name them.
+    pub(crate) fn members(&self) -> Vec<Member> {
+        let missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.volumes.iter().filter_map(Volume::member);
+        known.chain(missing.iter().copied()).collect()
     }
 
     pub(crate) fn volume(&self, number: u8) -> &Volume<D> {

@@ -1,54 +1,142 @@
-//! The superblock: the file `STORE`, which says whose and of what format the segments are.
+//! The superblock: the file `STORE` of each volume, which says whose and of what format its
+//! segments are, and which volumes the store has.
 //!
 //! Two copies, each with its CRC. The file is made as a whole (new file, sync, rename, sync of
 //! the directory); from then on the older copy is overwritten and synced, which needs no space
 //! and leaves the other if it is torn. Every open raises the generation and makes it durable
 //! before anything is named by it: segment ids and sequences begin with it, so none is ever used
-//! twice.
+//! twice. A volume that missed an open it does not know of went its own way: see `member`.
 
 use std::io;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::Seconds;
+use crate::codec::{Encoder, Reader};
 use crate::disk::Disk;
-use crate::page::{self, FORMAT_VERSION, Magic, PAGE_LEN, Uuid};
+use crate::page::{self, Magic, PAGE_LEN, Uuid};
 use crate::store::OpenError;
+use crate::volume::VOLUMES_MAX;
 
 pub const NAME: &str = "STORE";
 const NAME_NEW: &str = "STORE.new";
 const MAGIC: Magic = b"ENTRSTOR";
 const COPIES: usize = 2;
 
+/// The format of a store; a newer one is refused. Version 1 knew one volume only.
+const FORMAT_VERSION: u32 = 2;
+/// Opens that are remembered. A volume that missed more is emptied when it comes back.
+pub(crate) const OPENS_MAX: usize = 64;
+
+const _: () = assert!(OPENS_MAX * 16 + VOLUMES_MAX * 17 + 256 < PAGE_LEN as usize);
+
+/// One open of the store. The stamp tells apart two that raised the same generation, each
+/// without the other's volumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Opening {
+    pub(crate) generation: u64,
+    pub(crate) stamp: u64,
+}
+
+/// A volume of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Member {
+    pub(crate) id: Uuid,
+    /// Every small record is there; not so while the volume is away or only just back.
+    pub(crate) complete: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Superblock {
     pub(crate) uuid: Uuid,
     /// How often the store was opened.
     pub(crate) generation: u64,
-    /// Files that generations before this one wrote are known to be durable.
+    /// Files that generations before this one wrote to this volume are known to be durable.
     pub(crate) settled: u64,
     pub(crate) created: Seconds,
-    /// What the store was opened with last, for those who inspect it.
+    /// What the volume was opened with last, for those who inspect it.
     pub(crate) capacity: u64,
     pub(crate) segment_len: u64,
+    /// Counts the superblocks of one generation: the highest knows best.
+    pub(crate) change: u64,
+    /// This volume.
+    pub(crate) volume: Uuid,
+    /// It and all others.
+    pub(crate) members: Vec<Member>,
+    /// The last opens, the newest at the end: that of `generation`.
+    pub(crate) opens: Vec<Opening>,
 }
 
 /// The file, and which copy is the older one.
 pub(crate) struct SuperblockFile<D: Disk> {
-    file: D::File,
+    file: Arc<D::File>,
     older: usize,
+}
+
+impl<D: Disk> Clone for SuperblockFile<D> {
+    fn clone(&self) -> SuperblockFile<D> {
+        SuperblockFile {
+            file: Arc::clone(&self.file),
+            older: self.older,
+        }
+    }
 }
 
 impl Superblock {
     fn encode(&self) -> Vec<u8> {
-        let mut out = page::begin(MAGIC, &self.uuid);
+        assert!(self.members.len() <= VOLUMES_MAX * 2 && self.opens.len() <= OPENS_MAX);
+        let mut out = page::begin_version(MAGIC, FORMAT_VERSION, &self.uuid);
         out.u64(self.generation);
         out.u64(self.settled);
         out.u64(self.created);
         out.u64(PAGE_LEN);
         out.u64(self.capacity);
         out.u64(self.segment_len);
+        self.encode_members(&mut out);
         page::end(out)
+    }
+
+    /// What version 1 did not have.
+    fn encode_members(&self, out: &mut Encoder) {
+        out.u64(self.change);
+        out.raw(&self.volume);
+        out.u32(self.members.len() as u32);
+        for member in &self.members {
+            out.raw(&member.id);
+            out.u8(u8::from(member.complete));
+        }
+        out.u32(self.opens.len() as u32);
+        for open in &self.opens {
+            out.u64(open.generation);
+            out.u64(open.stamp);
+        }
+    }
+
+    fn decode_members(&mut self, reader: &mut Reader<'_>) -> Option<()> {
+        self.change = reader.u64()?;
+        self.volume = reader.array()?;
+        let member = |reader: &mut Reader<'_>| {
+            Some(Member {
+                id: reader.array()?,
+                complete: reader.u8()? != 0,
+            })
+        };
+        let count = reader.u32()?;
+        self.members = (0..count)
+            .map(|_| member(reader))
+            .collect::<Option<Vec<Member>>>()?;
+        let open = |reader: &mut Reader<'_>| {
+            Some(Opening {
+                generation: reader.u64()?,
+                stamp: reader.u64()?,
+            })
+        };
+        let count = reader.u32()?;
+        self.opens = (0..count)
+            .map(|_| open(reader))
+            .collect::<Option<Vec<Opening>>>()?;
+        Some(())
     }
 
     fn decode(copy: &[u8]) -> Option<Result<Superblock, OpenError>> {
@@ -62,14 +150,38 @@ impl Superblock {
         let (generation, settled, created) = (reader.u64()?, reader.u64()?, reader.u64()?);
         (reader.u64()? == PAGE_LEN).then_some(())?;
         let (capacity, segment_len) = (reader.u64()?, reader.u64()?);
-        Some(Ok(Superblock {
+        let mut superblock = Superblock {
             uuid,
             generation,
             settled,
             created,
             capacity,
             segment_len,
-        }))
+            change: settled,
+            // Of version 1: the only volume, which had the name of its store.
+            volume: uuid,
+            members: vec![Member {
+                id: uuid,
+                complete: true,
+            }],
+            opens: vec![Opening {
+                generation,
+                stamp: 0,
+            }],
+        };
+        if version > 1 {
+            superblock.decode_members(&mut reader)?;
+        }
+        Some(Ok(superblock))
+    }
+
+    /// Which of two superblocks of a store knows more.
+    pub(crate) fn age(&self) -> (u64, u64) {
+        (self.generation, self.change)
+    }
+
+    pub(crate) fn opening(&self) -> Option<Opening> {
+        self.opens.last().copied()
     }
 
     /// The newer of the copies that are whole, and which one it is not.
@@ -79,8 +191,10 @@ impl Superblock {
             let Some(found) = Superblock::decode(copy).transpose()? else {
                 continue;
             };
-            let age = |superblock: &Superblock| (superblock.generation, superblock.settled);
-            if newest.is_none_or(|(other, _)| age(&found) > age(&other)) {
+            if newest
+                .as_ref()
+                .is_none_or(|(other, _)| found.age() > other.age())
+            {
                 newest = Some((found, 1 - number));
             }
         }
@@ -98,6 +212,7 @@ impl<D: Disk> SuperblockFile<D> {
         let len = PAGE_LEN as usize * COPIES;
         let bytes = disk.read(&file, 0, len).await.map_err(failed)?;
         let (superblock, older) = Superblock::decode_file(&bytes)?;
+        let file = Arc::new(file);
         Ok((superblock, SuperblockFile { file, older }))
     }
 
@@ -114,6 +229,7 @@ impl<D: Disk> SuperblockFile<D> {
         disk.sync(&file).await?;
         disk.rename(NAME_NEW, NAME).await?;
         disk.sync_dir().await?;
+        let file = Arc::new(file);
         Ok(SuperblockFile { file, older: 0 })
     }
 
@@ -132,14 +248,27 @@ impl<D: Disk> SuperblockFile<D> {
 mod tests {
     use super::*;
 
-    fn superblock(generation: u64, settled: u64) -> Superblock {
+    fn superblock(generation: u64, change: u64) -> Superblock {
+        let member = |id| Member {
+            id: [id; 16],
+            complete: id == 1,
+        };
         Superblock {
             uuid: [3; 16],
             generation,
-            settled,
+            settled: 1,
             created: 5,
             capacity: 1 << 40,
             segment_len: 1 << 30,
+            change,
+            volume: [1; 16],
+            members: (1..=VOLUMES_MAX as u8).map(member).collect(),
+            opens: (0..OPENS_MAX as u64)
+                .map(|generation| Opening {
+                    generation,
+                    stamp: generation * 7,
+                })
+                .collect(),
         }
     }
 
@@ -148,10 +277,10 @@ mod tests {
         let (old, new) = (superblock(4, 4), superblock(5, 4));
         let mut bytes = [old.encode(), new.encode()].concat();
         let decoded = Superblock::decode_file(&bytes).expect("both are whole");
-        assert_eq!(decoded, (new, 0));
+        assert_eq!(decoded, (new.clone(), 0));
         bytes[PAGE_LEN as usize + 20] ^= 1;
         let decoded = Superblock::decode_file(&bytes).expect("one is whole");
-        assert_eq!(decoded, (old, 1));
+        assert_eq!(decoded, (old.clone(), 1));
         bytes[20] ^= 1;
         let error = Superblock::decode_file(&bytes).expect_err("none is whole");
         assert!(matches!(error, OpenError::SuperblockDamaged));
@@ -163,13 +292,12 @@ mod tests {
 
     #[test]
     fn a_newer_format_is_named() {
-        let mut out = page::begin(MAGIC, &[3; 16]);
-        out.bytes[8..12].copy_from_slice(&(FORMAT_VERSION + 1).to_le_bytes());
+        let out = page::begin_version(MAGIC, FORMAT_VERSION + 1, &[3; 16]);
         let bytes = page::end(out);
         let error = Superblock::decode_file(&bytes).expect_err("newer");
         assert_eq!(
             error.to_string(),
-            "the store has format 2; this program knows up to 1"
+            "the store has format 3; this program knows up to 2"
         );
     }
 }

@@ -5,7 +5,8 @@
 //! for a disk is used on one thread.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::budget::Budget;
@@ -13,6 +14,7 @@ use crate::clock::Age;
 use crate::disk::Disk;
 use crate::lease::SegmentFile;
 use crate::pins::Pins;
+use crate::superblock::{Member, Superblock, SuperblockFile};
 
 /// Volumes of one store: a machine has no more data paths than that, and each costs every writer
 /// an open segment of small records.
@@ -30,6 +32,9 @@ pub struct VolumeSpec<D> {
 pub enum VolumeState {
     /// Reads and writes go there.
     Online,
+    /// Its disk failed, or could not be read at the start. Nothing is written there and none of
+    /// its bodies is found; bytes under leases stay readable.
+    Offline,
 }
 
 /// One volume, for metrics and for the operator.
@@ -55,31 +60,103 @@ pub struct VolumeUsage {
 
 pub(crate) struct Volume<D: Disk> {
     pub(crate) budget: Arc<Budget>,
+    offline: AtomicBool,
+    /// It has every small record.
+    complete: AtomicBool,
     /// Every segment that has a name, so that it counts as used whether anyone reads it or not.
     registry: Mutex<BTreeMap<u64, Arc<SegmentFile<D>>>>,
     pub(crate) pins: Pins<D>,
+    /// Segments that are being unlinked, with their floors: a crash may bring them back until
+    /// the directory was synced.
+    leaving: Mutex<BTreeMap<u64, Leaving>>,
     quarantined: AtomicU64,
+    own: Mutex<Option<Own<D>>>,
+}
+
+/// What this process has of a volume that was opened.
+pub(crate) struct Own<D: Disk> {
     /// Held until the process ends: a second one on the same directory must not start.
-    _lock: D::File,
+    pub(crate) lock: D::File,
+    pub(crate) superblock: Superblock,
+    pub(crate) file: SuperblockFile<D>,
+}
+
+struct Leaving {
+    floor: u64,
+    unlinked: bool,
 }
 
 impl<D: Disk> Volume<D> {
-    pub(crate) fn new(capacity: u64, lock: D::File) -> Volume<D> {
+    /// Without `own` it is offline.
+    pub(crate) fn new(capacity: u64, own: Option<Own<D>>, complete: bool) -> Volume<D> {
         Volume {
             budget: Arc::new(Budget::new(capacity)),
+            offline: AtomicBool::new(own.is_none()),
+            complete: AtomicBool::new(complete),
             registry: Mutex::default(),
             pins: Pins::default(),
+            leaving: Mutex::default(),
             quarantined: AtomicU64::new(0),
-            _lock: lock,
+            own: Mutex::new(own),
         }
     }
 
     pub(crate) fn state(&self) -> VolumeState {
-        VolumeState::Online
+        if self.online() {
+            VolumeState::Online
+        } else {
+            VolumeState::Offline
+        }
     }
 
     pub(crate) fn online(&self) -> bool {
-        self.state() == VolumeState::Online
+        !self.offline.load(Ordering::Acquire)
+    }
+
+    /// As the superblocks of all volumes name it; `None` if that is not known.
+    pub(crate) fn member(&self) -> Option<Member> {
+        let own = self.own();
+        own.as_ref().map(|own| Member {
+            id: own.superblock.volume,
+            complete: self.complete.load(Ordering::Acquire),
+        })
+    }
+
+    /// What generations before this one wrote here is durable.
+    pub(crate) fn settled(&self, generation: u64) {
+        if let Some(own) = self.own().as_mut() {
+            own.superblock.settled = generation;
+        }
+    }
+
+    /// Durable when it returns. One task at a time.
+    pub(crate) async fn write_superblock(&self, disk: &D, members: &[Member]) -> io::Result<()> {
+        let Some((superblock, mut file)) = self.own().as_mut().map(|own| {
+            own.superblock.change += 1;
+            own.superblock.members = members.to_vec();
+            (own.superblock.clone(), own.file.clone())
+        }) else {
+            return Ok(());
+        };
+        file.write(disk, &superblock).await?;
+        if let Some(own) = self.own().as_mut() {
+            own.file = file;
+        }
+        Ok(())
+    }
+
+    fn own(&self) -> MutexGuard<'_, Option<Own<D>>> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It is being unlinked.
+    pub(crate) fn leave(&self, segment: u64, floor: u64) {
+        let unlinked = false;
+        self.leaving().insert(segment, Leaving { floor, unlinked });
+    }
+
+    fn leaving(&self) -> MutexGuard<'_, BTreeMap<u64, Leaving>> {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn usage(&self) -> VolumeUsage {
@@ -111,7 +188,9 @@ impl<D: Disk> Volume<D> {
 
     /// Whoever gets the file unlinks it: nobody else can any more.
     pub(crate) fn unregister(&self, segment: u64) -> Option<Arc<SegmentFile<D>>> {
-        self.registry().remove(&segment)
+        let file = self.registry().remove(&segment)?;
+        self.leave(segment, file.floor());
+        Some(file)
     }
 
     /// A file that has no name any more, at this time of the age clock.
