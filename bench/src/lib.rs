@@ -1,1 +1,5 @@
+//! What the benchmarks stand on; README.md says what each of them measures.
 
+pub mod lru;
+pub mod memory;
+pub mod trace;
