@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::http::head::{Limits, Method, Parsed, parse_request};
 use crate::http::response::ResponseHead;
 use crate::logging::DroppedLines;
-use crate::metrics::{self, Metrics};
+use crate::metrics::{self, Metrics, StoreFigures};
 
 /// How long a scraper may take to send its head or to take the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -101,7 +101,10 @@ impl Admin {
             "/metrics" => {
                 let text = metrics::render(
                     &self.metrics,
-                    &self.store.usage(),
+                    &StoreFigures {
+                        usage: self.store.usage(),
+                        volumes: self.store.volumes(),
+                    },
                     &self.config,
                     self.log.get() as u64,
                 );

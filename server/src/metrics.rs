@@ -4,8 +4,11 @@
 //! its own counters; reading them from the admin thread needs no lock (R8).
 
 use std::fmt::Write;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+
+use entrepot_storage::{Usage, VolumeState, VolumeUsage};
 
 use crate::config::Config;
 use crate::upstream::Counters;
@@ -121,10 +124,17 @@ impl Drop for Held {
     }
 }
 
+/// What the store counts itself.
+pub struct StoreFigures {
+    pub usage: Usage,
+    /// In the order of the configured paths.
+    pub volumes: Vec<VolumeUsage>,
+}
+
 /// The Prometheus text (format 0.0.4) of all shards together, with the store's figures.
 pub fn render(
     shards: &[Arc<Metrics>],
-    usage: &entrepot_storage::Usage,
+    store: &StoreFigures,
     config: &Config,
     log_lines_dropped: u64,
 ) -> String {
@@ -190,7 +200,8 @@ pub fn render(
     for (name, value) in others {
         page.sample("counter", name, value);
     }
-    let store = [
+    let usage = &store.usage;
+    let gauges = [
         ("entrepot_store_capacity_bytes", usage.capacity),
         ("entrepot_store_used_bytes", usage.used),
         ("entrepot_store_staging_bytes", usage.staging),
@@ -207,11 +218,30 @@ pub fn render(
         ("entrepot_projects", config.projects.len() as u64),
         ("entrepot_shards", shards.len() as u64),
     ];
-    for (name, value) in store {
+    for (name, value) in gauges {
         page.sample("gauge", name, value);
     }
+    page.volumes(&config.store.paths, &store.volumes);
     page.text
 }
+
+/// A figure of a volume: its type, its name, where it is found.
+type VolumeFigure = (&'static str, &'static str, fn(&VolumeUsage) -> u64);
+
+const VOLUME_FIGURES: [VolumeFigure; 10] = [
+    ("gauge", "online", |volume| {
+        u64::from(volume.state == VolumeState::Online)
+    }),
+    ("gauge", "capacity_bytes", |volume| volume.capacity),
+    ("gauge", "used_bytes", |volume| volume.used),
+    ("gauge", "live_bytes", |volume| volume.live),
+    ("gauge", "dead_bytes", |volume| volume.dead),
+    ("gauge", "pinned_bytes", |volume| volume.pinned),
+    ("gauge", "staging_bytes", |volume| volume.staging),
+    ("gauge", "segments", |volume| volume.segments),
+    ("counter", "quarantined_total", |volume| volume.quarantined),
+    ("counter", "revoked_total", |volume| volume.revoked),
+];
 
 /// Samples, each family after a line that says its type.
 #[derive(Default)]
@@ -230,6 +260,22 @@ impl Page {
         }
         let _ = writeln!(self.text, "{name} {value}");
     }
+
+    fn volumes(&mut self, paths: &[PathBuf], volumes: &[VolumeUsage]) {
+        for (of, figure, value) in VOLUME_FIGURES {
+            for (path, volume) in paths.iter().zip(volumes) {
+                let path = label(&path.display().to_string());
+                let name = format!("entrepot_volume_{figure}{{volume=\"{path}\"}}");
+                self.sample(of, &name, value(volume));
+            }
+        }
+    }
+}
+
+/// As the value of a label is written.
+fn label(text: &str) -> String {
+    let escaped = text.replace('\\', r"\\").replace('"', r#"\""#);
+    escaped.replace('\n', r"\n")
 }
 
 #[cfg(test)]
@@ -243,12 +289,11 @@ mod tests {
         let config = loaded.expect("an empty configuration is valid").config;
         let shard: Arc<Metrics> = Arc::default();
         shard.request(Kind::Blob, Outcome::Hit);
-        let text = render(
-            &[shard.clone(), shard],
-            &entrepot_storage::Usage::default(),
-            &config,
-            0,
-        );
+        let store = StoreFigures {
+            usage: Usage::default(),
+            volumes: Vec::new(),
+        };
+        let text = render(&[shard.clone(), shard], &store, &config, 0);
         let mut seen = std::collections::HashSet::new();
         for line in text.lines() {
             let name = match line.strip_prefix("# TYPE ") {
@@ -258,5 +303,11 @@ mod tests {
             assert!(seen.insert(name), "{line} is there twice");
         }
         assert!(text.contains("entrepot_requests_total{kind=\"blob\",result=\"hit\"} 2\n"));
+    }
+
+    #[test]
+    fn a_path_is_escaped_as_a_label() {
+        assert_eq!(label("/srv/a"), "/srv/a");
+        assert_eq!(label("a\"b\\c\nd"), r#"a\"b\\c\nd"#);
     }
 }

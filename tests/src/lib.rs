@@ -9,6 +9,7 @@
 pub mod clients;
 pub mod deadline;
 pub mod dice;
+pub mod disk;
 pub mod entrepot;
 pub mod http;
 pub mod image;

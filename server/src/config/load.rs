@@ -16,13 +16,15 @@ use super::error::{Cause, Place, Problem, Problems};
 use super::section::{Section, Sink};
 use super::tree::{self, Node, Value};
 use super::{
-    Capacity, Config, GIB, KIB, Limits, Log, LogFormat, MIB, SecretSource, StoreConfig, TIB,
+    Capacity, Config, DAY, GIB, KIB, Limits, Log, LogFormat, MIB, SecretSource, StoreConfig, TIB,
     project, units,
 };
 use crate::control;
 
 /// A configuration of this size has thousands of projects: something else was named.
 const FILE_LEN_MAX: u64 = MIB;
+/// The store counts ages in seconds.
+const TIME_MIN: Duration = Duration::from_secs(1);
 /// What the store can number; more disks than this are several servers.
 pub const STORE_PATHS_MAX: usize = 16;
 /// The name of the control socket in the first store's directory.
@@ -263,6 +265,14 @@ fn read_store(root: &Section<'_>, env: &dyn Fn(&str) -> Option<String>) -> Store
         solo_min: 64 * MIB,
         small_max: 64 * KIB,
         small_budget: 32 * MIB,
+        // A layer that is not pulled in a week was of a version that nobody runs any more.
+        idle_after: DAY.saturating_mul(7),
+        // Cheap to keep, and what a stale answer is made of.
+        small_idle_after: DAY.saturating_mul(90),
+        scrub_every: DAY.saturating_mul(30),
+        // A tenth of an NVMe disk.
+        background_rate: 256 * MIB,
+        pin_max: Duration::from_secs(3600),
     };
     if let Some(section) = section {
         if let Some(paths) = section.texts("paths") {
@@ -276,6 +286,14 @@ fn read_store(root: &Section<'_>, env: &dyn Fn(&str) -> Option<String>) -> Store
         size("solo_min", MIB..=TIB, &mut store.solo_min);
         size("small_max", 0..=MIB, &mut store.small_max);
         size("small_budget", 0..=TIB, &mut store.small_budget);
+        size("background_rate", 0..=TIB, &mut store.background_rate);
+        let time = |key, value: &mut Duration| {
+            *value = section.duration(key, TIME_MIN).unwrap_or(*value);
+        };
+        time("idle_after", &mut store.idle_after);
+        time("small_idle_after", &mut store.small_idle_after);
+        time("scrub_every", &mut store.scrub_every);
+        time("pin_max", &mut store.pin_max);
         section.finish();
     }
     if store.paths.is_empty() {

@@ -70,6 +70,16 @@ pub struct StoreConfig {
     pub small_max: u64,
     /// How much memory those may take together.
     pub small_budget: u64,
+    /// A layer that nobody asked for this long is evicted. Time in which the server runs.
+    pub idle_after: Duration,
+    /// The same for bodies up to `small_max`, tags and links.
+    pub small_idle_after: Duration,
+    /// How long reading and checking all bodies once may take.
+    pub scrub_every: Duration,
+    /// Bytes a second that compaction and scrub may read and write together; 0: no limit.
+    pub background_rate: u64,
+    /// A reader of what is evicted already is cut off after this long, sooner if room is needed.
+    pub pin_max: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]

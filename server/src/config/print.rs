@@ -78,6 +78,19 @@ fn print_store(out: &mut String, store: &StoreConfig) {
     key(out, "solo_min", text(&format_size(store.solo_min)));
     key(out, "small_max", text(&format_size(store.small_max)));
     key(out, "small_budget", text(&format_size(store.small_budget)));
+    for (name, time) in [
+        ("idle_after", store.idle_after),
+        ("small_idle_after", store.small_idle_after),
+        ("scrub_every", store.scrub_every),
+        ("pin_max", store.pin_max),
+    ] {
+        key(out, name, text(&format_duration(time)));
+    }
+    key(
+        out,
+        "background_rate",
+        text(&format_size(store.background_rate)),
+    );
 }
 
 fn print_limits(out: &mut String, limits: &Limits) {

@@ -105,6 +105,11 @@ fn nothing_at_all_is_a_configuration() {
     assert_eq!(config.log.level, "info");
     assert_eq!(config.store.paths, [Path::new("/home/op/.cache/entrepot")]);
     assert_eq!(config.store.capacity, Capacity::Percent(90.0));
+    assert_eq!(config.store.idle_after, Duration::from_secs(7 * 86_400));
+    assert_eq!(
+        config.control,
+        Path::new("/home/op/.cache/entrepot/control.sock")
+    );
     assert_eq!(config.limits, Limits::default());
     let projects: Vec<_> = config
         .projects
@@ -392,6 +397,18 @@ fn wrong_types_and_values_say_what_is_expected() {
                 &["store.paths: \"\" is not a directory"],
             ),
             ("control = 5", &["control: expected a string"]),
+            (
+                "[store]\nidle_after = '7'",
+                &["store.idle_after: \"7\" is not a whole number and a unit"],
+            ),
+            (
+                "[store]\nscrub_every = '10ms'",
+                &["store.scrub_every: \"10ms\" is not at least 1s"],
+            ),
+            (
+                "[store]\nbackground_rate = 'fast'",
+                &["store.background_rate: \"fast\" is not a"],
+            ),
             (
                 "[store]\nsegment = '1KiB'",
                 &["store.segment: \"1KiB\" is not a size from 1MiB"],
