@@ -121,7 +121,8 @@ fn last_use(latest: &[bool], gap: usize) -> Option<usize> {
     latest[..=at].iter().rposition(|latest| *latest)
 }
 
-fn len(random: &mut Random, scale: u64) -> u64 {
+/// The length of a blob, divided by `scale`.
+pub fn len(random: &mut Random, scale: u64) -> u64 {
     let len = if random.draw() % 10_000 < HUGE_PER_MYRIAD {
         HUGE_MIN + random.fraction() * (HUGE_MAX - HUGE_MIN)
     } else {

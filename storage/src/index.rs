@@ -151,6 +151,12 @@ impl<D: Disk> Index<D> {
     }
 
     /// How many bodies, tags and links there are.
+    /// Bytes of one entry, and of the tables that hold them.
+    pub(crate) fn body_memory(&self) -> (usize, usize) {
+        let tables = (0..SLICES).map(|slice| self.bodies.read(slice).allocation_size());
+        (size_of::<IndexedBody<D>>(), tables.sum())
+    }
+
     pub(crate) fn counts(&self) -> (u64, u64, u64) {
         let count = |kind: usize| self.counts[kind].load(Ordering::Relaxed);
         (count(BODIES), count(TAGS), count(LINKS))

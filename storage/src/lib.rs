@@ -13,6 +13,8 @@ mod digest;
 pub mod disk;
 mod fill;
 mod footer;
+#[doc(hidden)]
+pub mod forge;
 mod forgets;
 mod geometry;
 mod histogram;

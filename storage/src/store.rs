@@ -299,6 +299,12 @@ impl<D: Disk> Store<D> {
         self.index.each_statistics(slice, look);
     }
 
+    /// Bytes of one index entry of a body, digest included, and of the tables that hold them.
+    #[doc(hidden)]
+    pub fn index_memory(&self) -> (usize, usize) {
+        self.index.body_memory()
+    }
+
     pub fn usage(&self) -> Usage {
         let (bodies, tags, links) = self.index.counts();
         let volumes = self.volumes();
