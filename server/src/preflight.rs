@@ -144,8 +144,8 @@ pub enum Fatal {
 pub struct Passed {
     /// `limits.connections_max`, or what the limit of open files leaves of it.
     pub connections_max: usize,
-    /// Of the file system of each of the store's paths.
-    pub file_system_lens: Vec<u64>,
+    /// Of the file system of each of the store's paths; `None`: it is away, and others are not.
+    pub file_system_lens: Vec<Option<u64>>,
 }
 
 /// All checks, cheapest first. `rings`: one per shard, and one more for each other thread that
@@ -168,18 +168,9 @@ pub fn run(config: &Config, rings: usize) -> Result<Passed, Fatal> {
     for address in config.listen.iter().chain([&config.admin]) {
         port_is_free(*address)?;
     }
-    let mut file_system_lens = Vec::new();
-    for path in &config.store.paths {
-        directory(path)?;
-        let len = limits::file_system_len(path).map_err(|error| Fatal::Store {
-            path: path.clone(),
-            error,
-        })?;
-        file_system_lens.push(len);
-    }
     Ok(Passed {
         connections_max,
-        file_system_lens,
+        file_system_lens: directories(&config.store.paths)?,
     })
 }
 
@@ -302,6 +293,34 @@ pub fn port_is_free(address: SocketAddr) -> Result<(), Fatal> {
             ErrorKind::AddrNotAvailable => return Err(Fatal::AddressUnknown(address)),
             _ => return Err(Fatal::Listen { address, error }),
         }
+    }
+}
+
+/// Of several directories one is enough to start with.
+fn directories(paths: &[PathBuf]) -> Result<Vec<Option<u64>>, Fatal> {
+    let mut lens = Vec::new();
+    let mut first = None;
+    for path in paths {
+        let len = directory(path).and_then(|()| {
+            limits::file_system_len(path).map_err(|error| Fatal::Store {
+                path: path.clone(),
+                error,
+            })
+        });
+        match len {
+            Ok(len) => lens.push(Some(len)),
+            Err(fatal) => {
+                if paths.len() > 1 {
+                    tracing::error!(path = %path.display(), error = %fatal, "a volume is away");
+                }
+                first.get_or_insert(fatal);
+                lens.push(None);
+            }
+        }
+    }
+    match first {
+        Some(fatal) if lens.iter().all(Option::is_none) => Err(fatal),
+        _ => Ok(lens),
     }
 }
 
@@ -457,6 +476,21 @@ mod tests {
             port_is_free(address),
             Err(Fatal::AddressUnknown(_))
         ));
+    }
+
+    #[test]
+    fn one_directory_of_several_is_enough() {
+        let base = std::env::temp_dir().join(format!("entrepot-several-{}", std::process::id()));
+        let (good, file) = (base.join("good"), base.join("file"));
+        directory(&good).expect("made");
+        std::fs::write(&file, "").expect("write");
+        let bad = file.join("store");
+        let some = directories(&[bad.clone(), good]);
+        let none = directories(&[bad]);
+        std::fs::remove_dir_all(&base).expect("removed");
+        let some = some.expect("one is there");
+        assert!(some[0].is_none() && some[1].is_some());
+        assert!(matches!(none, Err(Fatal::Store { .. })));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
 
-use entrepot_storage::OpenError;
+use entrepot_storage::{OpenError, VolumeState};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::admin::Admin;
@@ -148,10 +148,20 @@ pub fn admin(
         .map_err(|error| StartError::Machine(Fatal::Listen { address, error }))
 }
 
-/// Binds the control socket; what it is asked waits for the shards.
-pub fn control(parts: &Parts) -> Result<SocketFile, StartError> {
+/// Binds the control socket; what it is asked waits for the shards. `None` when it would be on a
+/// disk that is away, which is no reason not to serve what is on the others.
+pub fn control(parts: &Parts) -> Result<Option<SocketFile>, StartError> {
+    let path = &parts.config.control;
+    let on_first = path.starts_with(&parts.config.store.paths[0]);
+    let away = on_first && parts.store.volumes()[0].state == VolumeState::Offline;
     let purger = Purger::new(parts.mailboxes.clone(), parts.projects.clone());
-    Ok(server::start(&parts.config.control, Control { purger })?)
+    match server::start(path, Control { purger }) {
+        Err(error @ BindError::Failed { .. }) if away => {
+            tracing::error!(%error, "no purges: name another path with control");
+            Ok(None)
+        }
+        started => Ok(Some(started?)),
+    }
 }
 
 /// The running shards.

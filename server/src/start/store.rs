@@ -20,13 +20,14 @@ pub fn open(config: &Config, passed: &Passed, shards: usize) -> Result<Opened, S
     let paths = &config.store.paths;
     let mut disks = Vec::new();
     for path in paths {
-        disks.push(UringDisk::open(path).map_err(system("opening the store's directory"))?);
+        disks.push(UringDisk::at(path).map_err(system("starting the threads of a disk"))?);
     }
+    let capacities = capacities(config, passed);
     let volumes = || {
-        let volumes = disks.iter().zip(&passed.file_system_lens);
-        let volumes = volumes.map(|(disk, len)| VolumeSpec {
+        let volumes = disks.iter().zip(&capacities);
+        let volumes = volumes.map(|(disk, capacity)| VolumeSpec {
             disk: disk.clone(),
-            capacity: config.store.capacity.bytes(*len),
+            capacity: *capacity,
         });
         volumes.collect::<Vec<_>>()
     };
@@ -58,6 +59,15 @@ pub fn open(config: &Config, passed: &Passed, shards: usize) -> Result<Opened, S
     Ok((disks, store))
 }
 
+/// A volume that is away is taken to be as large as the smallest of the others, until the next
+/// start.
+fn capacities(config: &Config, passed: &Passed) -> Vec<u64> {
+    let lens = &passed.file_system_lens;
+    let smallest = lens.iter().flatten().min().copied().unwrap_or(0);
+    let len_of = |len: &Option<u64>| config.store.capacity.bytes(len.unwrap_or(smallest));
+    lens.iter().map(len_of).collect()
+}
+
 fn options(config: &Config, shards: usize) -> Result<Options, StartError> {
     let mut uuid = [0; 16];
     rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty())
@@ -86,8 +96,8 @@ fn explain(paths: &[PathBuf], failure: OpenFailure) -> StartError {
 fn report(paths: &[PathBuf], store: &Store<UringDisk>, recovered: &Recovered, ms: u64) {
     for (path, volume) in paths.iter().zip(store.volumes()) {
         tracing::info!(
-            path = %path.display(), capacity = volume.capacity, used = volume.used,
-            segments = volume.segments, "volume"
+            path = %path.display(), state = ?volume.state, capacity = volume.capacity,
+            used = volume.used, segments = volume.segments, "volume"
         );
     }
     tracing::info!(
@@ -101,6 +111,15 @@ fn report(paths: &[PathBuf], store: &Store<UringDisk>, recovered: &Recovered, ms
         invalid = recovered.invalid,
         "store open"
     );
+    for number in &recovered.emptied {
+        tracing::warn!(
+            path = %paths[*number].display(),
+            "this volume was in use without the others: what was on it is gone"
+        );
+    }
+    for name in &recovered.damaged {
+        tracing::warn!(segment = %name, "some tags, links or purges of this segment are lost");
+    }
     for name in &recovered.foreign {
         tracing::warn!(segment = %name, "a segment of another store is ignored");
     }

@@ -47,7 +47,6 @@ pub struct UringDisk {
 
 struct Inner {
     path: PathBuf,
-    directory: File,
     helpers: flume::Sender<Job>,
     /// Not bounded by itself: it holds at most the files that were open.
     closer: flume::Sender<File>,
@@ -91,7 +90,12 @@ impl UringDisk {
             .recursive(true)
             .mode(DIRECTORY_MODE)
             .create(path)?;
-        let directory = File::open(path)?;
+        UringDisk::at(path)
+    }
+
+    /// The same without a look at it: a directory that is away fails every operation, and may
+    /// come back, on another file system even.
+    pub fn at(path: &Path) -> io::Result<UringDisk> {
         let (helpers, jobs) = flume::bounded::<Job>(HELP_QUEUE_MAX);
         for number in 0..HELPERS {
             let jobs = jobs.clone();
@@ -107,7 +111,6 @@ impl UringDisk {
             .spawn(move || closing.iter().for_each(drop))?;
         let inner = Inner {
             path: path.to_owned(),
-            directory,
             helpers,
             closer,
         };
@@ -403,7 +406,7 @@ impl Disk for UringDisk {
     }
 
     async fn sync_dir(&self) -> io::Result<()> {
-        self.help(|inner| inner.directory.sync_all()).await
+        self.help(|inner| File::open(&inner.path)?.sync_all()).await
     }
 
     async fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -433,6 +436,6 @@ impl Disk for UringDisk {
     }
 
     async fn space(&self) -> io::Result<Space> {
-        self.help(|inner| space(&inner.directory)).await
+        self.help(|inner| space(&File::open(&inner.path)?)).await
     }
 }
