@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{self, Config, Flag, FlagValue, Loaded, Problems, Sources};
 use crate::preflight;
 
-pub use remote::purge;
+pub use remote::{purge, volumes};
 
 const ABOUT: &str = "A pull-through cache for OCI registries";
 
@@ -79,6 +79,8 @@ pub enum Command {
     PrintConfig(Given),
     /// Has the running server forget something for good; returns when that is on disk
     Purge(remote::Purge),
+    /// Shows the disks of the running server
+    Volumes(remote::Reach),
 }
 
 #[derive(Args, Clone, Debug, Default)]

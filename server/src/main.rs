@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         Command::CheckConfig(given) => cli::check_config(&given),
         Command::PrintConfig(given) => cli::print_config(&given),
         Command::Purge(purge) => cli::purge(&purge),
+        Command::Volumes(reach) => cli::volumes(&reach),
     }
 }
 

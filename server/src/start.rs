@@ -154,8 +154,12 @@ pub fn control(parts: &Parts) -> Result<Option<SocketFile>, StartError> {
     let path = &parts.config.control;
     let on_first = path.starts_with(&parts.config.store.paths[0]);
     let away = on_first && parts.store.volumes()[0].state == VolumeState::Offline;
-    let purger = Purger::new(parts.mailboxes.clone(), parts.projects.clone());
-    match server::start(path, Control { purger }) {
+    let control = Control {
+        purger: Purger::new(parts.mailboxes.clone(), parts.projects.clone()),
+        store: parts.store.clone(),
+        paths: parts.config.store.paths.clone(),
+    };
+    match server::start(path, control) {
         Err(error @ BindError::Failed { .. }) if away => {
             tracing::error!(%error, "no purges: name another path with control");
             Ok(None)

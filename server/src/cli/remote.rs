@@ -9,7 +9,7 @@ use entrepot_storage::Digest;
 use super::{flag, refused, set, written};
 use crate::config::{self, Flag, FlagValue, Sources};
 use crate::control::client::{AskError, ask};
-use crate::control::{Answer, Purged, Request, Target};
+use crate::control::{Answer, Purged, Request, Target, VolumeLine};
 use crate::preflight;
 
 /// sysexits.h EX_UNAVAILABLE: no server answers.
@@ -111,6 +111,71 @@ impl Reach {
     }
 }
 
+/// Prints the state of every volume.
+pub fn volumes(reach: &Reach) -> ExitCode {
+    match reach.ask(&Request::Volumes {}) {
+        Ok(Answer::Volumes(volumes)) => written(&table(&volumes)),
+        Ok(other) => unexpected(&other),
+        Err(code) => code,
+    }
+}
+
+const COLUMNS: [&str; 9] = [
+    "volume",
+    "state",
+    "used",
+    "capacity",
+    "live",
+    "dead",
+    "pinned",
+    "segments",
+    "quarantined",
+];
+
+fn table(volumes: &[VolumeLine]) -> String {
+    let mut rows = vec![COLUMNS.map(str::to_owned)];
+    rows.extend(volumes.iter().map(|volume| {
+        [
+            volume.path.display().to_string(),
+            if volume.online { "online" } else { "offline" }.to_owned(),
+            size(volume.used),
+            size(volume.capacity),
+            size(volume.live),
+            size(volume.dead),
+            size(volume.pinned),
+            volume.segments.to_string(),
+            volume.quarantined.to_string(),
+        ]
+    }));
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<usize> = (0..COLUMNS.len()).filter_map(width).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(&widths);
+        let cells: Vec<_> = cells
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// For people: one digit after the point.
+fn size(bytes: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    match unit {
+        0 => format!("{bytes}B"),
+        _ => format!("{value:.1}{}", units[unit]),
+    }
+}
+
 /// Says what was forgotten, once it is durable.
 pub fn purge(purge: &Purge) -> ExitCode {
     let (name, target, reach) = match &purge.what {
@@ -168,6 +233,28 @@ mod tests {
         };
         assert_eq!(told(&purged), "forgot 1 body, 2 links");
         assert!(told(&Purged::default()).starts_with("nothing was held"));
+    }
+
+    #[test]
+    fn volumes_are_a_table() {
+        let line = |path: &str, online| VolumeLine {
+            path: path.into(),
+            online,
+            capacity: 3 << 40,
+            used: 1_610_612_736,
+            live: 1_023,
+            dead: 0,
+            pinned: 1 << 20,
+            segments: 12,
+            quarantined: 3,
+        };
+        let text = table(&[line("/srv/a", true), line("/srv/long", false)]);
+        let expected = "\
+volume     state    used    capacity  live   dead  pinned  segments  quarantined
+/srv/a     online   1.5GiB  3.0TiB    1023B  0B    1.0MiB  12        3
+/srv/long  offline  1.5GiB  3.0TiB    1023B  0B    1.0MiB  12        3
+";
+        assert_eq!(text, expected);
     }
 
     #[test]

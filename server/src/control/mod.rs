@@ -25,6 +25,7 @@ const READ_LEN: usize = 4 << 10;
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     Purge(Target),
+    Volumes {},
 }
 
 /// What is to be forgotten for good, as the operator names it.
@@ -45,7 +46,28 @@ pub enum Target {
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Answer {
     Purged(Purged),
+    /// In the order of `store.paths`.
+    Volumes(Vec<VolumeLine>),
     Error(String),
+}
+
+/// One of the store's paths. Sizes in bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeLine {
+    pub path: PathBuf,
+    pub online: bool,
+    pub capacity: u64,
+    pub used: u64,
+    /// Of bodies that are found.
+    pub live: u64,
+    /// What compaction gives back.
+    pub dead: u64,
+    /// Evicted and still read by somebody.
+    pub pinned: u64,
+    pub segments: u64,
+    /// Segments given up since the start.
+    pub quarantined: u64,
 }
 
 /// How much a purge forgot.

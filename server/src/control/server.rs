@@ -8,12 +8,15 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use entrepot_storage::disk::uring::UringDisk;
+use entrepot_storage::{Store, VolumeState, VolumeUsage};
 use rustix::fs::Mode;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::{Answer, BindError, Request, read_line, write_line};
+use super::{Answer, BindError, Request, VolumeLine, read_line, write_line};
 use crate::purge::Purger;
 
 /// How long an asker may take to send its line or to take the answer: it is on this machine.
@@ -26,6 +29,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What the answers come from.
 pub struct Control {
     pub purger: Purger,
+    pub store: Arc<Store<UringDisk>>,
+    /// Of the store's volumes, in their order.
+    pub paths: Vec<PathBuf>,
 }
 
 /// The socket's file; unlinked on drop, so that nobody connects to a server that ends.
@@ -121,9 +127,28 @@ impl Control {
                 Ok(purged) => Answer::Purged(purged),
                 Err(error) => Answer::Error(error.to_string()),
             },
+            Request::Volumes {} => Answer::Volumes(self.volumes()),
         };
         tracing::info!(?request, ?answer, "control");
         answer
+    }
+}
+
+impl Control {
+    fn volumes(&self) -> Vec<VolumeLine> {
+        let volumes = self.paths.iter().zip(self.store.volumes());
+        let line = |(path, volume): (&PathBuf, VolumeUsage)| VolumeLine {
+            path: path.clone(),
+            online: volume.state == VolumeState::Online,
+            capacity: volume.capacity,
+            used: volume.used,
+            live: volume.live,
+            dead: volume.dead,
+            pinned: volume.pinned,
+            segments: volume.segments,
+            quarantined: volume.quarantined,
+        };
+        volumes.map(line).collect()
     }
 }
 
