@@ -11,6 +11,7 @@ use std::io;
 use crate::Seconds;
 use crate::codec::crc;
 use crate::digest::Hasher;
+use crate::member::{Found, Standing, decide};
 pub use crate::page::{Class, PAGE_LEN, Uuid};
 use crate::page::{
     RecordHeader, RecordsPage, RecordsUse, SegmentHeader, Trailer, claimed_len, decode_records,
@@ -40,9 +41,12 @@ pub struct StoreFile {
     pub created: Seconds,
     pub capacity: u64,
     pub segment_len: u64,
+    /// Of this volume.
+    pub volume: Uuid,
+    superblock: Superblock,
 }
 
-/// Decodes the file `STORE`: the newer of its copies that are whole.
+/// Decodes the file `STORE` of a volume: the newer of its copies that are whole.
 pub fn store_file(bytes: &[u8]) -> Result<StoreFile, OpenError> {
     let (superblock, _) = Superblock::decode_file(bytes)?;
     Ok(StoreFile {
@@ -52,7 +56,48 @@ pub fn store_file(bytes: &[u8]) -> Result<StoreFile, OpenError> {
         created: superblock.created,
         capacity: superblock.capacity,
         segment_len: superblock.segment_len,
+        volume: superblock.volume,
+        superblock,
     })
+}
+
+/// What a start from some volumes of one store would make of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Membership {
+    /// Of each volume, whether what is on it counts. If not it went its own way, or lacks purges,
+    /// and would be emptied.
+    pub belongs: Vec<bool>,
+    /// Volumes of the store that are not among them.
+    pub missing: Vec<Uuid>,
+}
+
+/// `None`: a volume without a readable superblock, which is taken as one that belongs.
+pub fn membership(files: &[Option<&StoreFile>]) -> Membership {
+    let found: Vec<Found<'_>> = files
+        .iter()
+        .map(|file| file.map_or(Found::Away, |file| Found::Superblock(&file.superblock)))
+        .collect();
+    let Ok(decided) = decide(&found) else {
+        return Membership {
+            belongs: vec![true; files.len()],
+            missing: Vec::new(),
+        };
+    };
+    let newest = decided.newest.and_then(|number| files[number]);
+    let members = newest.map_or(&[][..], |file| &file.superblock.members);
+    let given = |id: &Uuid| files.iter().flatten().any(|file| file.volume == *id);
+    Membership {
+        belongs: decided
+            .standings
+            .iter()
+            .map(|standing| *standing != Standing::Diverged)
+            .collect(),
+        missing: members
+            .iter()
+            .map(|member| member.id)
+            .filter(|id| !given(id))
+            .collect(),
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -60,10 +60,10 @@ pub enum Kind {
 
 /// When bodies were last asked for, by the age clock. The highest time of a body counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Recency {
+pub struct Recency {
     /// The age clock when this was written: the next process goes on from there.
-    pub(crate) clock: u64,
-    pub(crate) seen: Vec<(Digest, Age)>,
+    pub clock: u64,
+    pub seen: Vec<(Digest, Age)>,
 }
 
 impl Recency {

@@ -561,3 +561,44 @@ fn a_store_in_use_is_readable() {
         }
     });
 }
+
+/// Two volumes of one store, then each alone.
+#[test]
+fn volumes_are_read_together() {
+    let directories = [Directory::new(), Directory::new()];
+    let (digests, content_len) = block_on(async {
+        let disks: Vec<UringDisk> = directories
+            .iter()
+            .map(|directory| UringDisk::open(&directory.0).expect("directory"))
+            .collect();
+        let volume = |disk: &UringDisk| VolumeSpec {
+            disk: disk.clone(),
+            capacity: CAPACITY,
+        };
+        let volumes = disks.iter().map(volume).collect();
+        let opened = Store::open(volumes, Options::new(1, [7; 16]), NOW).await;
+        let (store, _) = opened.map_err(|failure| failure.error).expect("opens");
+        let writer = store.writer(disks, 0);
+        let mut digests = Vec::new();
+        for seed in 0..8 {
+            digests.push(put(&writer, &content(seed, 300_000), None).await);
+        }
+        link(&writer, digests[0]).await;
+        writer.commit(NOW).await.expect("committed");
+        writer.seal_all(NOW).await.expect("sealed");
+        (digests, 300_000)
+    });
+    let both = [&*directories[0].0, &*directories[1].0];
+    inspect(&both, &["verify", "--digests"])
+        .ends(0)
+        .says(&format!(" 8 bodies, {} bytes", 8 * content_len));
+    for digest in &digests {
+        inspect(&both, &["explain", &digest.to_string()]).ends(0);
+    }
+    inspect(&both, &["explain", "dh/library/app:1.0"]).ends(0);
+    for one in both {
+        inspect(&[one], &["segments"])
+            .ends(0)
+            .says("is not among these");
+    }
+}

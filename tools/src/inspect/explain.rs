@@ -6,7 +6,7 @@ use entrepot_storage::inspect::{Depth, Kind, Record, State, is_small, read_segme
 use entrepot_storage::{Digest, LinkKey, LinkRecord, Proof, TagKey, TagRecord};
 
 use super::file::Read;
-use super::load::{InspectError, Loaded, Place, counts};
+use super::load::{InspectError, Loaded, Place};
 use super::show::{Copy, copies};
 use super::text;
 use super::verdict::{Verdict, Verdicts};
@@ -54,6 +54,9 @@ impl<'l> Explain<'l> {
 
     /// Whether it would be served.
     pub fn run(&self, subject: &Subject, out: &mut dyn Write) -> io::Result<bool> {
+        for note in self.loaded.notes() {
+            writeln!(out, "{note}")?;
+        }
         for volume in &self.loaded.volumes {
             let path = volume.path.display();
             if let Err(error) = &volume.superblock {
@@ -259,7 +262,7 @@ impl<'l> Explain<'l> {
     }
 
     fn records(&self) -> impl Iterator<Item = (Place<'l>, &'l Record)> {
-        let places = self.loaded.segments().filter(|place| counts(place.segment));
+        let places = self.loaded.counting();
         places.flat_map(|place| {
             place
                 .segment

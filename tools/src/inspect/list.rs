@@ -22,7 +22,8 @@ impl Share {
     fn of(place: Place<'_>, verdicts: &Verdicts<'_>) -> Share {
         let mut share = Share::default();
         for record in &place.segment.records {
-            let live = verdicts.verdict(record, place.segment.id) == Verdict::Live;
+            let live =
+                place.volume.belongs && verdicts.verdict(record, place.segment.id) == Verdict::Live;
             share.live_records += usize::from(live);
             if let Kind::Body(entry) = &record.kind {
                 let bytes = if live {
@@ -44,6 +45,9 @@ pub fn segments(loaded: &Loaded, json: bool, out: &mut dyn Write) -> io::Result<
             writeln!(out, "{}", segment_json(place, &verdicts))?;
         }
         return Ok(());
+    }
+    for note in loaded.notes() {
+        writeln!(out, "note: {note}")?;
     }
     for volume in &loaded.volumes {
         volume_line(&volume.path.display().to_string(), &volume.superblock, out)?;
@@ -70,8 +74,9 @@ fn volume_line(
     match superblock {
         Ok(store) => writeln!(
             out,
-            "{path}: store {}, generation {}, capacity {}, segments of {}, created {}",
-            uuid(&store.uuid),
+            "{path}: store {}, volume {}, generation {}, capacity {}, segments of {}, created {}",
+            text::uuid(&store.uuid),
+            text::uuid(&store.volume),
             store.generation,
             store.capacity,
             store.segment_len,
@@ -79,10 +84,6 @@ fn volume_line(
         ),
         Err(error) => writeln!(out, "{path}: {error}"),
     }
-}
-
-fn uuid(uuid: &[u8; 16]) -> String {
-    uuid.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn segment_line(place: Place<'_>, verdicts: &Verdicts<'_>, out: &mut dyn Write) -> io::Result<()> {

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use entrepot_storage::inspect::{
     Depth, SUPERBLOCK_NAME, Segment, State, StoreFile, Uuid, file_name, has_trailer, is_small,
-    parse_file_name, read_segment, store_file,
+    membership, parse_file_name, read_segment, store_file,
 };
 
 use super::file::{Mapped, Read};
+use super::text;
 
 #[derive(Debug, thiserror::Error)]
 pub enum InspectError {
@@ -49,6 +50,8 @@ pub struct Volume {
     pub path: PathBuf,
     /// What its superblock says, or what is wrong with it.
     pub superblock: Result<StoreFile, String>,
+    /// What is on it counts; if not, a start from these volumes would empty it.
+    pub belongs: bool,
     /// By id.
     pub segments: Vec<Segment>,
     /// Files that could not be opened, and why.
@@ -64,6 +67,8 @@ pub enum Mapping {
 
 pub struct Loaded {
     pub volumes: Vec<Volume>,
+    /// Volumes of the store that were not given.
+    pub missing: Vec<Uuid>,
 }
 
 /// A segment and the volume it is on.
@@ -96,7 +101,37 @@ impl Loaded {
             }
             volumes.push(volume);
         }
-        Ok(Loaded { volumes })
+        let files: Vec<Option<&StoreFile>> = volumes
+            .iter()
+            .map(|volume| volume.superblock.as_ref().ok())
+            .collect();
+        let membership = membership(&files);
+        for (volume, belongs) in volumes.iter_mut().zip(membership.belongs) {
+            volume.belongs = belongs;
+        }
+        let missing = membership.missing;
+        Ok(Loaded { volumes, missing })
+    }
+
+    /// What would surprise who does not know it, of the volumes as a whole.
+    pub fn notes(&self) -> Vec<String> {
+        let strays = self.volumes.iter().filter(|volume| !volume.belongs).map(|volume| {
+            let path = volume.path.display();
+            format!("{path}: it went its own way or lacks purges: a start from these volumes empties it")
+        });
+        let missing = self.missing.iter().map(|id| {
+            let id = text::uuid(id);
+            format!("volume {id} is not among these: what it supersedes and forgets is not known")
+        });
+        strays.chain(missing).collect()
+    }
+
+    /// The segments that a start would read.
+    pub fn counting(&self) -> impl Iterator<Item = Place<'_>> {
+        self.segments().filter(|place| {
+            let read = matches!(place.segment.state, State::Sealed | State::Unsealed);
+            read && place.volume.belongs
+        })
     }
 
     pub fn segments(&self) -> impl Iterator<Item = Place<'_>> {
@@ -119,6 +154,7 @@ impl Volume {
         let mut volume = Volume {
             path: path.to_owned(),
             superblock,
+            belongs: true,
             segments: Vec::new(),
             unopened: Vec::new(),
         };
@@ -187,9 +223,4 @@ fn segment(
         return Ok(read_segment(&mapped, id, small, uuid, Depth::Records));
     }
     Ok(read_segment(&read, id, small, uuid, Depth::Records))
-}
-
-/// Whether the store reads this segment.
-pub fn counts(segment: &Segment) -> bool {
-    matches!(segment.state, State::Sealed | State::Unsealed)
 }

@@ -8,7 +8,7 @@ use entrepot_storage::Digest;
 use entrepot_storage::inspect::{BodyEntry, BodyFault, BodyPlace, Kind, Source};
 
 use super::file::Read;
-use super::load::{InspectError, Loaded, Place, at, counts};
+use super::load::{InspectError, Loaded, Place, at};
 use super::verdict::{Verdict, Verdicts};
 use super::verify::STDOUT;
 
@@ -50,7 +50,7 @@ impl Copy<'_> {
 /// All copies of a body in segments that count, the one that would be served first.
 pub fn copies<'l>(loaded: &'l Loaded, digest: &Digest) -> Vec<Copy<'l>> {
     let mut copies = Vec::new();
-    for place in loaded.segments().filter(|place| counts(place.segment)) {
+    for place in loaded.counting() {
         for record in &place.segment.records {
             if let Kind::Body(entry) = &record.kind
                 && entry.digest == *digest

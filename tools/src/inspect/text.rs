@@ -30,7 +30,15 @@ pub fn proof(proof: Proof) -> &'static str {
 }
 
 /// The words of `--kind`.
-pub const KINDS: [&str; 6] = ["body", "tag", "link", "statistics", "forget", "other"];
+pub const KINDS: [&str; 7] = [
+    "body",
+    "tag",
+    "link",
+    "statistics",
+    "forget",
+    "recency",
+    "other",
+];
 
 pub fn kind(kind: &Kind) -> &'static str {
     match kind {
@@ -39,7 +47,8 @@ pub fn kind(kind: &Kind) -> &'static str {
         Kind::Link(..) => "link",
         Kind::Statistics(..) => "statistics",
         Kind::Forget(_) => "forget",
-        _ => "other",
+        Kind::Recency(_) => "recency",
+        Kind::Area { .. } | Kind::Unknown { .. } => "other",
     }
 }
 
@@ -102,7 +111,14 @@ pub fn record(record: &Record) -> String {
         Kind::Unknown { code, payload } => {
             format!("kind {code}, {} bytes, of a later program", payload.len())
         }
-        other => format!("{other:?}"),
+        Kind::Recency(recency) => {
+            format!(
+                "times of {} bodies at {} s of the age clock",
+                recency.seen.len(),
+                recency.clock
+            )
+        }
+        Kind::Area { offset, len } => format!("commit pages go on at {offset}, {len} bytes"),
     }
 }
 
@@ -159,8 +175,13 @@ pub fn record_json(record: &Record) -> Value {
             "repository": key.repository,
         }),
         Kind::Unknown { code, payload } => json!({ "code": code, "length": payload.len() }),
-        other => json!({ "text": format!("{other:?}") }),
+        Kind::Recency(recency) => json!({ "clock": recency.clock, "bodies": recency.seen.len() }),
+        Kind::Area { offset, len } => json!({ "offset": offset, "length": len }),
     }
+}
+
+pub fn uuid(uuid: &[u8; 16]) -> String {
+    uuid.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Unix seconds as `2026-11-21T13:15:00Z`.

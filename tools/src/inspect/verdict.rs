@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use entrepot_storage::inspect::{Kind, Record};
 use entrepot_storage::{Digest, ForgetKey, LinkKey, RepositoryKey, TagKey};
 
-use super::load::{Loaded, counts};
+use super::load::Loaded;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -70,7 +70,7 @@ impl<'l> Verdicts<'l> {
             newest: HashMap::new(),
             forgets: HashMap::new(),
         };
-        for place in loaded.segments().filter(|place| counts(place.segment)) {
+        for place in loaded.counting() {
             for record in &place.segment.records {
                 verdicts.take(record, place.segment.id);
             }

@@ -100,6 +100,9 @@ impl Run<'_> {
     }
 
     fn volumes(&mut self, loaded: &Loaded) -> io::Result<()> {
+        for note in loaded.notes() {
+            self.note("the store", &note)?;
+        }
         for volume in &loaded.volumes {
             let path = volume.path.display().to_string();
             if let Err(error) = &volume.superblock {
