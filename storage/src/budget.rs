@@ -1,8 +1,8 @@
 //! The budget: how many bytes the store may hold, and how many it does.
 //!
 //! Used is what is allocated, unlinked files that are still open included. New files are admitted
-//! up to a share of the capacity; the small records may use the rest, so that a purge can be
-//! written to a store that is full.
+//! up to a share of the capacity; the small records and the compactor may use the rest, so that a
+//! purge can be written to a store that is full, and room be made in it.
 //!
 //! Used is live, open, pinned or dead. Live are the extents that the index has in sealed
 //! segments; open are segments that are not sealed, and small records; pinned are unlinked files
@@ -43,6 +43,8 @@ pub(crate) struct Budget {
 pub(crate) enum Purpose {
     Bodies,
     SmallRecords,
+    /// Copies that replace what they are made of.
+    Survivors,
     Staging,
 }
 
@@ -155,11 +157,16 @@ impl Budget {
         percent(self.capacity, STAGING_PERCENT)
     }
 
+    /// What copies may take: without them a full store could not be compacted.
+    pub(crate) fn survivors_room(&self) -> u64 {
+        self.capacity.saturating_sub(self.used())
+    }
+
     /// Takes `bytes` if they fit. What was taken is released by the file that was made of it.
     pub(crate) fn take(&self, bytes: u64, purpose: Purpose) -> bool {
         let (taken, max) = match purpose {
             Purpose::Bodies => (&self.used, self.bodies_max()),
-            Purpose::SmallRecords => (&self.used, self.capacity),
+            Purpose::SmallRecords | Purpose::Survivors => (&self.used, self.capacity),
             Purpose::Staging => (&self.staging, self.staging_max()),
         };
         taken
@@ -185,7 +192,7 @@ impl Budget {
     pub(crate) fn give_back(&self, bytes: u64, purpose: Purpose) {
         match purpose {
             Purpose::Staging => self.release_staging(bytes),
-            Purpose::Bodies | Purpose::SmallRecords => self.release(bytes),
+            Purpose::Bodies | Purpose::SmallRecords | Purpose::Survivors => self.release(bytes),
         }
     }
 }
@@ -193,7 +200,7 @@ impl Budget {
 /// Whether the file system can lose `bytes` and stay healthy. A purge is written to the last byte.
 pub(crate) fn leaves_room(space: Space, bytes: u64, purpose: Purpose) -> bool {
     let kept = match purpose {
-        Purpose::SmallRecords => 0,
+        Purpose::SmallRecords | Purpose::Survivors => 0,
         Purpose::Bodies | Purpose::Staging => percent(space.total, FREE_PERCENT_MIN),
     };
     space.free >= bytes && space.free - bytes >= kept

@@ -2,7 +2,7 @@
 //! still what was written.
 //!
 //! On a thread of its own, with its own disks. It knows neither the store nor the index: what is
-//! live it asks of the owners, over the link, and they switch to the copies when the planner
+//! live it asks of the owners, over the exchange, and they switch to the copies when the planner
 //! tells them. Nothing it does is visible before that, and a crash at any step leaves the old
 //! bodies where they are.
 
@@ -11,10 +11,11 @@ use std::sync::Arc;
 
 use crate::check::Check;
 use crate::disk::bulk::BulkDisk;
-use crate::footer::{self, Sealed};
-use crate::link::{
-    Answer, Copied, Finding, Job, Link, Move, Place, Question, Report, Source, ToOwner, count,
+use crate::exchange::{
+    Answer, Copied, Exchange, Finding, Job, Move, Place, Question, Report, Source, ToOwner, count,
+    offer,
 };
+use crate::footer::{self, Sealed};
 use crate::page::{PAGE_LEN, round_up};
 use crate::record::{BodyEntry, CRC_STRIDE_BYTES, Kind, Record};
 use crate::segment::file_name;
@@ -24,7 +25,7 @@ use crate::survivor::{Layout, Survivor};
 const STEP_BYTES: u64 = 1 << 20;
 
 pub struct Compactor<B: BulkDisk> {
-    link: Arc<Link>,
+    exchange: Arc<Exchange>,
     /// By the number of their volume.
     disks: Vec<B>,
     work: Option<Work<B>>,
@@ -40,7 +41,6 @@ struct Work<B: BulkDisk> {
     others: Vec<Record>,
     unlisted: Vec<u64>,
     findings: Vec<Finding>,
-    unreadable: u64,
     stage: Stage<B>,
 }
 
@@ -81,9 +81,10 @@ struct Body {
 
 impl<B: BulkDisk> Compactor<B> {
     /// `disks`: one of each volume, in their order.
-    pub fn new(link: Arc<Link>, disks: Vec<B>) -> Compactor<B> {
+    pub fn new(exchange: Arc<Exchange>, disks: Vec<B>) -> Compactor<B> {
+        exchange.set_attended(true);
         Compactor {
-            link,
+            exchange,
             disks,
             work: None,
         }
@@ -92,17 +93,17 @@ impl<B: BulkDisk> Compactor<B> {
     /// Does the next piece of work, about a MiB of it. `false`: there is nothing to do before an
     /// owner or the planner has done something. A future that is dropped loses the job.
     pub async fn step(&mut self) -> bool {
-        let next = || self.link.jobs.pop().map(Work::new);
+        let next = || self.exchange.jobs.pop().map(Work::new);
         let Some(mut work) = self.work.take().or_else(next) else {
             return false;
         };
         let disk = &self.disks[usize::from(work.job.volume)];
         let outcome = match work.stage {
-            Stage::Read => work.read(disk, &self.link).await.map(|()| true),
-            Stage::Ask(..) => work.ask(disk, &self.link).await,
-            Stage::Copy(_) => work.copy(disk, &self.link).await.map(|()| true),
+            Stage::Read => work.read(disk, &self.exchange).await.map(|()| true),
+            Stage::Ask(..) => work.ask(disk, &self.exchange).await,
+            Stage::Copy(_) => work.copy(disk, &self.exchange).await.map(|()| true),
             Stage::Tell(..) => {
-                let told = work.tell(&self.link);
+                let told = work.tell(&self.exchange);
                 if !told.done {
                     self.work = Some(work);
                 }
@@ -111,13 +112,19 @@ impl<B: BulkDisk> Compactor<B> {
         };
         let progress = match outcome {
             Ok(progress) => progress,
-            Err(error) => {
-                work.fail(disk, &self.link, &error).await;
+            Err(_) => {
+                work.fail(disk, &self.exchange).await;
                 true
             }
         };
         self.work = Some(work);
         progress
+    }
+}
+
+impl<B: BulkDisk> Drop for Compactor<B> {
+    fn drop(&mut self) {
+        self.exchange.set_attended(false);
     }
 }
 
@@ -135,16 +142,15 @@ impl<B: BulkDisk> Work<B> {
             others: Vec::new(),
             unlisted: Vec::new(),
             findings: Vec::new(),
-            unreadable: 0,
             stage: Stage::Read,
         }
     }
 
     /// Opens the next source and reads its footer.
-    async fn read(&mut self, disk: &B, link: &Link) -> io::Result<()> {
+    async fn read(&mut self, disk: &B, exchange: &Exchange) -> io::Result<()> {
         let number = self.files.len();
         let Some(source) = self.job.sources.get(number).copied() else {
-            self.stage = self.questions(link);
+            self.stage = self.questions(exchange);
             return Ok(());
         };
         let file = match disk.open(&file_name(source.segment, source.class)).await {
@@ -155,7 +161,7 @@ impl<B: BulkDisk> Work<B> {
             }
             Err(error) => return Err(error),
         };
-        let records = match self.listed(disk, &file, &source, link).await? {
+        let records = match self.listed(disk, &file, &source, exchange).await? {
             Some(records) => records,
             None => {
                 self.unlisted.push(source.segment);
@@ -184,13 +190,13 @@ impl<B: BulkDisk> Work<B> {
         disk: &B,
         file: &B::File,
         source: &Source,
-        link: &Link,
+        exchange: &Exchange,
     ) -> io::Result<Option<Vec<Record>>> {
         if source.unlisted {
             return Ok(None);
         }
         let sealed = Sealed {
-            uuid: &link.uuid,
+            uuid: &exchange.uuid,
             segment: source.segment,
             len: source.len,
         };
@@ -200,24 +206,24 @@ impl<B: BulkDisk> Work<B> {
             Err(_) => None,
         };
         if listed.is_none() {
-            count(&link.counters.unlisted, 1);
+            count(&exchange.counters.unlisted, 1);
         }
         Ok(listed)
     }
 
     /// One question to each owner that may have something to say.
-    fn questions(&self, link: &Link) -> Stage<B> {
+    fn questions(&self, exchange: &Exchange) -> Stage<B> {
         let job = self.job.number;
         let question = |_| Question {
             job,
             places: Vec::new(),
             segments: self.unlisted.clone(),
         };
-        let mut questions: Vec<Question> = (0..link.owners.len()).map(question).collect();
+        let mut questions: Vec<Question> = (0..exchange.owners.len()).map(question).collect();
         for (number, found) in self.bodies.iter().enumerate() {
             let place = self.place(found);
             let number = u32::try_from(number).expect("bodies of a few segments");
-            questions[link.owner(&place.digest)]
+            questions[exchange.owner(&place.digest)]
                 .places
                 .push((number, place));
         }
@@ -241,13 +247,13 @@ impl<B: BulkDisk> Work<B> {
     }
 
     /// Sends what is left of the questions and takes answers. Whether there was any.
-    async fn ask(&mut self, disk: &B, link: &Link) -> io::Result<bool> {
+    async fn ask(&mut self, disk: &B, exchange: &Exchange) -> io::Result<bool> {
         let Stage::Ask(outgoing, answers) = &mut self.stage else {
             unreachable!("called while asking");
         };
-        let mut progress = offer(link, outgoing);
+        let mut progress = offer(exchange, outgoing);
         let mut taken = Vec::new();
-        while let Some(answer) = link.answers.pop() {
+        while let Some(answer) = exchange.answers.pop() {
             progress = true;
             if answer.job == self.job.number {
                 *answers -= 1;
@@ -262,7 +268,7 @@ impl<B: BulkDisk> Work<B> {
             self.bodies.retain(|found| found.recency.is_some());
             // What was idle for as long expires together.
             self.bodies.sort_by_key(|found| found.recency);
-            self.begin(disk, link).await?;
+            self.begin(disk, exchange).await?;
         }
         Ok(complete || progress)
     }
@@ -296,7 +302,7 @@ impl<B: BulkDisk> Work<B> {
     }
 
     /// Makes the survivor segment, if there is anything to put into it.
-    async fn begin(&mut self, disk: &B, link: &Link) -> io::Result<()> {
+    async fn begin(&mut self, disk: &B, exchange: &Exchange) -> io::Result<()> {
         let mut layout = Layout::default();
         for found in &self.bodies {
             layout.add_body(&found.entry);
@@ -306,7 +312,7 @@ impl<B: BulkDisk> Work<B> {
         }
         let any = !self.bodies.is_empty() || !self.others.is_empty();
         let survivor = match self.job.target.filter(|_| any) {
-            Some(target) => Some(Survivor::create(disk, link.uuid, target, &layout).await?),
+            Some(target) => Some(Survivor::create(disk, exchange.uuid, target, &layout).await?),
             None => None,
         };
         self.stage = Stage::Copy(Copying {
@@ -318,22 +324,22 @@ impl<B: BulkDisk> Work<B> {
         Ok(())
     }
 
-    async fn copy(&mut self, disk: &B, link: &Link) -> io::Result<()> {
+    async fn copy(&mut self, disk: &B, exchange: &Exchange) -> io::Result<()> {
         let mut moved = 0;
         while moved < STEP_BYTES {
             let Stage::Copy(copying) = &self.stage else {
                 unreachable!("called while copying");
             };
             if copying.next == self.bodies.len() {
-                return self.seal(disk, link).await;
+                return self.seal(disk, exchange).await;
             }
-            moved += self.copy_piece(disk, link).await?;
+            moved += self.copy_piece(disk, exchange).await?;
         }
         Ok(())
     }
 
     /// Reads the next MiB of a body, checks it and appends it. Returns the bytes that were moved.
-    async fn copy_piece(&mut self, disk: &B, link: &Link) -> io::Result<u64> {
+    async fn copy_piece(&mut self, disk: &B, exchange: &Exchange) -> io::Result<u64> {
         let Stage::Copy(copying) = &mut self.stage else {
             unreachable!("called while copying");
         };
@@ -368,17 +374,14 @@ impl<B: BulkDisk> Work<B> {
                     }
                 }
                 Err(error) if transient(&error) => return Err(error),
-                Err(_) => {
-                    self.unreadable += 1;
-                    sound = false;
-                }
+                Err(_) => sound = false,
             }
             body.read += len;
-            count(&link.counters.read, len);
+            count(&exchange.counters.read, len);
         }
         let ended = !sound || body.read == found.entry.len;
         if ended {
-            self.end_body(disk, link, sound).await?;
+            self.end_body(disk, exchange, sound).await?;
         }
         let moved = PAGE_LEN + len;
         let both = matches!(&self.stage, Stage::Copy(copying) if copying.survivor.is_some());
@@ -387,7 +390,7 @@ impl<B: BulkDisk> Work<B> {
     }
 
     /// The body was read to its end, or to where it is not what was written.
-    async fn end_body(&mut self, disk: &B, link: &Link, sound: bool) -> io::Result<()> {
+    async fn end_body(&mut self, disk: &B, exchange: &Exchange, sound: bool) -> io::Result<()> {
         let Stage::Copy(copying) = &mut self.stage else {
             unreachable!("called while copying");
         };
@@ -406,7 +409,7 @@ impl<B: BulkDisk> Work<B> {
             self.findings.push(Finding { place, sound });
         }
         if self.job.target.is_none() {
-            count(&link.counters.scrubbed_bytes, body.read);
+            count(&exchange.counters.scrubbed_bytes, body.read);
         }
         let Some(survivor) = &mut copying.survivor else {
             return Ok(());
@@ -429,7 +432,7 @@ impl<B: BulkDisk> Work<B> {
     }
 
     /// Makes the copies durable, before anyone hears of them.
-    async fn seal(&mut self, disk: &B, link: &Link) -> io::Result<()> {
+    async fn seal(&mut self, disk: &B, exchange: &Exchange) -> io::Result<()> {
         let Stage::Copy(copying) = &mut self.stage else {
             unreachable!("called while copying");
         };
@@ -438,44 +441,36 @@ impl<B: BulkDisk> Work<B> {
             for record in std::mem::take(&mut self.others) {
                 survivor.enter(record);
             }
-            let (len, floor) = survivor.seal(disk, &link.counters).await?;
-            let mut moves = vec![Vec::new(); link.owners.len()];
+            let (len, floor) = survivor.seal(disk, &exchange.counters).await?;
+            let mut moves = vec![Vec::new(); exchange.owners.len()];
             for moved in std::mem::take(&mut copying.moves) {
-                moves[link.owner(&moved.place.digest)].push(moved);
+                moves[exchange.owner(&moved.place.digest)].push(moved);
             }
             let moves = moves.into_iter().map(Arc::from).collect();
             copied = Some(Copied { len, floor, moves });
         }
-        let (job, unreadable) = (self.job.number, self.unreadable);
+        let job = self.job.number;
         let unlisted = std::mem::take(&mut self.unlisted);
         let sources = self.job.sources.len() as u64;
         let report = if self.job.target.is_some() {
-            count(&link.counters.compacted, sources);
+            count(&exchange.counters.compacted, sources);
             Report::Copied {
                 job,
                 copied,
                 unlisted,
-                unreadable,
             }
         } else {
-            count(&link.counters.scrubbed, sources);
-            Report::Scrubbed {
-                job,
-                unlisted,
-                unreadable,
-            }
+            count(&exchange.counters.scrubbed, sources);
+            Report::Scrubbed { job, unlisted }
         };
-        self.conclude(link, report);
+        self.conclude(exchange, report);
         Ok(())
     }
 
     /// Gives the target up: what is in the sources stays there.
-    async fn fail(&mut self, disk: &B, link: &Link, error: &io::Error) {
-        count(&link.counters.failed, 1);
-        let report = Report::Failed {
-            job: self.job.number,
-            kind: error.kind(),
-        };
+    async fn fail(&mut self, disk: &B, exchange: &Exchange) {
+        count(&exchange.counters.failed, 1);
+        let job = self.job.number;
         let stage = std::mem::replace(&mut self.stage, Stage::Read);
         if let Stage::Copy(Copying {
             survivor: Some(survivor),
@@ -484,13 +479,13 @@ impl<B: BulkDisk> Work<B> {
         {
             survivor.give_up(disk).await;
         }
-        self.conclude(link, report);
+        self.conclude(exchange, Report::Failed { job });
     }
 
-    fn conclude(&mut self, link: &Link, report: Report) {
-        let mut findings = vec![Vec::new(); link.owners.len()];
+    fn conclude(&mut self, exchange: &Exchange, report: Report) {
+        let mut findings = vec![Vec::new(); exchange.owners.len()];
         for finding in std::mem::take(&mut self.findings) {
-            findings[link.owner(&finding.place.digest)].push(finding);
+            findings[exchange.owner(&finding.place.digest)].push(finding);
         }
         let findings = findings.into_iter().enumerate();
         let outgoing = findings
@@ -500,17 +495,20 @@ impl<B: BulkDisk> Work<B> {
         self.stage = Stage::Tell(outgoing, report);
     }
 
-    fn tell(&mut self, link: &Link) -> Told {
+    fn tell(&mut self, exchange: &Exchange) -> Told {
         let Stage::Tell(outgoing, report) = &mut self.stage else {
             unreachable!("called while telling");
         };
-        let progress = offer(link, outgoing);
+        let progress = offer(exchange, outgoing);
         if !outgoing.is_empty() {
             let done = false;
             return Told { done, progress };
         }
         let placeholder = Report::Switched { job: 0 };
-        match link.reports.push(std::mem::replace(report, placeholder)) {
+        match exchange
+            .reports
+            .push(std::mem::replace(report, placeholder))
+        {
             Ok(()) => Told {
                 done: true,
                 progress: true,
@@ -532,21 +530,6 @@ impl Found {
             Check::by_crcs(&self.entry)
         }
     }
-}
-
-/// Sends what there is room for. Whether anything was.
-fn offer(link: &Link, outgoing: &mut Vec<(usize, ToOwner)>) -> bool {
-    let mut sent = false;
-    while let Some((owner, message)) = outgoing.pop() {
-        match link.owners[owner].push(message) {
-            Ok(()) => sent = true,
-            Err(message) => {
-                outgoing.push((owner, message));
-                break;
-            }
-        }
-    }
-    sent
 }
 
 /// An error that says nothing of the bytes that were to be read.

@@ -353,6 +353,7 @@ impl<D: Disk> Fill<D> {
                 len: self.taken,
                 media_type,
                 bytes: None,
+                unverified: false,
                 lease,
             };
         }
@@ -375,6 +376,7 @@ impl<D: Disk> Fill<D> {
             len: self.taken,
             media_type,
             bytes,
+            unverified: false,
             lease,
         };
         self.shared.settle(progress, entry, &body, now);

@@ -43,8 +43,7 @@ impl Flags {
     pub(crate) const DURABLE: u8 = 1;
     /// Asked for since its recency was last written.
     pub(crate) const TOUCHED: u8 = 2;
-
-    /// Of a segment that nobody sealed in time: its CRCs were not looked at since.
+    /// Of a segment that nobody sealed in time: to be checked before it is served.
     pub(crate) const UNVERIFIED: u8 = 4;
 
     pub(crate) fn new(flags: u8) -> Flags {
@@ -57,6 +56,10 @@ impl Flags {
 
     pub(crate) fn set(&self, flag: u8) {
         self.0.fetch_or(flag, Ordering::Release);
+    }
+
+    pub(crate) fn clear(&self, flag: u8) {
+        self.0.fetch_and(!flag, Ordering::Release);
     }
 }
 
@@ -170,6 +173,7 @@ impl<D: Disk> Index<D> {
                 len: found.lease.len(),
                 media_type: self.media_types.get(found.media_type),
                 bytes: found.bytes.as_deref().cloned(),
+                unverified: found.flags.has(Flags::UNVERIFIED),
                 lease: found.lease.clone(),
             }
         })
@@ -196,6 +200,31 @@ impl<D: Disk> Index<D> {
                 found.flags.set(Flags::DURABLE);
             }
         });
+    }
+
+    pub(crate) fn set_verified(&self, digest: &Digest, sequence: u64) {
+        self.with_body(digest, |found| {
+            if found.sequence == sequence {
+                found.flags.clear(Flags::UNVERIFIED);
+            }
+        });
+    }
+
+    /// Changes what is there of the digest, under the stripe's lock.
+    pub(crate) fn change_body<T>(
+        &self,
+        digest: &Digest,
+        change: impl FnOnce(&mut IndexedBody<D>) -> T,
+    ) -> Option<T> {
+        let hash = mix::digest(self.seed, digest);
+        let mut table = self.bodies.write(digest.slice());
+        let found = table.find_mut(hash, |body| body.digest == *digest);
+        found.map(change)
+    }
+
+    /// Shows every body of a slice, under its lock.
+    pub(crate) fn each_body(&self, slice: usize, look: impl FnMut(&IndexedBody<D>)) {
+        self.bodies.read(slice).iter().for_each(look);
     }
 
     /// The highest sequence wins, whatever the order of insertion. What was replaced is kept on

@@ -23,6 +23,8 @@ pub(crate) struct SegmentFile<D: Disk> {
     pub(crate) volume: u8,
     /// A forget record with a lower sequence finds nothing to kill here.
     floor: AtomicU64,
+    /// Its bodies are to be checked before they are served.
+    unverified: AtomicBool,
     revoked: AtomicBool,
     counts: Mutex<Counts>,
     budget: Arc<Budget>,
@@ -84,6 +86,7 @@ impl<D: Disk> SegmentFile<D> {
             class: place.class,
             volume: place.volume,
             floor: AtomicU64::new(place.floor),
+            unverified: AtomicBool::new(false),
             revoked: AtomicBool::new(false),
             counts: Mutex::new(Counts {
                 stage,
@@ -132,6 +135,30 @@ impl<D: Disk> SegmentFile<D> {
         if counts.stage == Stage::Sealed {
             self.budget.dead(extent);
         }
+    }
+
+    /// Keeps it from being unlinked as dead while the answer is kept.
+    pub(crate) fn hold(self: &Arc<Self>) -> Kept<D> {
+        self.counts().live_records += 1;
+        Kept(Arc::clone(self))
+    }
+
+    /// Live bodies with their headers and padding.
+    pub(crate) fn live_extents(&self) -> u64 {
+        self.counts().live_extents
+    }
+
+    /// Live bodies, and what else keeps it from being dead.
+    pub(crate) fn live_records(&self) -> u64 {
+        self.counts().live_records
+    }
+
+    pub(crate) fn unverified(&self) -> bool {
+        self.unverified.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_unverified(&self, unverified: bool) {
+        self.unverified.store(unverified, Ordering::Relaxed);
     }
 
     pub(crate) fn live_bytes(&self) -> u64 {
@@ -207,7 +234,8 @@ impl<D: Disk> SegmentFile<D> {
     }
 }
 
-/// Counts as a live record of its segment until the one that replaced it is durable.
+/// Counts as a live record of its segment until the one that replaced it is durable, or a job of
+/// the compactor has ended.
 pub(crate) struct Kept<D: Disk>(Arc<SegmentFile<D>>);
 
 impl<D: Disk> Kept<D> {

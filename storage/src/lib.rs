@@ -11,6 +11,7 @@ mod commit;
 mod compact;
 mod digest;
 pub mod disk;
+mod exchange;
 mod fill;
 mod footer;
 #[doc(hidden)]
@@ -22,7 +23,6 @@ mod index;
 pub mod inspect;
 mod key;
 mod lease;
-mod link;
 mod maintain;
 mod media;
 mod member;
@@ -32,15 +32,19 @@ mod page;
 mod pick;
 mod pins;
 mod recency;
+mod reclaim;
 mod record;
 mod recover;
 mod reserve;
 mod scan;
+mod scrub;
 mod segment;
 mod small;
 mod store;
 mod superblock;
 mod survivor;
+mod switch;
+mod verify;
 mod volume;
 mod wait;
 mod watermark;
@@ -49,17 +53,17 @@ mod writer;
 pub use compact::Compactor;
 pub use digest::{Algorithm, Digest, DigestError, Hasher, SLICES, owner};
 pub use disk::Disk;
+pub use exchange::{Compaction, Exchange};
 pub use fill::{Fill, FillError};
 pub use key::{
     ForgetKey, LinkKey, LinkKeyRef, LinkRecord, Proof, RepositoryKey, RepositoryKeyRef, Statistics,
     TagKey, TagKeyRef, TagKind, TagRecord, repository_slice,
 };
 pub use lease::Lease;
-pub use link::{Compaction, Link};
 #[doc(hidden)]
 pub use page::fuzz as fuzz_page;
 #[doc(hidden)]
-pub use pick::{Candidate, Need, victims};
+pub use pick::{Candidate, Need, Room, victims};
 #[doc(hidden)]
 pub use record::fuzz as fuzz_record;
 pub use store::{

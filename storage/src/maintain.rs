@@ -10,6 +10,9 @@ use crate::disk::Disk;
 use crate::wait::detached;
 use crate::writer::{Shared, Writer};
 
+/// The shard whose writer gives the compactor its jobs.
+const PLANNER: usize = 0;
+
 impl<D: Disk> Writer<D> {
     /// Does what is due by the age clock, which this moves on. Call it ten times a second or so;
     /// one call at a time does its work, others wait. What fails is tried again by a later call.
@@ -28,5 +31,9 @@ impl<D: Disk> Shared<D> {
         let _turn = self.maintaining.turn().await;
         self.now.set(now);
         self.store.clock.advance(now);
+        self.serve_compactor().await;
+        if self.shard() == PLANNER {
+            self.plan_reclaim().await;
+        }
     }
 }

@@ -8,6 +8,10 @@ use crate::survivor;
 
 /// Segments with more live bytes than this, in per cent of their file, cost more than they give.
 const LIVE_PERCENT_MAX: u64 = 90;
+/// Of a commit entry, usually.
+const ENTRY_LEN: u64 = 256;
+/// Header, commit area, footer and trailer, less what the entries take of them.
+const OWN_LEN: u64 = 5 * PAGE_LEN;
 /// Victims of one job: bounds the files it holds open.
 const VICTIMS_MAX: usize = 64;
 
@@ -17,7 +21,7 @@ pub struct Candidate {
     pub segment: u64,
     /// Of its file, in bytes.
     pub len: u64,
-    /// Bytes of live bodies.
+    /// Bytes of live bodies with their headers and padding.
     pub live: u64,
     /// Live bodies.
     pub bodies: u64,
@@ -34,13 +38,18 @@ pub enum Need {
 }
 
 impl Candidate {
-    /// Bytes of a copy: each body has a header, and half of its last page is unused.
+    /// Bytes of a copy, about: each body has two entries.
     fn copied(&self) -> u64 {
-        self.live + self.bodies * (PAGE_LEN + PAGE_LEN / 2)
+        self.live + self.bodies * 2 * ENTRY_LEN
+    }
+
+    /// Bytes that compacting it alone would win, about. A survivor segment wins nothing.
+    pub(crate) fn dead(&self) -> u64 {
+        self.len.saturating_sub(self.copied() + OWN_LEN)
     }
 
     fn worthwhile(&self) -> bool {
-        self.copied() * 100 < self.len * LIVE_PERCENT_MAX
+        self.dead() * 100 > self.len * (100 - LIVE_PERCENT_MAX)
     }
 
     /// Benefit over cost, scaled to whole numbers: `(1 - u) * age / (1 + u)`.
@@ -50,9 +59,18 @@ impl Candidate {
     }
 }
 
-/// The segments whose live bodies go into one survivor segment of at most `room` bytes, best
-/// first. None if nothing would be won.
-pub fn victims(candidates: &[Candidate], need: Need, room: u64) -> Vec<Candidate> {
+/// How much one survivor segment may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes of copies.
+    pub copied: u64,
+    /// Bytes that can be taken from the budget for it: the most it may turn out to need.
+    pub reserved: u64,
+}
+
+/// The segments whose live bodies go into one survivor segment, best first. None if nothing would
+/// be won.
+pub fn victims(candidates: &[Candidate], need: Need, room: Room) -> Vec<Candidate> {
     let mut order: Vec<Candidate> = candidates.to_vec();
     order.retain(Candidate::worthwhile);
     match need {
@@ -71,14 +89,17 @@ pub fn victims(candidates: &[Candidate], need: Need, room: u64) -> Vec<Candidate
     fitting(order, room)
 }
 
-/// As many of these, in their order, as fit a survivor segment of `room` bytes.
-pub(crate) fn fitting(order: Vec<Candidate>, room: u64) -> Vec<Candidate> {
+/// As many of these, in their order, as fit one survivor segment; the first may be larger.
+pub(crate) fn fitting(order: Vec<Candidate>, room: Room) -> Vec<Candidate> {
     let mut taken = Vec::new();
-    let (mut bodies, mut live) = (0, 0);
+    let (mut bodies, mut live, mut copied) = (0, 0, 0);
     for candidate in order {
         let (all_bodies, all_live) = (bodies + candidate.bodies, live + candidate.live);
-        if taken.len() < VICTIMS_MAX && survivor::len_max(all_bodies, all_live) <= room {
-            (bodies, live) = (all_bodies, all_live);
+        let all_copied = copied + candidate.copied();
+        let fits = taken.is_empty() || all_copied <= room.copied;
+        let reserved = survivor::len_max(all_bodies, all_live);
+        if taken.len() < VICTIMS_MAX && fits && reserved <= room.reserved {
+            (bodies, live, copied) = (all_bodies, all_live, all_copied);
             taken.push(candidate);
         }
     }
@@ -101,6 +122,13 @@ mod tests {
         }
     }
 
+    fn room(len: u64) -> Room {
+        Room {
+            copied: len,
+            reserved: len,
+        }
+    }
+
     fn ids(victims: Vec<Candidate>) -> Vec<u64> {
         victims.into_iter().map(|victim| victim.segment).collect()
     }
@@ -118,7 +146,7 @@ mod tests {
             half_as_long,
         ];
         assert_eq!(
-            ids(victims(&candidates, Need::Urgent, 1000 * MIB)),
+            ids(victims(&candidates, Need::Urgent, room(1000 * MIB))),
             [2, 3, 5, 1]
         );
     }
@@ -132,7 +160,7 @@ mod tests {
             candidate(4, 10, 100),
         ];
         assert_eq!(
-            ids(victims(&candidates, Need::Idle, 1000 * MIB)),
+            ids(victims(&candidates, Need::Idle, room(1000 * MIB))),
             [4, 2, 3, 1]
         );
     }
@@ -140,15 +168,15 @@ mod tests {
     #[test]
     fn what_is_nearly_full_of_live_bodies_stays() {
         for need in [Need::Urgent, Need::Idle] {
-            assert!(victims(&[candidate(1, 90, 5)], need, 1000 * MIB).is_empty());
-            assert!(victims(&[], need, 1000 * MIB).is_empty());
+            assert!(victims(&[candidate(1, 90, 5)], need, room(1000 * MIB)).is_empty());
+            assert!(victims(&[], need, room(1000 * MIB)).is_empty());
         }
-        // Small bodies take more than their bytes: 20,000 headers and last pages.
+        // Small bodies take more than their extents: 20,000 entries, twice.
         let small = Candidate {
             bodies: 20_000,
-            ..candidate(1, 10, 5)
+            ..candidate(1, 82, 5)
         };
-        assert!(victims(&[small], Need::Urgent, 1000 * MIB).is_empty());
+        assert!(victims(&[small], Need::Urgent, room(1000 * MIB)).is_empty());
     }
 
     #[test]
@@ -158,12 +186,12 @@ mod tests {
                 .map(|n| candidate(n, (n * 37) % 60, n % 11))
                 .collect();
             for need in [Need::Urgent, Need::Idle] {
-                for room in [0, MIB, 20 * MIB, 64 * MIB, 256 * MIB] {
-                    let victims = victims(&candidates, need, room);
+                for len in [0, MIB, 20 * MIB, 64 * MIB, 256 * MIB] {
+                    let victims = victims(&candidates, need, room(len));
                     let (bodies, live) = victims
                         .iter()
                         .fold((0, 0), |(b, l), v| (b + v.bodies, l + v.live));
-                    assert!(victims.is_empty() || survivor::len_max(bodies, live) <= room);
+                    assert!(victims.is_empty() || survivor::len_max(bodies, live) <= len);
                     assert!(victims.len() <= VICTIMS_MAX);
                 }
             }
@@ -176,6 +204,6 @@ mod tests {
             bodies: 0,
             ..candidate(1, 0, 0)
         };
-        assert_eq!(ids(victims(&[empty], Need::Urgent, MIB)), [1]);
+        assert_eq!(ids(victims(&[empty], Need::Urgent, room(MIB))), [1]);
     }
 }

@@ -216,6 +216,7 @@ pub(crate) fn merge<D: Disk>(
         };
         let budget = Arc::clone(&volume.budget);
         let file = Arc::new(SegmentFile::new(found.file, place, len, budget));
+        file.set_unverified(!was_sealed);
         volume.register(Arc::clone(&file));
         recovered.segments += 1;
         for record in records.into_iter().filter(live) {

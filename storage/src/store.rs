@@ -15,6 +15,7 @@ use crate::budget::{Purpose, leaves_room};
 use crate::clock::AgeClock;
 use crate::digest::Digest;
 use crate::disk::Disk;
+use crate::exchange::Exchange;
 use crate::forgets::Forgets;
 use crate::geometry::Geometry;
 use crate::index::Index;
@@ -22,7 +23,7 @@ use crate::key::{
     LinkKey, LinkKeyRef, LinkRecord, RepositoryKey, RepositoryKeyRef, Statistics, TagKey,
     TagKeyRef, TagRecord,
 };
-use crate::lease::Lease;
+use crate::lease::{Lease, SegmentFile};
 use crate::open::Plan;
 use crate::page::Uuid;
 use crate::superblock::Member;
@@ -38,12 +39,16 @@ pub const SMALL_MAX_BYTES: u32 = 64 << 10;
 /// RAM for small bodies.
 pub const SMALL_BUDGET_BYTES: u64 = 256 << 20;
 
+/// Bounds how long decayed bytes go unnoticed: 30 days, 4 MB/s for 10 TB.
+pub const SCRUB_EVERY: Seconds = 30 * 24 * 3600;
+
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Length of a shared segment; from the capacities if not given.
     pub segment_len: Option<u64>,
     pub solo_min: u64,
-    /// Writers there will be, at most.
+    /// Writers there will be: writer `n` owns the slices of which [`crate::owner`] says so. With
+    /// fewer the compactor waits for answers that nobody gives.
     pub shards: usize,
     /// Random, and other bytes at every start: the name of a new store, and what tells apart two
     /// processes that opened different volumes of one store.
@@ -51,6 +56,8 @@ pub struct Options {
     pub small_max: u32,
     pub small_budget: u64,
     pub withheld_len: u64,
+    /// Every live byte is read and checked once in so many seconds of the age clock; 0: never.
+    pub scrub_every: Seconds,
 }
 
 impl Options {
@@ -63,6 +70,7 @@ impl Options {
             small_max: SMALL_MAX_BYTES,
             small_budget: SMALL_BUDGET_BYTES,
             withheld_len: WITHHELD_BYTES,
+            scrub_every: SCRUB_EVERY,
         }
     }
 }
@@ -74,6 +82,8 @@ pub struct Body<D: Disk> {
     pub media_type: Option<Arc<str>>,
     /// The whole body, where it is held in RAM.
     pub bytes: Option<Bytes>,
+    /// Not to be served from its lease before `Writer::verify` said so.
+    pub unverified: bool,
     pub lease: Lease<D>,
 }
 
@@ -83,6 +93,7 @@ impl<D: Disk> Clone for Body<D> {
             len: self.len,
             media_type: self.media_type.clone(),
             bytes: self.bytes.clone(),
+            unverified: self.unverified,
             lease: self.lease.clone(),
         }
     }
@@ -193,6 +204,8 @@ pub struct Store<D: Disk> {
     pub(crate) index: Index<D>,
     pub(crate) clock: AgeClock,
     pub(crate) uncommitted: Uncommitted,
+    pub(crate) exchange: Arc<Exchange>,
+    pub(crate) scrub_every: Seconds,
     /// When it was opened, as it was told.
     pub(crate) opened: Seconds,
     pub(crate) forgets: Forgets,
@@ -254,6 +267,8 @@ impl<D: Disk> Store<D> {
             generation: plan.opening.generation,
             missing: Mutex::new(plan.missing.clone()),
             forgets: Forgets::default(),
+            exchange: Exchange::new(plan.uuid, options.shards),
+            scrub_every: options.scrub_every,
             segments_made: AtomicU64::new(0),
             records_made: AtomicU64::new(0),
         }
@@ -264,6 +279,17 @@ impl<D: Disk> Store<D> {
     /// those of the volumes, in their order.
     pub fn writer(self: &Arc<Self>, disks: Vec<D>, shard: usize) -> Writer<D> {
         Writer::new(Arc::clone(self), disks, shard)
+    }
+
+    /// What the compactor and the writers talk by.
+    pub fn exchange(&self) -> Arc<Exchange> {
+        Arc::clone(&self.exchange)
+    }
+
+    /// The segment of this id, while it has a name.
+    pub(crate) fn file(&self, segment: u64) -> Option<Arc<SegmentFile<D>>> {
+        let find = |volume: &Volume<D>| volume.registry().get(&segment).cloned();
+        self.volumes.iter().find_map(find)
     }
 
     /// The hit path: no allocation, no I/O. Makes the body recent.

@@ -6,7 +6,7 @@
 use std::io;
 
 use crate::disk::bulk::BulkDisk;
-use crate::link::{Counters, Target, count};
+use crate::exchange::{Counters, Target, count};
 use crate::page::{
     Class, PAGE_LEN, RecordHeader, RecordsUse, SegmentHeader, Trailer, Uuid, encode_records,
     records_page_len, round_up,
@@ -258,15 +258,15 @@ impl<B: BulkDisk> Survivor<B> {
     }
 }
 
-/// The most a survivor segment of these bodies can take, whatever their names.
-pub(crate) fn len_max(bodies: u64, bytes: u64) -> u64 {
-    let entries = bodies * BodyEntry::encoded_max(0) + 4 * bytes.div_ceil(CRC_STRIDE_BYTES);
+/// The most a survivor segment of these bodies can take, whatever their names. `extents`: their
+/// bytes with headers and padding.
+pub(crate) fn len_max(bodies: u64, extents: u64) -> u64 {
+    let entries = bodies * BodyEntry::encoded_max(0) + 4 * extents.div_ceil(CRC_STRIDE_BYTES);
     let entries = entries + 4 * bodies;
     // Two commit pages in a row hold more than one page's worth, less what each begins with.
     let area = round_up(entries / 4 * 9) + PAGE_LEN;
     let footer = records_page_len(entries);
-    // Each body has a header and may fill its last page with one byte.
-    PAGE_LEN + area + bytes + bodies * 2 * PAGE_LEN + footer + PAGE_LEN
+    PAGE_LEN + area + extents + footer + PAGE_LEN
 }
 
 impl BodyEntry {
@@ -282,6 +282,7 @@ impl BodyEntry {
 mod tests {
     use super::*;
     use crate::digest::Digest;
+    use crate::lease::extent_len;
     use crate::record::Kind;
 
     fn entry(len: u64, media_type: usize) -> BodyEntry {
@@ -324,7 +325,7 @@ mod tests {
             for _ in 0..bodies {
                 layout.add_body(&entry);
             }
-            let bound = len_max(bodies, bodies * len);
+            let bound = len_max(bodies, bodies * extent_len(len));
             assert!(layout.len() <= bound, "{bodies} of {len}: {bound}");
         }
     }

@@ -19,6 +19,7 @@ use crate::fill::{Fill, Progress};
 use crate::index::{Flags, IndexedBody};
 use crate::key::{ForgetKey, LinkKey, LinkRecord, RepositoryKey, Statistics, TagKey, TagRecord};
 use crate::page::Class;
+use crate::reclaim::Reclaim;
 use crate::record::BodyEntry;
 use crate::reserve::Order;
 use crate::segment::{Finished, Segment};
@@ -97,6 +98,7 @@ pub(crate) struct Shared<D: Disk> {
     running: RefCell<BTreeMap<u64, Rc<Progress<D>>>>,
     /// The latest time it was told.
     pub(crate) now: Cell<Seconds>,
+    pub(crate) reclaim: Reclaim<D>,
     shard: usize,
 }
 
@@ -117,6 +119,7 @@ impl<D: Disk> Writer<D> {
                 reserving: Gate::default(),
                 maintaining: Gate::default(),
                 now,
+                reclaim: Reclaim::default(),
                 shard,
             }),
         }
@@ -217,6 +220,10 @@ impl<D: Disk> Writer<D> {
 }
 
 impl<D: Disk> Shared<D> {
+    pub(crate) fn shard(&self) -> usize {
+        self.shard
+    }
+
     pub(crate) fn disk(&self, volume: u8) -> &D {
         &self.disks[usize::from(volume)]
     }

@@ -10,7 +10,7 @@ use crate::digest::Digest;
 use crate::disk::Disk;
 use crate::disk::direct::{DirectDisk, Rate, executor};
 use crate::disk::sim::{Ending, Executor, Faults, Random, SimDisk, SimWorld, Step};
-use crate::link::{Listed, Target};
+use crate::exchange::{Listed, Target};
 use crate::page::{Class, Uuid};
 use crate::survivor::len_max;
 
@@ -127,8 +127,8 @@ async fn bodies<B: BulkDisk>(disk: &B, segment: u64, len: u64) -> BTreeMap<u64, 
 }
 
 /// Answers for all owners: live is what `live` says, as recent as its sequence is low.
-fn answer(link: &Link, live: &[u64], listed: &[Listed]) {
-    for owner in &link.owners {
+fn answer(exchange: &Exchange, live: &[u64], listed: &[Listed]) {
+    for owner in &exchange.owners {
         while let Some(message) = owner.pop() {
             let ToOwner::Ask(question) = message else {
                 continue;
@@ -146,7 +146,7 @@ fn answer(link: &Link, live: &[u64], listed: &[Listed]) {
                 live: question.places.into_iter().filter_map(recent).collect(),
                 listed: listed.cloned().collect(),
             };
-            link.answers.push(answer).expect("room for each owner");
+            exchange.answers.push(answer).expect("room for each owner");
             // Only one owner knows what is listed.
         }
     }
@@ -175,20 +175,20 @@ async fn run<B: BulkDisk>(
     job: Job,
     live: Vec<u64>,
     listed: Vec<Listed>,
-) -> (Arc<Link>, Report) {
-    let link = Link::new(UUID, 1);
-    assert!(link.jobs.push(job).is_ok());
-    let mut compactor = Compactor::new(Arc::clone(&link), vec![disk]);
+) -> (Arc<Exchange>, Report) {
+    let exchange = Exchange::new(UUID, 1);
+    assert!(exchange.jobs.push(job).is_ok());
+    let mut compactor = Compactor::new(Arc::clone(&exchange), vec![disk]);
     let mut waits = 0;
     loop {
         if !compactor.step().await {
             waits += 1;
             assert!(waits < 3, "it waits for nothing but the answers");
-            answer(&link, &live, &listed);
+            answer(&exchange, &live, &listed);
         }
-        if let Some(report) = link.reports.pop() {
+        if let Some(report) = exchange.reports.pop() {
             assert!(!compactor.step().await, "nothing is left to do");
-            return (link, report);
+            return (exchange, report);
         }
     }
 }
@@ -223,11 +223,10 @@ async fn copies_what_is_live<B: BulkDisk>(disk: B, again: B) {
         make(&disk, 11, &[20, 21, 22, 23]).await,
     ];
     let live = vec![1, 2, 3, 4, 6, 9, 12, 20, 21];
-    let (link, report) = run(disk, job(sources, target()), live.clone(), Vec::new()).await;
+    let (exchange, report) = run(disk, job(sources, target()), live.clone(), Vec::new()).await;
     let Report::Copied {
         copied: Some(copied),
         unlisted,
-        unreadable: 0,
         ..
     } = report
     else {
@@ -245,7 +244,7 @@ async fn copies_what_is_live<B: BulkDisk>(disk: B, again: B) {
     );
     let offsets: Vec<u64> = copied.moves[0].iter().map(|m| m.offset).collect();
     assert!(offsets.is_sorted());
-    let compaction = link.compaction();
+    let compaction = exchange.compaction();
     assert_eq!((compaction.segments, compaction.mismatches), (2, 0));
     assert!(compaction.written_bytes >= compaction.read_bytes);
 }
@@ -312,7 +311,7 @@ fn what_has_changed_is_not_copied_but_told() {
     let live = vec![1, 2, 3, 4];
     for target in [target(), None] {
         let live = live.clone();
-        let (link, report) = simulated(&world, move |disk| {
+        let (exchange, report) = simulated(&world, move |disk| {
             run(disk, job(vec![source], target), live, Vec::new())
         });
         match report {
@@ -323,10 +322,10 @@ fn what_has_changed_is_not_copied_but_told() {
                 let moved: Vec<u64> = copied.moves[0].iter().map(|m| m.place.sequence).collect();
                 assert_eq!(moved, [4, 2, 1]);
             }
-            Report::Scrubbed { unreadable: 0, .. } => {}
+            Report::Scrubbed { .. } => {}
             other => panic!("not {other:?}"),
         }
-        let Some(ToOwner::Found(findings)) = link.owners[0].pop() else {
+        let Some(ToOwner::Found(findings)) = exchange.owners[0].pop() else {
             panic!("a finding");
         };
         let (place, sound) = (places[&3], false);
@@ -370,7 +369,7 @@ fn without_a_footer_the_owners_know_what_there_is() {
     world.flip("000000000000000a.seg", source.len - 2 * PAGE_LEN + 100);
     world.flip("000000000000000a.seg", listed[1].offset);
     let live = vec![1, 2, 3, 4];
-    let (link, report) = simulated(&world, move |disk| {
+    let (exchange, report) = simulated(&world, move |disk| {
         run(disk, job(vec![source], target()), live, listed)
     });
     let Report::Copied {
@@ -386,7 +385,7 @@ fn without_a_footer_the_owners_know_what_there_is() {
         bodies(&disk, TARGET, copied.len).await
     });
     assert_eq!(found.keys().copied().collect::<Vec<_>>(), [1, 3, 4]);
-    assert_eq!(link.compaction().unlisted_segments, 1);
+    assert_eq!(exchange.compaction().unlisted_segments, 1);
 }
 
 #[test]
@@ -403,11 +402,11 @@ fn a_failing_disk_leaves_nothing_of_the_target() {
             sync: if write { 0 } else { fails },
             ..Faults::default()
         });
-        let (link, report) = simulated(&world, move |disk| {
+        let (exchange, report) = simulated(&world, move |disk| {
             run(disk, job(vec![source], target()), vec![1, 2], Vec::new())
         });
         assert!(matches!(report, Report::Failed { job: 1, .. }));
-        assert_eq!(link.compaction().failed, 1);
+        assert_eq!(exchange.compaction().failed, 1);
         assert_eq!(world.files().len(), 1);
     }
 }

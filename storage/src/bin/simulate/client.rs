@@ -92,11 +92,11 @@ impl Process {
     }
 
     pub fn owner(&self, digest: &Digest) -> &Writer<SimDisk> {
-        &self.writers[digest.slice() % self.writers.len()]
+        &self.writers[entrepot_storage::owner(digest.slice(), self.writers.len())]
     }
 
     pub fn repository_writer(&self, repository: &str) -> usize {
-        repository_slice("p", repository) % self.writers.len()
+        entrepot_storage::owner(repository_slice("p", repository), self.writers.len())
     }
 
     pub async fn client(self: Rc<Self>) {

@@ -1,4 +1,4 @@
-//! The link between the owners of the index and the compactor: bounded queues without locks.
+//! The exchange between the owners of the index and the compactor: bounded queues without locks.
 //!
 //! The planner (the maintenance of shard 0's writer) gives jobs; the compactor asks each owner
 //! which bodies are live, copies or checks them, and reports; the planner has the owners switch
@@ -18,7 +18,7 @@ pub(crate) const JOBS_MAX: usize = 4;
 /// Messages to one owner: one question, switches of all jobs, and findings of as many.
 const OWNER_QUEUE_MAX: usize = 2 * JOBS_MAX + 1;
 
-pub struct Link {
+pub struct Exchange {
     pub(crate) uuid: Uuid,
     pub(crate) jobs: ArrayQueue<Job>,
     pub(crate) owners: Box<[ArrayQueue<ToOwner>]>,
@@ -26,6 +26,8 @@ pub struct Link {
     pub(crate) reports: ArrayQueue<Report>,
     pub(crate) counters: Counters,
     urgent: AtomicBool,
+    /// There is a compactor: without one a job would only keep its segments.
+    attended: AtomicBool,
 }
 
 /// Bytes and events since the start.
@@ -164,17 +166,14 @@ pub(crate) enum Report {
         job: u64,
         copied: Option<Copied>,
         unlisted: Vec<u64>,
-        unreadable: u64,
     },
     Scrubbed {
         job: u64,
         unlisted: Vec<u64>,
-        unreadable: u64,
     },
     /// Nothing is left of the target.
     Failed {
         job: u64,
-        kind: std::io::ErrorKind,
     },
     Switched {
         job: u64,
@@ -191,10 +190,10 @@ pub(crate) struct Copied {
     pub(crate) moves: Vec<Arc<[Move]>>,
 }
 
-impl Link {
-    pub(crate) fn new(uuid: Uuid, shards: usize) -> Arc<Link> {
+impl Exchange {
+    pub(crate) fn new(uuid: Uuid, shards: usize) -> Arc<Exchange> {
         let shards = shards.clamp(1, SLICES);
-        Arc::new(Link {
+        Arc::new(Exchange {
             uuid,
             jobs: ArrayQueue::new(JOBS_MAX),
             owners: (0..shards)
@@ -204,6 +203,7 @@ impl Link {
             reports: ArrayQueue::new(JOBS_MAX * (shards + 1)),
             counters: Counters::default(),
             urgent: AtomicBool::new(false),
+            attended: AtomicBool::new(false),
         })
     }
 
@@ -215,6 +215,14 @@ impl Link {
 
     pub(crate) fn set_urgent(&self, urgent: bool) {
         self.urgent.store(urgent, Ordering::Relaxed);
+    }
+
+    pub(crate) fn attended(&self) -> bool {
+        self.attended.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_attended(&self, attended: bool) {
+        self.attended.store(attended, Ordering::Relaxed);
     }
 
     pub(crate) fn owner(&self, digest: &Digest) -> usize {
@@ -235,4 +243,19 @@ impl Link {
             failed: get(&counters.failed),
         }
     }
+}
+
+/// Sends what there is room for. Whether anything was.
+pub(crate) fn offer(exchange: &Exchange, outgoing: &mut Vec<(usize, ToOwner)>) -> bool {
+    let mut sent = false;
+    while let Some((owner, message)) = outgoing.pop() {
+        match exchange.owners[owner].push(message) {
+            Ok(()) => sent = true,
+            Err(message) => {
+                outgoing.push((owner, message));
+                break;
+            }
+        }
+    }
+    sent
 }

@@ -1,0 +1,93 @@
+//! Checking a body before it is served: of segments that nobody sealed in time, whatever the
+//! media made of a power loss would otherwise go out unseen.
+
+use std::io;
+use std::rc::Rc;
+
+use crate::check::Check;
+use crate::digest::Digest;
+use crate::disk::Disk;
+use crate::footer::{self, Sealed};
+use crate::index::{Flags, IndexedBody};
+use crate::lease::Lease;
+use crate::record::{CRC_STRIDE_BYTES, Kind};
+use crate::wait::detached;
+use crate::writer::{Shared, Writer};
+
+/// A body as the index has it.
+struct Indexed<D: Disk> {
+    sequence: u64,
+    lease: Lease<D>,
+    unverified: bool,
+}
+
+impl<D: Disk> Writer<D> {
+    /// Whether the body may be served, which needs to be asked only of one that is `unverified`:
+    /// it is read, MiB by MiB, and compared with the checksums of its commit entry. One that is
+    /// not what was written, or cannot be read, is forgotten. By the owner of the digest.
+    pub async fn verify(&self, digest: &Digest) -> bool {
+        let (shared, digest) = (Rc::clone(&self.shared), *digest);
+        detached(
+            self.shared.tasks(),
+            async move { shared.verify(&digest).await },
+        )
+        .await
+    }
+}
+
+impl<D: Disk> Shared<D> {
+    async fn verify(&self, digest: &Digest) -> bool {
+        let look = |body: &IndexedBody<D>| Indexed {
+            sequence: body.sequence,
+            lease: body.lease.clone(),
+            unverified: body.flags.has(Flags::UNVERIFIED),
+        };
+        let Some(found) = self.store.index.with_body(digest, look) else {
+            return false;
+        };
+        if !found.unverified {
+            return true;
+        }
+        let sound = self.sound(digest, &found).await.unwrap_or(false);
+        if sound {
+            self.store.index.set_verified(digest, found.sequence);
+        } else {
+            self.drop_broken(digest, found.sequence).await;
+        }
+        sound
+    }
+
+    async fn sound(&self, digest: &Digest, found: &Indexed<D>) -> io::Result<bool> {
+        let (lease, disk) = (&found.lease, self.disk(found.lease.file.volume));
+        let mut check = self.check_of(digest, found).await?;
+        let mut at = 0;
+        while at < lease.len() {
+            let len = (lease.len() - at).min(CRC_STRIDE_BYTES) as usize;
+            let piece = disk.read(lease.file(), lease.offset() + at, len).await?;
+            if piece.len() < len || !check.update(&piece) {
+                return Ok(false);
+            }
+            at += len as u64;
+        }
+        Ok(check.finish().is_some())
+    }
+
+    /// By the body's commit entry, or by its digest if the footer cannot be read.
+    async fn check_of(&self, digest: &Digest, found: &Indexed<D>) -> io::Result<Check> {
+        let file = &found.lease.file;
+        let sealed = Sealed {
+            uuid: &self.store.uuid,
+            segment: file.id,
+            len: file.charged(),
+        };
+        let records = footer::read(self.disk(file.volume), &file.file, &sealed).await;
+        let records = records.unwrap_or_default().unwrap_or_default();
+        let check = records.iter().find_map(|record| match &record.kind {
+            Kind::Body(entry) if record.sequence == found.sequence && entry.digest == *digest => {
+                Some(Check::by_crcs(entry))
+            }
+            _ => None,
+        });
+        Ok(check.unwrap_or_else(|| Check::by_digest(digest)))
+    }
+}
