@@ -290,7 +290,10 @@ impl Process {
         }
         let count = self.writers.len();
         let group = self.model.borrow().group(
-            |content| Digest::parse(&content.digest).is_ok_and(|d| d.slice() % count == number),
+            |content| {
+                Digest::parse(&content.digest)
+                    .is_ok_and(|d| entrepot_storage::owner(d.slice(), count) == number)
+            },
             |key| self.repository_writer(repository(key)) == number,
         );
         let outcome = writer.commit(self.now()).await;
