@@ -12,7 +12,7 @@ use entrepot_bench::memory::MemoryDisk;
 use entrepot_bench::trace::Random;
 use entrepot_storage::forge::segment;
 use entrepot_storage::{
-    Algorithm, Candidate, Digest, Disk, Need, Options, Store, VolumeSpec, victims,
+    Algorithm, Candidate, Digest, Disk, Need, Options, Room, Store, VolumeSpec, victims,
 };
 
 const UUID: [u8; 16] = [5; 16];
@@ -94,9 +94,13 @@ fn pickers(criterion: &mut Criterion) {
         age: SEGMENTS - segment,
     };
     let candidates: Vec<Candidate> = (0..SEGMENTS).map(&mut candidate).collect();
+    let room = Room {
+        copied: LEN,
+        reserved: LEN,
+    };
     for (name, need) in [("urgent", Need::Urgent), ("idle", Need::Idle)] {
         criterion.bench_function(&format!("pick/{name}/{SEGMENTS}"), |bencher| {
-            bencher.iter(|| victims(black_box(&candidates), need, LEN));
+            bencher.iter(|| victims(black_box(&candidates), need, room));
         });
     }
 }

@@ -67,8 +67,8 @@ pub use pick::{Candidate, Need, Room, victims};
 #[doc(hidden)]
 pub use record::fuzz as fuzz_record;
 pub use store::{
-    Body, OpenError, OpenFailure, Options, Recovered, SMALL_BUDGET_BYTES, SMALL_MAX_BYTES,
-    SOLO_MIN_BYTES, Store, Usage, WITHHELD_BYTES,
+    Body, OpenError, OpenFailure, Options, Recovered, SCRUB_EVERY, SMALL_BUDGET_BYTES,
+    SMALL_MAX_BYTES, SOLO_MIN_BYTES, Store, Usage, WITHHELD_BYTES,
 };
 pub use volume::{VOLUMES_MAX, VolumeSpec, VolumeState, VolumeUsage};
 pub use watermark::{FillFailure, FillState, Follower, Wait, Watermark};

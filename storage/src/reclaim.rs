@@ -25,6 +25,11 @@ use crate::writer::Shared;
 const URGENT_PERCENT: u64 = 95;
 /// Dead bytes below this part of a volume's capacity, in per cent, are not worth the writes.
 const DEAD_PERCENT_MAX: u64 = 5;
+/// The segments are looked through as often as this at most, in seconds of the age clock: a walk
+/// over all of them. Sooner when a job has ended.
+const PLAN_EVERY: Age = 10;
+/// The same while room is needed.
+const PLAN_EVERY_URGENT: Age = 1;
 /// Segments of a job that failed are left alone for so long.
 const AVOID: Age = 600;
 
@@ -56,6 +61,7 @@ impl<D: Disk> Default for Reclaim<D> {
 struct Pending<D: Disk> {
     number: u64,
     volume: u8,
+    scrub: bool,
     /// Counted as live records of theirs, so that nobody unlinks them.
     victims: Vec<Kept<D>>,
     /// Of a compaction: the survivor segment, and what was taken from the budget for it.
@@ -84,7 +90,14 @@ impl<D: Disk> Shared<D> {
         let any_urgent = self.volumes().any(urgent);
         self.store.exchange.set_urgent(any_urgent);
         let now = self.store.clock.now();
-        if self.reclaim.planned.get() == Some(now) || !self.store.exchange.attended() {
+        let every = if any_urgent {
+            PLAN_EVERY_URGENT
+        } else {
+            PLAN_EVERY
+        };
+        let planned = self.reclaim.planned.get();
+        let due = planned.is_none_or(|planned| now >= planned.saturating_add(every));
+        if !due || !self.store.exchange.attended() {
             return;
         }
         self.reclaim.planned.set(Some(now));
@@ -261,6 +274,7 @@ impl<D: Disk> Shared<D> {
         self.reclaim.pending.borrow_mut().push(Pending {
             number,
             volume,
+            scrub: target.is_none(),
             victims,
             target: target.map(|target| (target.segment, target.len_max)),
             survivor: None,
@@ -408,6 +422,7 @@ impl<D: Disk> Shared<D> {
                 self.reclaim.avoided.borrow_mut().insert(segment, until);
             }
         }
+        self.reclaim.planned.set(None);
         self.release(ended.victims);
         self.release(ended.survivor.into_iter().collect());
         self.reclaim
@@ -416,10 +431,13 @@ impl<D: Disk> Shared<D> {
             .retain(|segment| self.store.file(*segment).is_some());
     }
 
+    /// One segment at a time, beside whatever is compacted.
     fn plan_scrub(self: &Rc<Self>, now: Age) {
-        if !self.may_give(Need::Idle) {
+        let pending = self.reclaim.pending.borrow();
+        if pending.len() >= JOBS_MAX || pending.iter().any(|pending| pending.scrub) {
             return;
         }
+        drop(pending);
         let mut segments = Vec::new();
         for volume in self.volumes().filter(|volume| self.online(*volume)) {
             let scrubbable = |file: &Arc<SegmentFile<D>>| Scrubbable {
