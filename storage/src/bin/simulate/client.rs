@@ -7,14 +7,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 
-use entrepot_storage::disk::sim::{Executor, Random, SimDisk, SimWorld};
+use entrepot_storage::disk::sim::{Executor, Random, SimDisk, SimFile, SimWorld};
 use entrepot_storage::{
     Body, Digest, Disk, ForgetKey, Store, WriteError, Writer, repository_slice,
 };
 
 use super::fills::{Feed, Source};
-use super::model::{Model, Presence};
-use super::run::Plan;
+use super::model::{BodyState, Model, Presence};
+use super::plan::{Media, Plan};
 use super::steps::Counts;
 use super::values::repository;
 
@@ -58,9 +58,15 @@ impl Process {
         self.world.injected().errors() > self.faults_before
     }
 
+    /// Whether the media may have cost the body: they damaged the file it was seen in last.
+    pub fn lost(&self, body: &BodyState) -> bool {
+        let damaged = |(drive, number)| self.world.file_damaged(drive, number);
+        self.plan.media != Media::Sound && body.file.is_none_or(damaged)
+    }
+
     /// Whether a refusal for lack of space is to be expected.
     pub fn may_be_full(&self) -> bool {
-        self.plan.tight || self.plan.faults.full > 0
+        self.plan.may_be_full()
     }
 
     pub fn now(&self) -> u64 {
@@ -203,21 +209,40 @@ impl Process {
             .disk
             .read(body.lease.file(), body.lease.offset(), expected.len())
             .await;
+        let file = body.lease.file();
+        self.model.borrow_mut().bodies[content].file = Some((file.drive(), file.number()));
         if let Ok(read) = read
             && !body.lease.revoked()
         {
-            assert!(read == expected, "wrong bytes: body {content}");
+            self.check_bytes(file, body.lease.offset(), &read, &expected);
             self.counts.borrow_mut().checked_bodies += 1;
+        }
+    }
+
+    /// A byte that was read from a lease is right, or the media changed that very byte.
+    pub fn check_bytes(&self, file: &SimFile, offset: u64, read: &[u8], expected: &[u8]) {
+        if read == expected {
+            return;
+        }
+        self.counts.borrow_mut().decayed_bodies += 1;
+        for (at, byte) in expected.iter().enumerate() {
+            let at_file = offset + at as u64;
+            assert!(
+                read.get(at) == Some(byte) || file.damaged(at_file..at_file + 1, 0),
+                "wrong byte at {at} of {}, and no fault of the media",
+                expected.len()
+            );
         }
     }
 
     pub async fn look_up(&self, content: usize) {
         let found = self.store.body(&self.digest(content));
-        match self.model.borrow().bodies[content].now {
+        let state = self.model.borrow().bodies[content].clone();
+        match state.now {
             Presence::Absent => assert!(found.is_none(), "body {content} is there"),
             Presence::Present => {
                 assert!(
-                    found.is_some() || self.lenient(),
+                    found.is_some() || self.lenient() || self.lost(&state),
                     "body {content} is missing"
                 );
             }
@@ -299,9 +324,9 @@ impl Process {
         let outcome = writer.commit(self.now()).await;
         self.check_write(outcome);
         if outcome.is_ok() {
-            self.model
-                .borrow_mut()
-                .committed(group, writer.uncommitted() == 0, self.lenient());
+            let all = writer.uncommitted() == 0;
+            let mut model = self.model.borrow_mut();
+            model.committed(group, all, self.lenient(), |body| self.lost(body));
         }
     }
 

@@ -41,7 +41,12 @@ pub struct BodyState {
     pub shaky: bool,
     /// Counts fills begun.
     pub fills: u64,
+    /// Where it was seen last.
+    pub file: Option<FileId>,
 }
+
+/// Of one file and no other, ever: its drive, and its number there.
+pub type FileId = (usize, u64);
 
 impl BodyState {
     pub fn purges_ended(&self) -> u64 {
@@ -88,6 +93,9 @@ pub struct Model {
     /// Something failed that may have cost records: nothing must be there, but what must not be
     /// there still must not.
     pub lenient: bool,
+    /// Nothing but the media keep small records, and these media lose them: old values and purged
+    /// bodies may be found.
+    pub amnesia: bool,
 }
 
 /// What a call to commit is about to make durable.
@@ -115,6 +123,7 @@ impl Model {
             parted: false,
             shaky: false,
             fills: 0,
+            file: None,
         };
         Model {
             bodies: vec![body; contents.len()],
@@ -122,6 +131,7 @@ impl Model {
             tags: BTreeMap::new(),
             links: BTreeMap::new(),
             lenient: false,
+            amnesia: false,
         }
     }
 
@@ -188,8 +198,14 @@ impl Model {
     }
 
     /// The commit succeeded. `all`: and nothing was left uncommitted. `lenient`: bodies may have
-    /// been given up, and tags of theirs with them.
-    pub fn committed(&mut self, group: Group, all: bool, lenient: bool) {
+    /// been given up, and tags of theirs with them; so may those that are `lost`.
+    pub fn committed(
+        &mut self,
+        group: Group,
+        all: bool,
+        lenient: bool,
+        lost: impl Fn(&BodyState) -> bool,
+    ) {
         for (content, version) in group.bodies {
             let body = &mut self.bodies[content];
             let there = body.now == Presence::Present && !body.shaky;
@@ -209,7 +225,7 @@ impl Model {
             };
             let body = &self.bodies[value.content];
             let there = body.now == Presence::Present && state.body_purges == Some(body.purges);
-            if state.version == version && there && !lenient {
+            if state.version == version && there && !lenient && !lost(body) {
                 state.settle(&value);
             }
         }
@@ -260,19 +276,20 @@ impl Model {
         }
     }
 
-    /// What recovery found becomes what is there. Panics if it must not be, or is missing.
-    pub fn found_body(&mut self, content: usize, found: bool, lenient: bool) {
+    /// What recovery found becomes what is there. Panics if it must not be, or is missing and not
+    /// `lost` to the media.
+    pub fn found_body(&mut self, content: usize, found: bool, lenient: bool, lost: bool) {
         let name = &self.contents[content].digest;
         let body = &mut self.bodies[content];
         assert!(
-            found || lenient || !body.durable,
+            found || lenient || lost || !body.durable,
             "lost: body {content} {name}: {body:?}"
         );
         assert!(
-            !found || body.possible,
+            !found || body.possible || self.amnesia,
             "came back: body {content} {name}: {body:?}"
         );
-        body.parted |= lenient && !found;
+        body.parted |= (lenient || lost) && !found;
         body.now = if found {
             Presence::Present
         } else {
@@ -281,7 +298,7 @@ impl Model {
         // After a failed sync the kernel may show what the media do not have, until it restarts.
         body.durable = found && !lenient;
         body.shaky = found && lenient;
-        body.possible = found || (body.possible && lenient);
+        body.possible = found || (body.possible && (lenient || lost));
         body.version += 1;
     }
 }
@@ -317,8 +334,8 @@ impl ValueState {
         self.possible = vec![None];
     }
 
-    pub fn found(&mut self, what: &str, found: Option<Value>, lenient: bool) {
-        let right = self.possible.contains(&found) || (lenient && found.is_none());
+    pub fn found(&mut self, what: &str, found: Option<Value>, lenient: bool, amnesia: bool) {
+        let right = self.possible.contains(&found) || (lenient && found.is_none()) || amnesia;
         assert!(
             right,
             "{what}: found {found:?}, possible: {:?}",

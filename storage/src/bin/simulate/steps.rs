@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use entrepot_storage::disk::sim::{InFlight, Operation};
+use entrepot_storage::disk::sim::{Fault, InFlight, Injected, Operation};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
@@ -54,6 +54,27 @@ pub const ALL: [Step; 19] = [
     Step::Forget,
     Step::Staging,
     Step::Quiet,
+];
+
+/// What some run must meet.
+const INJECTED: [Fault; 17] = [
+    Fault::ReadFailed,
+    Fault::WriteFailed,
+    Fault::SyncFailed,
+    Fault::DirectorySyncFailed,
+    Fault::UnlinkFailed,
+    Fault::StorageFull,
+    Fault::QuotaExceeded,
+    Fault::ShortWrite,
+    Fault::SlowOperation,
+    Fault::PagesUncached,
+    Fault::BitFlipped,
+    Fault::WriteMisdirected,
+    Fault::SyncLied,
+    Fault::WriteLost,
+    Fault::WriteTorn,
+    Fault::NameLost,
+    Fault::LengthLost,
 ];
 
 /// What the driver knows and the disk does not.
@@ -128,8 +149,10 @@ pub struct Counts {
     pub power_losses: u64,
     pub kills: u64,
     pub clean_ends: u64,
-    pub faults: u64,
+    pub injected: Injected,
     pub checked_bodies: u64,
+    /// Read with a byte that the media changed.
+    pub decayed_bodies: u64,
     hits: BTreeMap<Step, u64>,
 }
 
@@ -149,7 +172,8 @@ impl Counts {
         self.power_losses += other.power_losses;
         self.kills += other.kills;
         self.clean_ends += other.clean_ends;
-        self.faults += other.faults;
+        self.injected.add(&other.injected);
+        self.decayed_bodies += other.decayed_bodies;
         self.checked_bodies += other.checked_bodies;
         for (step, hits) in &other.hits {
             *self.hits.entry(*step).or_default() += hits;
@@ -157,8 +181,14 @@ impl Counts {
     }
 
     pub fn never_hit(&self) -> Vec<String> {
-        let missing = ALL.iter().filter(|step| !self.hits.contains_key(step));
-        missing.map(|step| format!("{step:?}")).collect()
+        let steps = ALL.iter().filter(|step| !self.hits.contains_key(step));
+        let faults = INJECTED
+            .iter()
+            .filter(|fault| self.injected.of(**fault) == 0);
+        let steps = steps.map(|step| format!("a crash in {step:?}"));
+        steps
+            .chain(faults.map(|fault| format!("{fault:?}")))
+            .collect()
     }
 
     pub fn report(&self, runs: u64) -> String {
@@ -172,11 +202,14 @@ impl Counts {
         line("  power losses", self.power_losses);
         line("  kills", self.kills);
         line("clean ends", self.clean_ends);
-        line("injected faults", self.faults);
         line("bodies read and compared", self.checked_bodies);
+        line("  with bytes that decayed", self.decayed_bodies);
         for step in ALL {
             let hits = self.hits.get(&step).copied().unwrap_or(0);
             line(&format!("crashes in {step:?}"), hits);
+        }
+        for fault in INJECTED {
+            line(&format!("injected {fault:?}"), self.injected.of(fault));
         }
         text
     }

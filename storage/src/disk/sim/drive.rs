@@ -1,6 +1,6 @@
 //! One simulated drive: a directory of files, how its names become durable, and how it fails.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, Weak};
 
@@ -27,6 +27,8 @@ pub(super) struct Drive {
     pub(super) changes_made: u64,
     inodes: Vec<Weak<Mutex<Inode>>>,
     inodes_made: u64,
+    /// Numbers of the files that the media damaged, those that are gone included.
+    pub(super) damaged: BTreeSet<u64>,
 }
 
 struct Change {
@@ -60,6 +62,7 @@ impl Drive {
             changes_made: 0,
             inodes: Vec::new(),
             inodes_made: 0,
+            damaged: BTreeSet::new(),
         }
     }
 
@@ -235,13 +238,22 @@ impl Drive {
             file.lock().fail_sync(writes, random, &mut self.injected);
             return Err(error);
         }
-        if self.injected.draw(random, self.faults.lie, Fault::SyncLied) {
+        let lie = if decays(&file.lock().name, true) {
+            self.faults.lie
+        } else {
+            0
+        };
+        if self.injected.draw(random, lie, Fault::SyncLied) {
             file.lock().lie(writes, len);
             return Ok(Answer::Done);
         }
         let synced = file.lock().take_unsynced(writes);
+        let misdirect = if decays(&file.lock().name, self.faults.decay_small) {
+            self.faults.misdirect
+        } else {
+            0
+        };
         for written in synced {
-            let misdirect = self.faults.misdirect;
             let lost = self
                 .injected
                 .draw(random, misdirect, Fault::WriteMisdirected)
@@ -269,21 +281,21 @@ impl Drive {
         let len = written.bytes.len().min(inode.media.len() - offset);
         inode.persist(offset, &written.bytes[..len]);
         inode.damaged(offset..offset + len, self.now);
+        self.damaged.insert(inode.number);
         drop(inode);
         let end = written.offset + written.bytes.len();
-        meant.lock().damaged(written.offset..end, self.now);
+        let mut inode = meant.lock();
+        inode.damaged(written.offset..end, self.now);
+        self.damaged.insert(inode.number);
         true
     }
 
     /// A file the media may damage.
     fn draw_file(&self, random: &mut Random) -> Option<SimFile> {
-        let decays = |name: &str| {
-            name.ends_with(".seg") || self.faults.decay_small && name.ends_with(".rec")
-        };
         let files: Vec<&SimFile> = self
             .names
             .iter()
-            .filter_map(|(name, file)| decays(name).then_some(file))
+            .filter_map(|(name, file)| decays(name, self.faults.decay_small).then_some(file))
             .collect();
         (!files.is_empty()).then(|| (*random.pick(&files)).clone())
     }
@@ -298,6 +310,7 @@ impl Drive {
                 let at = random.index(inode.media.len());
                 inode.media[at] ^= 1 << random.below(8);
                 inode.damaged(at..at + 1, self.now);
+                self.damaged.insert(inode.number);
                 self.injected.count(Fault::BitFlipped);
                 if random.chance(500) {
                     inode.uncache(at, self.now);
@@ -439,6 +452,14 @@ impl Drive {
             let mut inode = file.lock();
             inode.name.clone_from(name);
             inode.lose_power(random, &mut self.injected, self.now);
+            if !inode.damage.is_empty() {
+                self.damaged.insert(inode.number);
+            }
         }
     }
+}
+
+/// The superblock never does: a store without one is said to be damaged, and that is all.
+fn decays(name: &str, small: bool) -> bool {
+    name.ends_with(".seg") || small && name.ends_with(".rec")
 }

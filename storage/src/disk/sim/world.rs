@@ -133,6 +133,12 @@ impl SimWorld {
             *byte ^= 1;
         }
         inode.damaged(at..at + 1, now);
+        drive.damaged.insert(inode.number);
+    }
+
+    /// Whether the media damaged that file, also if it is gone.
+    pub fn file_damaged(&self, drive: usize, number: u64) -> bool {
+        self.lock().drives[drive].damaged.contains(&number)
     }
 
     pub(super) fn operations(&self) -> usize {

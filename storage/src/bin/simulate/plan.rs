@@ -1,0 +1,198 @@
+//! What differs between runs: geometry, faults, weights. Kinds of each are switched off and up by
+//! run, so that some runs do little else than one of them.
+
+use entrepot_storage::Options;
+use entrepot_storage::disk::sim::{Faults, Random};
+
+/// How the media of a run behave, beside what a crash does to them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Media {
+    Sound,
+    /// Bits flip.
+    Decay,
+    /// Synced writes reach another place.
+    Misdirect,
+    /// Syncs say that they are done and are not.
+    Lie,
+}
+
+impl Media {
+    fn draw(random: &mut Random) -> Media {
+        match random.below(100) {
+            0..=9 => Media::Decay,
+            10..=15 => Media::Misdirect,
+            16..=20 => Media::Lie,
+            _ => Media::Sound,
+        }
+    }
+}
+
+/// What differs between runs.
+#[derive(Debug)]
+pub struct Plan {
+    /// Errors, told as such.
+    errors: Faults,
+    /// What is no error: late, in parts, past the cache; and what the media do.
+    noise: Faults,
+    pub media: Media,
+    /// The store or its file system is small enough to become full.
+    pub tight: bool,
+    pub withheld_len: u64,
+    pub weights: [u64; 18],
+    pub tags: u64,
+    pub repositories: u64,
+    pub options: Options,
+    /// Of each volume.
+    pub capacity: u64,
+    pub total: u64,
+    pub lens: Vec<usize>,
+}
+
+impl Plan {
+    /// While one process runs.
+    pub fn faults(&self, faulty: bool) -> Faults {
+        let errors = if faulty { self.errors } else { Faults::NONE };
+        let noise = self.noise;
+        Faults {
+            short: noise.short,
+            slow: noise.slow,
+            uncached: noise.uncached,
+            flip: noise.flip,
+            misdirect: noise.misdirect,
+            lie: noise.lie,
+            decay_small: noise.decay_small,
+            ..errors
+        }
+    }
+
+    /// Whether a refusal for lack of space is to be expected.
+    pub fn may_be_full(&self) -> bool {
+        self.tight || self.errors.full > 0 || self.errors.quota > 0
+    }
+
+    /// Whether small records may be lost for good.
+    pub fn amnesia(&self) -> bool {
+        self.media == Media::Lie || self.noise.decay_small
+    }
+
+    pub fn repository(&self, number: u64) -> String {
+        format!("r{number}")
+    }
+
+    pub fn tag(&self, number: u64) -> String {
+        let repository = self.repository(number % self.repositories);
+        let kind = if number.is_multiple_of(4) {
+            "list"
+        } else {
+            "v"
+        };
+        format!("{repository}:{kind}{number}")
+    }
+
+    pub fn draw(random: &mut Random) -> Plan {
+        let tight = random.chance(350);
+        let capacity = if tight {
+            (1 << 20) + random.below(3 << 20)
+        } else {
+            256 << 20
+        };
+        let mut options = Options::new(1, [random.below(256) as u8; 16]);
+        options.segment_len = Some(*random.pick(&[128 << 10, 256 << 10, 512 << 10]));
+        options.solo_min = *random.pick(&[16 << 10, 40 << 10, 1 << 20]);
+        options.small_max = *random.pick(&[0, 1 << 10, 64 << 10]);
+        options.small_budget = *random.pick(&[0, 20 << 10, 1 << 30]);
+        options.withheld_len = *random.pick(&[512, 4 << 10, 16 << 10]);
+        let errors = if random.chance(300) {
+            let parts = |random: &mut Random, max| {
+                if random.chance(500) {
+                    random.below(max)
+                } else {
+                    0
+                }
+            };
+            Faults {
+                read: parts(random, 8),
+                write: parts(random, 6),
+                sync: parts(random, 60),
+                sync_dir: parts(random, 60),
+                full: parts(random, 100),
+                quota: parts(random, 50),
+                unlink: parts(random, 100),
+                ..Faults::NONE
+            }
+        } else {
+            Faults::NONE
+        };
+        let media = Media::draw(random);
+        Plan {
+            errors,
+            noise: draw_noise(random, media),
+            media,
+            tight,
+            withheld_len: options.withheld_len,
+            weights: draw_weights(random),
+            tags: 4 + random.below(20),
+            repositories: 1 + random.below(4),
+            total: if tight && random.chance(300) {
+                capacity
+            } else {
+                capacity * 4
+            },
+            lens: draw_lens(random),
+            capacity,
+            options,
+        }
+    }
+}
+
+fn draw_noise(random: &mut Random, media: Media) -> Faults {
+    let mut often = |max| {
+        if random.chance(400) {
+            random.below(max)
+        } else {
+            0
+        }
+    };
+    let (short, slow, uncached) = (often(200), often(60), often(100));
+    let parts = |on: Media, parts: u64| if media == on { parts } else { 0 };
+    Faults {
+        short,
+        slow,
+        uncached,
+        flip: parts(Media::Decay, 1 + random.below(3)),
+        misdirect: parts(Media::Misdirect, 1 + random.below(10)),
+        lie: parts(Media::Lie, 20 + random.below(500)),
+        decay_small: media != Media::Sound && random.chance(300),
+        ..Faults::NONE
+    }
+}
+
+/// Kinds of operations are switched off and up by run.
+fn draw_weights(random: &mut Random) -> [u64; 18] {
+    let mut weights = [30, 4, 3, 3, 5, 10, 25, 15, 5, 8, 6, 3, 3, 25, 2, 1, 4, 5];
+    for weight in weights.iter_mut().skip(1) {
+        *weight = match random.below(10) {
+            0 => 0,
+            1 => *weight * 4,
+            _ => *weight,
+        };
+    }
+    // Without groups nothing could survive.
+    weights[13] = weights[13].max(5);
+    weights
+}
+
+fn draw_lens(random: &mut Random) -> Vec<usize> {
+    let large = random.chance(120);
+    let mut len = |number: u64| match random.below(100) {
+        // One is empty; the others are too long to be equal by chance.
+        _ if number == 0 => 0,
+        0..=9 => 8 + random.below(17),
+        10..=54 => 8 + random.below(4 << 10),
+        55..=89 => 8 + random.below(24 << 10),
+        90..=97 => 8 + random.below(100 << 10),
+        _ if large => (1 << 20) + random.below(2 << 20),
+        _ => 8 + random.below(60 << 10),
+    };
+    (0..40).map(|number| len(number) as usize).collect()
+}
