@@ -9,7 +9,7 @@ use std::task::{Poll, Waker};
 
 use entrepot_storage::disk::sim::{Executor, Random, SimDisk, SimFile, SimWorld};
 use entrepot_storage::{
-    Body, Digest, Disk, ForgetKey, Store, WriteError, Writer, repository_slice,
+    Body, Digest, Disk, ForgetKey, Store, WriteError, Writer, owner, repository_slice,
 };
 
 use super::fills::{Feed, Source};
@@ -28,7 +28,8 @@ pub struct Process {
     pub plan: Rc<Plan>,
     pub world: SimWorld,
     pub executor: std::rc::Weak<Executor>,
-    pub disk: SimDisk,
+    /// By volume.
+    pub disks: Vec<SimDisk>,
     pub store: Arc<Store<SimDisk>>,
     pub writers: Vec<Writer<SimDisk>>,
     pub model: Rc<RefCell<Model>>,
@@ -36,8 +37,8 @@ pub struct Process {
     pub random: RefCell<Random>,
     pub clock: Rc<Cell<u64>>,
     pub forgetting: Rc<Cell<u32>>,
-    /// Faults injected before this process.
-    pub faults_before: u64,
+    /// Errors of each drive before this process.
+    pub errors_before: Vec<u64>,
     pub operations_left: Cell<u64>,
     pub clients: Cell<usize>,
     pub followers: Cell<usize>,
@@ -54,14 +55,27 @@ impl Process {
         }
     }
 
-    pub fn lenient(&self) -> bool {
-        self.world.injected().errors() > self.faults_before
+    /// Whether the drive failed in this process.
+    pub fn failed(&self, drive: usize) -> bool {
+        self.world.drive_injected(drive).errors() > self.errors_before[drive]
     }
 
-    /// Whether the media may have cost the body: they damaged the file it was seen in last.
+    pub fn drives(&self) -> std::ops::Range<usize> {
+        0..self.disks.len()
+    }
+
+    /// Whether some drive failed in this process.
+    pub fn lenient(&self) -> bool {
+        self.drives().any(|drive| self.failed(drive))
+    }
+
+    /// Whether the body may be gone: the drive it was seen on last has failed, or the media
+    /// damaged its file.
     pub fn lost(&self, body: &BodyState) -> bool {
-        let damaged = |(drive, number)| self.world.file_damaged(drive, number);
-        self.plan.media != Media::Sound && body.file.is_none_or(damaged)
+        let Some((drive, number)) = body.file else {
+            return self.plan.media != Media::Sound || self.lenient();
+        };
+        self.failed(drive) || self.world.file_damaged(drive, number)
     }
 
     /// Whether a refusal for lack of space is to be expected.
@@ -98,11 +112,11 @@ impl Process {
     }
 
     pub fn owner(&self, digest: &Digest) -> &Writer<SimDisk> {
-        &self.writers[entrepot_storage::owner(digest.slice(), self.writers.len())]
+        &self.writers[owner(digest.slice(), self.writers.len())]
     }
 
     pub fn repository_writer(&self, repository: &str) -> usize {
-        entrepot_storage::owner(repository_slice("p", repository), self.writers.len())
+        owner(repository_slice("p", repository), self.writers.len())
     }
 
     pub async fn client(self: Rc<Self>) {
@@ -140,7 +154,7 @@ impl Process {
             0,
             "followers still wait for fills that ended"
         );
-        if self.world.injected().errors() == 0 {
+        if self.world.injected().errors() == 0 && self.plan.media == Media::Sound {
             let used = self.store.usage().used;
             let there = self.world.bytes_of(".seg") + self.world.bytes_of(".rec");
             assert_eq!(used, there, "what counts as used is what is there");
@@ -205,11 +219,9 @@ impl Process {
         if let Some(bytes) = &body.bytes {
             assert!(*bytes == expected, "wrong bytes in RAM: {content}");
         }
-        let read = self
-            .disk
-            .read(body.lease.file(), body.lease.offset(), expected.len())
-            .await;
         let file = body.lease.file();
+        let disk = &self.disks[file.drive()];
+        let read = disk.read(file, body.lease.offset(), expected.len()).await;
         self.model.borrow_mut().bodies[content].file = Some((file.drive(), file.number()));
         if let Ok(read) = read
             && !body.lease.revoked()
@@ -242,7 +254,7 @@ impl Process {
             Presence::Absent => assert!(found.is_none(), "body {content} is there"),
             Presence::Present => {
                 assert!(
-                    found.is_some() || self.lenient() || self.lost(&state),
+                    found.is_some() || self.lost(&state),
                     "body {content} is missing"
                 );
             }
@@ -316,8 +328,7 @@ impl Process {
         let count = self.writers.len();
         let group = self.model.borrow().group(
             |content| {
-                Digest::parse(&content.digest)
-                    .is_ok_and(|d| entrepot_storage::owner(d.slice(), count) == number)
+                Digest::parse(&content.digest).is_ok_and(|d| owner(d.slice(), count) == number)
             },
             |key| self.repository_writer(repository(key)) == number,
         );
@@ -326,7 +337,7 @@ impl Process {
         if outcome.is_ok() {
             let all = writer.uncommitted() == 0;
             let mut model = self.model.borrow_mut();
-            model.committed(group, all, self.lenient(), |body| self.lost(body));
+            model.committed(group, all, |body| self.lost(body));
         }
     }
 

@@ -288,7 +288,8 @@ impl Process {
     async fn check_followed(&self, source: &Source, at: u64, readable: u64) {
         let lease = source.watermark.lease();
         let (offset, len) = (lease.offset() + at, (readable - at) as usize);
-        let Ok(read) = self.disk.read(lease.file(), offset, len).await else {
+        let disk = &self.disks[lease.file().drive()];
+        let Ok(read) = disk.read(lease.file(), offset, len).await else {
             return;
         };
         if !lease.revoked() {

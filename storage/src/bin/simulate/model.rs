@@ -90,9 +90,9 @@ pub struct Model {
     pub bodies: Vec<BodyState>,
     pub tags: BTreeMap<String, ValueState>,
     pub links: BTreeMap<(String, usize), ValueState>,
-    /// Something failed that may have cost records: nothing must be there, but what must not be
-    /// there still must not.
-    pub lenient: bool,
+    /// Of each drive: something failed that may have cost records. Nothing must be there then,
+    /// but what must not be there still must not.
+    pub lenient: Vec<bool>,
     /// Nothing but the media keep small records, and these media lose them: old values and purged
     /// bodies may be found.
     pub amnesia: bool,
@@ -130,7 +130,7 @@ impl Model {
             contents,
             tags: BTreeMap::new(),
             links: BTreeMap::new(),
-            lenient: false,
+            lenient: Vec::new(),
             amnesia: false,
         }
     }
@@ -197,15 +197,9 @@ impl Model {
         }
     }
 
-    /// The commit succeeded. `all`: and nothing was left uncommitted. `lenient`: bodies may have
-    /// been given up, and tags of theirs with them; so may those that are `lost`.
-    pub fn committed(
-        &mut self,
-        group: Group,
-        all: bool,
-        lenient: bool,
-        lost: impl Fn(&BodyState) -> bool,
-    ) {
+    /// The commit succeeded. `all`: and nothing was left uncommitted. Bodies that are `lost` may
+    /// have been given up, and tags of theirs with them.
+    pub fn committed(&mut self, group: Group, all: bool, lost: impl Fn(&BodyState) -> bool) {
         for (content, version) in group.bodies {
             let body = &mut self.bodies[content];
             let there = body.now == Presence::Present && !body.shaky;
@@ -225,7 +219,7 @@ impl Model {
             };
             let body = &self.bodies[value.content];
             let there = body.now == Presence::Present && state.body_purges == Some(body.purges);
-            if state.version == version && there && !lenient && !lost(body) {
+            if state.version == version && there && !lost(body) {
                 state.settle(&value);
             }
         }
@@ -277,12 +271,19 @@ impl Model {
     }
 
     /// What recovery found becomes what is there. Panics if it must not be, or is missing and not
-    /// `lost` to the media.
-    pub fn found_body(&mut self, content: usize, found: bool, lenient: bool, lost: bool) {
+    /// `lost` to the media or `away`.
+    pub fn found_body(
+        &mut self,
+        content: usize,
+        found: bool,
+        lenient: bool,
+        lost: bool,
+        away: bool,
+    ) {
         let name = &self.contents[content].digest;
         let body = &mut self.bodies[content];
         assert!(
-            found || lenient || lost || !body.durable,
+            found || lenient || lost || away || !body.durable,
             "lost: body {content} {name}: {body:?}"
         );
         assert!(
@@ -296,7 +297,8 @@ impl Model {
             Presence::Absent
         };
         // After a failed sync the kernel may show what the media do not have, until it restarts.
-        body.durable = found && !lenient;
+        // It returns with its drive.
+        body.durable = found && !lenient || body.durable && away;
         body.shaky = found && lenient;
         body.possible = found || (body.possible && (lenient || lost));
         body.version += 1;

@@ -28,17 +28,20 @@ impl Media {
 }
 
 /// What differs between runs.
-#[derive(Debug)]
 pub struct Plan {
-    /// Errors, told as such.
-    errors: Faults,
+    /// Errors of each drive, told as such.
+    errors: Vec<Faults>,
     /// What is no error: late, in parts, past the cache; and what the media do.
     noise: Faults,
     pub media: Media,
+    /// The one drive whose media are not sound.
+    rotten: usize,
     /// The store or its file system is small enough to become full.
     pub tight: bool,
     pub withheld_len: u64,
     pub weights: [u64; 18],
+    /// Of a thousand processes, how many find a drive missing.
+    pub leaves: u64,
     pub tags: u64,
     pub repositories: u64,
     pub options: Options,
@@ -49,30 +52,46 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// While one process runs.
-    pub fn faults(&self, faulty: bool) -> Faults {
-        let errors = if faulty { self.errors } else { Faults::NONE };
+    pub fn drives(&self) -> usize {
+        self.errors.len()
+    }
+
+    /// Of a drive while one process runs.
+    pub fn faults(&self, drive: usize, faulty: bool) -> Faults {
+        let errors = if faulty {
+            self.errors[drive]
+        } else {
+            Faults::NONE
+        };
         let noise = self.noise;
-        Faults {
+        let faults = Faults {
             short: noise.short,
             slow: noise.slow,
             uncached: noise.uncached,
+            ..errors
+        };
+        if drive != self.rotten {
+            return faults;
+        }
+        Faults {
             flip: noise.flip,
             misdirect: noise.misdirect,
             lie: noise.lie,
             decay_small: noise.decay_small,
-            ..errors
+            ..faults
         }
     }
 
     /// Whether a refusal for lack of space is to be expected.
     pub fn may_be_full(&self) -> bool {
-        self.tight || self.errors.full > 0 || self.errors.quota > 0
+        let refuses = |errors: &Faults| errors.full > 0 || errors.quota > 0;
+        self.tight || self.errors.iter().any(refuses)
     }
 
-    /// Whether small records may be lost for good.
+    /// Whether small records may be lost for good: no other drive keeps them.
     pub fn amnesia(&self) -> bool {
-        self.media == Media::Lie || self.noise.decay_small
+        let lost = self.media == Media::Lie || self.noise.decay_small;
+        lost && self.drives() == 1
     }
 
     pub fn repository(&self, number: u64) -> String {
@@ -102,35 +121,35 @@ impl Plan {
         options.small_max = *random.pick(&[0, 1 << 10, 64 << 10]);
         options.small_budget = *random.pick(&[0, 20 << 10, 1 << 30]);
         options.withheld_len = *random.pick(&[512, 4 << 10, 16 << 10]);
-        let errors = if random.chance(300) {
-            let parts = |random: &mut Random, max| {
-                if random.chance(500) {
-                    random.below(max)
+        let drives = *random.pick(&[1, 1, 1, 2, 2, 3]);
+        let alone = drives == 1;
+        let errors = (0..drives)
+            .map(|_| {
+                if alone {
+                    draw_errors(random)
                 } else {
-                    0
+                    Faults::NONE
                 }
-            };
-            Faults {
-                read: parts(random, 8),
-                write: parts(random, 6),
-                sync: parts(random, 60),
-                sync_dir: parts(random, 60),
-                full: parts(random, 100),
-                quota: parts(random, 50),
-                unlink: parts(random, 100),
-                ..Faults::NONE
-            }
+            })
+            .collect();
+        let media = if alone {
+            Media::draw(random)
         } else {
-            Faults::NONE
+            Media::Sound
         };
-        let media = Media::draw(random);
         Plan {
             errors,
             noise: draw_noise(random, media),
             media,
+            rotten: random.index(drives),
             tight,
             withheld_len: options.withheld_len,
             weights: draw_weights(random),
+            leaves: if alone && drives > 1 && random.chance(300) {
+                300
+            } else {
+                0
+            },
             tags: 4 + random.below(20),
             repositories: 1 + random.below(4),
             total: if tight && random.chance(300) {
@@ -142,6 +161,29 @@ impl Plan {
             capacity,
             options,
         }
+    }
+}
+
+fn draw_errors(random: &mut Random) -> Faults {
+    if random.chance(700) {
+        return Faults::NONE;
+    }
+    let mut parts = |max| {
+        if random.chance(500) {
+            random.below(max)
+        } else {
+            0
+        }
+    };
+    Faults {
+        read: parts(8),
+        write: parts(6),
+        sync: parts(60),
+        sync_dir: parts(60),
+        full: parts(100),
+        quota: parts(50),
+        unlink: parts(100),
+        ..Faults::NONE
     }
 }
 

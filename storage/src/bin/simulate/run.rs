@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::rc::Rc;
 
 use entrepot_storage::disk::sim::{Ending, Executor, Random, SimDisk, SimWorld, Step as Ran};
-use entrepot_storage::{OpenError, Options, Store, VolumeSpec};
+use entrepot_storage::{OpenError, Options, Recovered, Store, VolumeSpec};
 
 use super::client::Process;
 use super::model::{Model, Presence};
@@ -58,11 +58,9 @@ pub fn run(seed: u64) -> Counts {
     let plan = Plan::draw(&mut random);
     let mut model = Model::new(&mut random, &plan.lens);
     model.amnesia = plan.amnesia();
-    if std::env::var("H4").is_ok() {
-        eprintln!("{plan:?}");
-    }
+    model.lenient = vec![false; plan.drives()];
     let run = Run {
-        world: SimWorld::new(random.fork(), plan.total),
+        world: SimWorld::with_drives(random.fork(), &vec![plan.total; plan.drives()]),
         plan: Rc::new(plan),
         model: Rc::new(RefCell::new(model)),
         counts: Rc::default(),
@@ -101,11 +99,17 @@ impl Run {
     /// A process from its start to its end, bad or, if `last`, good.
     fn process(&mut self, operations: u64, last: bool) -> End {
         let faulty = !last || self.random.chance(300);
-        self.world.set_faults(self.plan.faults(faulty));
-        let faults_before = self.world.injected().errors();
+        let leaves = !last && self.random.chance(self.plan.leaves);
+        let away = leaves.then(|| self.random.index(self.plan.drives()));
+        for drive in 0..self.plan.drives() {
+            let mut faults = self.plan.faults(drive, faulty);
+            faults.gone = away == Some(drive);
+            self.world.set_drive_faults(drive, faults);
+        }
+        let errors_before = errors(&self.world);
         let executor = Executor::new(self.random.fork());
         let watch = Rc::new(Watch::default());
-        let start = self.start(&executor, &watch, operations, last, faults_before);
+        let start = self.start(&executor, &watch, operations, last, errors_before.clone());
         executor.spawn(start);
         let end = self.drive(&executor, &watch, last);
         drop(executor);
@@ -124,9 +128,12 @@ impl Run {
         drop(counts);
         let mut model = self.model.borrow_mut();
         model.crashed();
-        let failed = self.world.injected().errors() > faults_before;
-        // What a failed sync lost shows only when the machine goes down.
-        model.lenient = failed || model.lenient && !(self.rebooted && watch.checked.get());
+        for (drive, errors) in errors(&self.world).into_iter().enumerate() {
+            // What a failed sync lost shows only when the machine goes down.
+            let cleared = self.rebooted && watch.checked.get();
+            let failed = errors > errors_before[drive];
+            model.lenient[drive] = failed || model.lenient[drive] && !cleared;
+        }
         drop(model);
         self.world.end(ending);
         self.rebooted = ending == Ending::PowerLoss;
@@ -188,13 +195,15 @@ impl Run {
         watch: &Rc<Watch>,
         operations: u64,
         last: bool,
-        faults_before: u64,
+        errors_before: Vec<u64>,
     ) -> impl Future<Output = ()> + 'static {
         let (world, plan) = (self.world.clone(), Rc::clone(&self.plan));
         let (model, counts) = (Rc::clone(&self.model), Rc::clone(&self.counts));
         let (clock, watch) = (Rc::clone(&self.clock), Rc::clone(watch));
         let mut random = self.random.fork();
-        let disk = SimDisk::new(&world, executor);
+        let disks: Vec<SimDisk> = (0..plan.drives())
+            .map(|drive| SimDisk::of_drive(&world, executor, drive))
+            .collect();
         let executor = Rc::downgrade(executor);
         async move {
             // S8: nothing on the disk depends on how many write.
@@ -204,13 +213,15 @@ impl Run {
                 ..plan.options.clone()
             };
             watch.opening.set(true);
-            let volumes = vec![VolumeSpec {
+            let capacity = plan.capacity;
+            let volume = |disk: &SimDisk| VolumeSpec {
                 disk: disk.clone(),
-                capacity: plan.capacity,
-            }];
+                capacity,
+            };
+            let volumes = disks.iter().map(volume).collect();
             let opened = Store::open(volumes, options, clock.get()).await;
             watch.opening.set(false);
-            let faults = world.injected().errors() > faults_before;
+            let faults = errors(&world) != errors_before;
             let (store, recovered) = match opened.map_err(|failure| failure.error) {
                 Ok(opened) => opened,
                 Err(OpenError::Disk { source, .. })
@@ -231,18 +242,18 @@ impl Run {
             let sound = plan.media == Media::Sound;
             assert!(strange == 0 || !sound, "{recovered:?}");
             let writers = (0..shards)
-                .map(|shard| store.writer(vec![disk.clone()], shard))
+                .map(|shard| store.writer(disks.clone(), shard))
                 .collect();
             let process = Rc::new(Process {
                 executor,
-                disk,
+                disks,
                 writers,
                 model,
                 counts,
                 clock,
                 random: RefCell::new(random),
                 forgetting: Rc::clone(&watch.forgetting),
-                faults_before,
+                errors_before,
                 operations_left: Cell::new(operations),
                 clients: Cell::new(0),
                 followers: Cell::new(0),
@@ -254,7 +265,7 @@ impl Run {
                 store,
             });
             watch.process.replace(Some(Rc::clone(&process)));
-            check_recovered(&process).await;
+            check_recovered(&process, &recovered).await;
             watch.checked.set(true);
             work(&process, last).await;
             watch.done.set(true);
@@ -262,9 +273,19 @@ impl Run {
     }
 }
 
+/// Of each drive, so far.
+fn errors(world: &SimWorld) -> Vec<u64> {
+    let drives = 0..world.drives();
+    drives
+        .map(|drive| world.drive_injected(drive).errors())
+        .collect()
+}
+
 /// Compares what recovery found with what the model allows.
-async fn check_recovered(process: &Rc<Process>) {
-    let lenient = process.model.borrow().lenient || process.lenient();
+async fn check_recovered(process: &Rc<Process>, recovered: &Recovered) {
+    let doubtful = |drive| process.failed(drive) || process.model.borrow().lenient[drive];
+    // Small records are on every drive: one that never failed has them all.
+    let lenient = process.drives().all(doubtful);
     let count = process.model.borrow().contents.len();
     for content in 0..count {
         let digest = process.model.borrow().contents[content]
@@ -272,11 +293,15 @@ async fn check_recovered(process: &Rc<Process>) {
             .parse()
             .expect("a digest");
         let found = process.store.body(&digest);
-        let lost = process.lost(&process.model.borrow().bodies[content]);
+        let state = process.model.borrow().bodies[content].clone();
+        let lost = process.lost(&state);
+        let drive = state.file.map(|(drive, _)| drive);
+        let away = drive.is_some_and(|drive| recovered.away.contains(&drive));
+        let lenient = drive.map_or_else(|| process.drives().any(doubtful), doubtful);
         process
             .model
             .borrow_mut()
-            .found_body(content, found.is_some(), lenient, lost);
+            .found_body(content, found.is_some(), lenient, lost, away);
         if let Some(body) = found {
             process.check_body(content, &body).await;
         }
