@@ -110,9 +110,9 @@ impl Budget {
         (evicting && excess > 0).then_some(excess)
     }
 
-    /// Whether readers of unlinked files keep bodies from being admitted.
-    pub(crate) fn crowded(&self) -> bool {
-        self.used() >= self.bodies_max()
+    /// How many bytes of unlinked files must go so that bodies are admitted.
+    pub(crate) fn crowded_by(&self) -> u64 {
+        (self.used() + 1).saturating_sub(self.bodies_max())
     }
 
     /// A file of which nothing is dead as long as it is written.
@@ -244,10 +244,10 @@ mod tests {
             (budget.held(), budget.pinned_bytes(), budget.dead_bytes()),
             (520, 500, 0)
         );
-        assert!(budget.crowded());
+        assert_eq!(budget.crowded_by(), 11);
         budget.unpin(500);
         assert_eq!((budget.used(), budget.pinned_bytes()), (490, 0));
-        assert!(!budget.crowded());
+        assert_eq!(budget.crowded_by(), 0);
     }
 
     #[test]

@@ -178,6 +178,8 @@ impl<D: Disk> Shared<D> {
         if let Some(open) = self.open.take() {
             open.state.set(State::Full);
         }
+        // A failure costs times.
+        let _ = self.write_recency().await;
         let mut outcome = Ok(());
         for _ in 0..DRAIN_GROUPS {
             let segments = self.segments.borrow().clone();

@@ -45,6 +45,12 @@ impl Histogram {
         self.amounts.iter().sum()
     }
 
+    pub(crate) fn add_all(&mut self, other: &Histogram) {
+        for (amount, more) in self.amounts.iter_mut().zip(&other.amounts) {
+            *amount += more;
+        }
+    }
+
     /// Adds what one owner published.
     pub(crate) fn merge(&mut self, other: &Published) {
         for (amount, published) in self.amounts.iter_mut().zip(&other.amounts) {

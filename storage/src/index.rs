@@ -3,6 +3,10 @@
 //! 256 stripes per kind of key, each written by the shard that owns its virtual shard and read by
 //! every core under a short lock. Lookups take borrowed keys and allocate nothing.
 
+mod sweep;
+
+pub(crate) use sweep::Seen;
+
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -61,6 +65,11 @@ impl Flags {
     pub(crate) fn clear(&self, flag: u8) {
         self.0.fetch_and(!flag, Ordering::Release);
     }
+
+    /// Clears it. Whether it was set.
+    pub(crate) fn take(&self, flag: u8) -> bool {
+        self.has(flag) && self.0.fetch_and(!flag, Ordering::AcqRel) & flag != 0
+    }
 }
 
 impl<D: Disk> IndexedBody<D> {
@@ -87,6 +96,21 @@ struct Valued<K, V> {
     sequence: u64,
     /// When the value that is on disk, or on its way there, was made.
     written: Seconds,
+    /// When it was last used, by the age clock.
+    recency: AtomicU32,
+}
+
+impl<K, V> Valued<K, V> {
+    fn recency(&self) -> Age {
+        self.recency.load(Ordering::Relaxed)
+    }
+
+    /// As with bodies, a store of an equal value is spared.
+    fn touch(&self, age: Age) {
+        if self.recency() < age {
+            self.recency.store(age, Ordering::Relaxed);
+        }
+    }
 }
 
 /// A stripe has a cache line of its own, so that cores do not disturb their neighbours.
@@ -127,7 +151,7 @@ pub(crate) struct Index<D: Disk> {
     links: Stripes<Valued<LinkKey, LinkRecord>>,
     statistics: Stripes<Valued<RepositoryKey, Statistics>>,
     pub(crate) media_types: MediaTypes,
-    counts: [AtomicU64; 3],
+    counts: [AtomicU64; 4],
     small_max: u64,
     small_budget: u64,
     small_used: AtomicU64,
@@ -136,6 +160,7 @@ pub(crate) struct Index<D: Disk> {
 const BODIES: usize = 0;
 const TAGS: usize = 1;
 const LINKS: usize = 2;
+const STATISTICS: usize = 3;
 
 impl<D: Disk> Index<D> {
     pub(crate) fn new(uuid: &[u8; 16], small_max: u32, small_budget: u64) -> Index<D> {
@@ -331,12 +356,12 @@ impl<D: Disk> Index<D> {
         }
     }
 
-    pub(crate) fn tag(&self, key: TagKeyRef<'_>) -> Option<TagRecord> {
+    pub(crate) fn tag(&self, key: TagKeyRef<'_>, age: Age) -> Option<TagRecord> {
         let hash = key.hash(self.seed);
         let table = self.tags.read(key.slice());
-        table
-            .find(hash, |tag| TagKeyRef::from(&tag.key) == key)
-            .map(|tag| tag.value.clone())
+        let found = table.find(hash, |tag| TagKeyRef::from(&tag.key) == key)?;
+        found.touch(age);
+        Some(found.value.clone())
     }
 
     /// Takes over the time if nothing else changed and the one on disk is less than `step` away.
@@ -366,7 +391,7 @@ impl<D: Disk> Index<D> {
         }
     }
 
-    pub(crate) fn put_tag(&self, key: TagKey, value: TagRecord, sequence: u64) {
+    pub(crate) fn put_tag(&self, key: TagKey, value: TagRecord, sequence: u64, age: Age) {
         let (seed, written) = (self.seed, value.checked);
         let rehash = move |tag: &Valued<TagKey, _>| TagKeyRef::from(&tag.key).hash(seed);
         let (hash, slice) = (
@@ -381,6 +406,7 @@ impl<D: Disk> Index<D> {
                 value,
                 sequence,
                 written,
+                recency: AtomicU32::new(age),
             },
             rehash,
         ) {
@@ -398,12 +424,12 @@ impl<D: Disk> Index<D> {
         }
     }
 
-    pub(crate) fn link(&self, key: LinkKeyRef<'_>) -> Option<LinkRecord> {
+    pub(crate) fn link(&self, key: LinkKeyRef<'_>, age: Age) -> Option<LinkRecord> {
         let hash = key.hash(self.seed);
         let table = self.links.read(key.slice());
-        table
-            .find(hash, |link| LinkKeyRef::from(&link.key) == key)
-            .map(|link| link.value.clone())
+        let found = table.find(hash, |link| LinkKeyRef::from(&link.key) == key)?;
+        found.touch(age);
+        Some(found.value.clone())
     }
 
     /// The same as `touch_tag`.
@@ -423,7 +449,7 @@ impl<D: Disk> Index<D> {
         true
     }
 
-    pub(crate) fn put_link(&self, key: LinkKey, value: LinkRecord, sequence: u64) {
+    pub(crate) fn put_link(&self, key: LinkKey, value: LinkRecord, sequence: u64, age: Age) {
         let (seed, written) = (self.seed, value.at);
         let rehash = move |link: &Valued<LinkKey, _>| LinkKeyRef::from(&link.key).hash(seed);
         let (hash, slice) = (
@@ -438,6 +464,7 @@ impl<D: Disk> Index<D> {
                 value,
                 sequence,
                 written,
+                recency: AtomicU32::new(age),
             },
             rehash,
         ) {
@@ -455,20 +482,26 @@ impl<D: Disk> Index<D> {
         }
     }
 
-    pub(crate) fn statistics(&self, key: RepositoryKeyRef<'_>) -> Option<Statistics> {
+    pub(crate) fn statistics(&self, key: RepositoryKeyRef<'_>, age: Age) -> Option<Statistics> {
         let table = self.statistics.read(key.slice());
         let same = |found: &Valued<RepositoryKey, _>| RepositoryKeyRef::from(&found.key) == key;
-        table
-            .find(key.hash(self.seed), same)
-            .map(|found| found.value)
+        let found = table.find(key.hash(self.seed), same)?;
+        found.touch(age);
+        Some(found.value)
     }
 
-    pub(crate) fn put_statistics(&self, key: RepositoryKey, value: Statistics, sequence: u64) {
+    pub(crate) fn put_statistics(
+        &self,
+        key: RepositoryKey,
+        value: Statistics,
+        sequence: u64,
+        age: Age,
+    ) {
         let (seed, written) = (self.seed, 0);
         let rehash = move |s: &Valued<RepositoryKey, _>| RepositoryKeyRef::from(&s.key).hash(seed);
         let hash = RepositoryKeyRef::from(&key).hash(seed);
         let slice = RepositoryKeyRef::from(&key).slice();
-        put(
+        if put(
             &mut self.statistics.write(slice),
             hash,
             Valued {
@@ -476,9 +509,12 @@ impl<D: Disk> Index<D> {
                 value,
                 sequence,
                 written,
+                recency: AtomicU32::new(age),
             },
             rehash,
-        );
+        ) {
+            self.counts[STATISTICS].fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -511,6 +547,7 @@ impl<D: Disk> Index<D> {
         let same = |found: &Valued<RepositoryKey, _>| RepositoryKeyRef::from(&found.key) == key;
         if let Ok(found) = table.find_entry(key.hash(self.seed), same) {
             found.remove();
+            self.counts[STATISTICS].fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
@@ -660,8 +697,8 @@ mod tests {
                     checked: 1,
                     note: note.as_str().into(),
                 };
-                index.put_tag(key.clone(), tag, 1);
-                let found = index.tag(TagKeyRef::from(&key)).expect("just put");
+                index.put_tag(key.clone(), tag, 1, 0);
+                let found = index.tag(TagKeyRef::from(&key), 0).expect("just put");
                 assert_eq!(&*found.note, note);
             }
         }
@@ -677,13 +714,13 @@ mod tests {
             proof,
             at: 1,
         };
-        index.put_link(link.clone(), record.clone(), 1);
-        assert_eq!(index.link(LinkKeyRef::from(&link)), Some(record));
+        index.put_link(link.clone(), record.clone(), 1, 0);
+        assert_eq!(index.link(LinkKeyRef::from(&link), 0), Some(record));
         let other = LinkKeyRef {
             repository: "c",
             ..LinkKeyRef::from(&link)
         };
-        assert_eq!(index.link(other), None);
+        assert_eq!(index.link(other, 0), None);
         index.remove_link(&link);
         assert_eq!(index.counts().2, 0);
     }
@@ -704,10 +741,10 @@ mod tests {
             note: "".into(),
         };
         assert!(!index.touch_tag(&key, &at(100), 60));
-        index.put_tag(key.clone(), at(100), 1);
+        index.put_tag(key.clone(), at(100), 1, 0);
         assert!(index.touch_tag(&key, &at(159), 60));
         assert_eq!(
-            index.tag(TagKeyRef::from(&key)).map(|tag| tag.checked),
+            index.tag(TagKeyRef::from(&key), 0).map(|tag| tag.checked),
             Some(159)
         );
         assert!(

@@ -77,7 +77,6 @@ fn overdue(pins: &[(Age, u64)], now: Age, pin_max_s: Age, needed: u64) -> Option
 
 #[cfg(test)]
 mod tests {
-    use super::*;
 
     #[test]
     fn the_oldest_go_first_and_none_too_soon() {

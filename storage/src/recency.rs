@@ -7,7 +7,18 @@ use std::collections::HashMap;
 
 use crate::clock::Age;
 use crate::digest::Digest;
+use crate::disk::Disk;
+use crate::index::{Flags, IndexedBody};
+use crate::maintain::PLANNER;
 use crate::record::Recency;
+use crate::wait::yield_now;
+use crate::writer::{Shared, WriteError};
+
+/// The age clock is written this often though nobody asked for anything, so that a restart of an
+/// idle store loses no more of it.
+const CLOCK_STEP_S: Age = 3600;
+/// Records between two groups: bounds the memory they take together, 1.5 MiB.
+const GROUP_RECORDS: usize = 64;
 
 /// What all recency records of a store say together.
 #[derive(Default)]
@@ -32,11 +43,70 @@ impl Remembered {
         self.clock
     }
 
-    /// When the body was last asked for. Of what nobody wrote down it is now.
-    pub(crate) fn of(&self, digest: &Digest) -> Age {
-        self.seen
-            .get(digest)
-            .map_or(self.clock, |age| self.clock.min(*age))
+    /// When the body was last asked for, if somebody wrote it down.
+    pub(crate) fn of(&self, digest: &Digest) -> Option<Age> {
+        self.seen.get(digest).map(|age| self.clock.min(*age))
+    }
+
+    /// What nobody wrote down is as new as the process.
+    pub(crate) fn or_now(&self, digest: &Digest) -> Age {
+        self.of(digest).unwrap_or(self.clock)
+    }
+}
+
+impl<D: Disk> Shared<D> {
+    /// Writes when bodies were asked for since this was last done.
+    pub(crate) async fn write_recency(&self) -> Result<(), WriteError> {
+        let mut records = 0;
+        for slice in self.slices() {
+            // The flag before the time: a hit between them sets it again.
+            let touched = |body: &IndexedBody<D>| body.flags.take(Flags::TOUCHED);
+            for recency in self.recency_of(slice, touched) {
+                self.queue_recency(recency)?;
+                records += 1;
+                if records % GROUP_RECORDS == 0 {
+                    self.commit_small().await?;
+                }
+            }
+            yield_now().await;
+        }
+        if records == 0 && self.clock_due() {
+            self.queue_recency(Recency {
+                clock: self.store.clock.now().into(),
+                seen: Vec::new(),
+            })?;
+        }
+        self.commit_small().await
+    }
+
+    /// The times of the bodies of a slice that `which` says yes to, in records of a page at most.
+    pub(crate) fn recency_of(
+        &self,
+        slice: usize,
+        which: impl Fn(&IndexedBody<D>) -> bool,
+    ) -> Vec<Recency> {
+        let mut seen = Vec::new();
+        self.store.index.each_body(slice, |body| {
+            if which(body) {
+                seen.push((body.digest, body.recency()));
+            }
+        });
+        let clock = self.store.clock.now().into();
+        let record = |seen: &[_]| Recency {
+            clock,
+            seen: seen.to_vec(),
+        };
+        seen.chunks(Recency::SEEN_MAX).map(record).collect()
+    }
+
+    fn clock_due(&self) -> bool {
+        let now = self.store.clock.now();
+        let due = |at: Age| now.saturating_sub(at) >= CLOCK_STEP_S;
+        let due = self.shard() == PLANNER && self.upkeep.clock_written.get().is_none_or(due);
+        if due {
+            self.upkeep.clock_written.set(Some(now));
+        }
+        due
     }
 }
 
@@ -58,12 +128,12 @@ mod tests {
         let mut remembered = Remembered::default();
         records.iter().rev().for_each(|r| remembered.learn(r));
         assert_eq!(remembered.clock(), 70);
-        assert_eq!(remembered.of(&a), 60);
-        assert_eq!(remembered.of(&b), 70);
-        assert_eq!(remembered.of(&c), 70, "not known");
+        assert_eq!(remembered.of(&a), Some(60));
+        assert_eq!(remembered.of(&b), Some(70));
+        assert_eq!((remembered.of(&c), remembered.or_now(&c)), (None, 70));
         let clock = u64::MAX;
         let seen = vec![(c, 9)];
         remembered.learn(&Recency { clock, seen });
-        assert_eq!((remembered.clock(), remembered.of(&c)), (Age::MAX, 9));
+        assert_eq!((remembered.clock(), remembered.of(&c)), (Age::MAX, Some(9)));
     }
 }

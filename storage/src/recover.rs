@@ -279,17 +279,22 @@ fn index<D: Disk>(
     let sequence = record.sequence;
     match record.kind {
         Kind::Body(entry) => {
-            let unverified = if verified { 0 } else { Flags::UNVERIFIED };
-            let flags = Flags::DURABLE | unverified;
             recovered.bodies += 1;
             recovered.body_bytes += entry.len;
+            // Written with the next times, or every restart would make it new again.
+            let unknown = match remembered.of(&entry.digest) {
+                Some(_) => 0,
+                None => Flags::TOUCHED,
+            };
+            let unverified = if verified { 0 } else { Flags::UNVERIFIED };
+            let flags = Flags::DURABLE | unverified | unknown;
             store.index.insert_body(IndexedBody {
                 digest: entry.digest,
                 sequence,
                 lease: Lease::new(Arc::clone(file), entry.offset, entry.len),
                 media_type: store.index.media_types.intern(entry.media_type.as_ref()),
                 bytes: None,
-                recency: AtomicU32::new(remembered.of(&entry.digest)),
+                recency: AtomicU32::new(remembered.or_now(&entry.digest)),
                 flags: Flags::new(flags),
             });
         }
@@ -297,14 +302,16 @@ fn index<D: Disk>(
             if store.forgets.kills(&ForgetKey::Tag(key.clone()), sequence) {
                 recovered.forgotten += 1;
             } else {
-                store.index.put_tag(key, tag, sequence);
+                let age = remembered.or_now(&tag.digest);
+                store.index.put_tag(key, tag, sequence, age);
             }
         }
         Kind::Link(key, link) => {
             if store.forgets.kills(&ForgetKey::Link(key.clone()), sequence) {
                 recovered.forgotten += 1;
             } else {
-                store.index.put_link(key, link, sequence);
+                let age = remembered.or_now(&key.digest);
+                store.index.put_link(key, link, sequence, age);
             }
         }
         Kind::Statistics(key, statistics) => {
@@ -314,7 +321,9 @@ fn index<D: Disk>(
             {
                 recovered.forgotten += 1;
             } else {
-                store.index.put_statistics(key, statistics, sequence);
+                store
+                    .index
+                    .put_statistics(key, statistics, sequence, store.clock.now());
             }
         }
         // Known above, or to a later program.

@@ -174,12 +174,22 @@ impl<D: Disk> Shared<D> {
         Err(refused)
     }
 
-    /// A new segment file with its header. Nothing in it is durable before its first sync.
+    /// A new segment file with its header, once more with room made for it if the volume is full.
+    /// Nothing in it is durable before its first sync.
     pub(crate) async fn create_on(
         &self,
         volume: u8,
         draft: &Draft,
     ) -> Result<Rc<Segment<D>>, Refusal> {
+        match self.try_create_on(volume, draft).await {
+            Err(Refusal::Full) if self.make_room(volume, draft.len).await => {
+                self.try_create_on(volume, draft).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn try_create_on(&self, volume: u8, draft: &Draft) -> Result<Rc<Segment<D>>, Refusal> {
         let (disk, purpose) = (self.disk(volume), purpose(draft.class));
         let budget = &self.store.volume(volume).budget;
         self.store
@@ -239,6 +249,23 @@ impl<D: Disk> Shared<D> {
     }
 
     async fn grow_file(
+        &self,
+        file: &SegmentFile<D>,
+        from: u64,
+        to: u64,
+        purpose: Purpose,
+    ) -> Result<(), Refusal> {
+        match self.try_grow_file(file, from, to, purpose).await {
+            Err(Refusal::Full)
+                if purpose != Purpose::Staging && self.make_room(file.volume, to - from).await =>
+            {
+                self.try_grow_file(file, from, to, purpose).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn try_grow_file(
         &self,
         file: &SegmentFile<D>,
         from: u64,

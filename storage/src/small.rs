@@ -15,7 +15,7 @@ use crate::digest::Digest;
 use crate::disk::Disk;
 use crate::key::{ForgetKey, LinkKey, LinkRecord, RepositoryKey, Statistics, TagKey, TagRecord};
 use crate::page::{Class, PAGE_LEN, records_page_len};
-use crate::record::{Kind, Record, SMALL_RECORD_LEN_MAX};
+use crate::record::{Kind, Recency, Record, SMALL_RECORD_LEN_MAX};
 use crate::reserve::Draft;
 use crate::segment::{Area, Segment, Slot, State};
 use crate::wait::Gate;
@@ -36,6 +36,8 @@ enum SmallKey {
     Link(LinkKey),
     Statistics(RepositoryKey),
     Forget(ForgetKey),
+    /// By its sequence: a later one does not replace it.
+    Recency(u64),
 }
 
 struct Pending {
@@ -72,7 +74,8 @@ impl<D: Disk> Shared<D> {
             kind: Kind::Tag(key.clone(), tag.clone()),
         };
         let needs = Some(tag.digest);
-        self.store.index.put_tag(key.clone(), tag, sequence);
+        let age = self.store.clock.now();
+        self.store.index.put_tag(key.clone(), tag, sequence, age);
         self.queue(SmallKey::Tag(key), &record, needs)
     }
 
@@ -85,7 +88,8 @@ impl<D: Disk> Shared<D> {
             sequence,
             kind: Kind::Link(key.clone(), link.clone()),
         };
-        self.store.index.put_link(key.clone(), link, sequence);
+        let age = self.store.clock.now();
+        self.store.index.put_link(key.clone(), link, sequence, age);
         self.queue(SmallKey::Link(key), &record, None)
     }
 
@@ -99,10 +103,18 @@ impl<D: Disk> Shared<D> {
             sequence,
             kind: Kind::Statistics(key.clone(), statistics),
         };
+        let age = self.store.clock.now();
         self.store
             .index
-            .put_statistics(key.clone(), statistics, sequence);
+            .put_statistics(key.clone(), statistics, sequence, age);
         self.queue(SmallKey::Statistics(key), &record, None)
+    }
+
+    pub(crate) fn queue_recency(&self, recency: Recency) -> Result<(), WriteError> {
+        let sequence = self.store.next_sequence();
+        let kind = Kind::Recency(recency);
+        let record = Record { sequence, kind };
+        self.queue(SmallKey::Recency(sequence), &record, None)
     }
 
     pub(crate) async fn forget(self: &Rc<Self>, all: Vec<ForgetKey>) -> Result<(), WriteError> {

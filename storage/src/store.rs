@@ -15,6 +15,10 @@ use crate::budget::{Purpose, leaves_room};
 use crate::clock::AgeClock;
 use crate::digest::Digest;
 use crate::disk::Disk;
+use crate::evict::{
+    Cause, Evicted, Eviction, IDLE_AFTER_S, PIN_MAX_S, Policy, SMALL_IDLE_AFTER_S,
+    SMALL_RECORDS_MAX,
+};
 use crate::exchange::Exchange;
 use crate::forgets::Forgets;
 use crate::geometry::Geometry;
@@ -58,6 +62,16 @@ pub struct Options {
     pub withheld_len: u64,
     /// Every live byte is read and checked once in so many seconds of the age clock; 0: never.
     pub scrub_every: Seconds,
+    /// Bodies nobody asks for are evicted after this; those up to `small_max`, tags and links
+    /// after the other.
+    pub idle_after: Seconds,
+    pub small_idle_after: Seconds,
+    /// Which bodies go first when a volume is full.
+    pub policy: Policy,
+    /// Tags, links and statistics that are kept; beyond it the oldest go.
+    pub small_records_max: u64,
+    /// How long a lease may hold a file that is unlinked.
+    pub pin_max: Seconds,
 }
 
 impl Options {
@@ -71,6 +85,11 @@ impl Options {
             small_budget: SMALL_BUDGET_BYTES,
             withheld_len: WITHHELD_BYTES,
             scrub_every: SCRUB_EVERY,
+            idle_after: IDLE_AFTER_S,
+            small_idle_after: SMALL_IDLE_AFTER_S,
+            policy: Policy::default(),
+            small_records_max: SMALL_RECORDS_MAX,
+            pin_max: PIN_MAX_S,
         }
     }
 }
@@ -114,6 +133,19 @@ pub struct Usage {
     pub links: u64,
     /// Segments given up since the start.
     pub quarantined: u64,
+    /// Used bytes that compaction gives back, and those of unlinked files that are still read.
+    pub dead: u64,
+    pub pinned: u64,
+    /// Unlinked files whose readers were stopped, since the start.
+    pub revoked: u64,
+    /// Bodies that nobody asked for, since the start;
+    pub evicted_idle: Evicted,
+    /// evicted because a volume was nearly full;
+    pub evicted_pressure: Evicted,
+    /// or because a file could not be made.
+    pub evicted_room: Evicted,
+    /// Tags, links and statistics that nobody used or that were too many, since the start.
+    pub evicted_records: u64,
 }
 
 /// What `open` found and did.
@@ -203,6 +235,7 @@ pub struct Store<D: Disk> {
     pub(crate) volumes: Box<[Volume<D>]>,
     pub(crate) index: Index<D>,
     pub(crate) clock: AgeClock,
+    pub(crate) eviction: Eviction,
     pub(crate) uncommitted: Uncommitted,
     pub(crate) exchange: Arc<Exchange>,
     pub(crate) scrub_every: Seconds,
@@ -260,6 +293,7 @@ impl<D: Disk> Store<D> {
             opened,
             uuid: plan.uuid,
             geometry,
+            eviction: Eviction::new(options, volumes.len()),
             volumes: volumes.into(),
             index: Index::new(&plan.uuid, options.small_max, options.small_budget),
             clock: AgeClock::new(0, opened),
@@ -298,15 +332,15 @@ impl<D: Disk> Store<D> {
     }
 
     pub fn tag<'k>(&self, key: impl Into<TagKeyRef<'k>>) -> Option<TagRecord> {
-        self.index.tag(key.into())
+        self.index.tag(key.into(), self.clock.now())
     }
 
     pub fn link<'k>(&self, key: impl Into<LinkKeyRef<'k>>) -> Option<LinkRecord> {
-        self.index.link(key.into())
+        self.index.link(key.into(), self.clock.now())
     }
 
     pub fn statistics<'k>(&self, key: impl Into<RepositoryKeyRef<'k>>) -> Option<Statistics> {
-        self.index.statistics(key.into())
+        self.index.statistics(key.into(), self.clock.now())
     }
 
     /// Shows every tag and listing of one of the [`crate::SLICES`] slices, under the slice's
@@ -346,6 +380,13 @@ impl<D: Disk> Store<D> {
             tags,
             links,
             quarantined: sum(|volume| volume.quarantined),
+            dead: sum(|volume| volume.dead),
+            pinned: sum(|volume| volume.pinned),
+            revoked: sum(|volume| volume.revoked),
+            evicted_idle: self.eviction.evicted(Cause::Idle),
+            evicted_pressure: self.eviction.evicted(Cause::Pressure),
+            evicted_room: self.eviction.evicted(Cause::Room),
+            evicted_records: self.eviction.evicted_records(),
         }
     }
 

@@ -69,7 +69,8 @@ impl<D: Disk> Shared<D> {
         Answer { job, live, listed }
     }
 
-    fn slices(&self) -> impl Iterator<Item = usize> {
+    /// Those of the index that this writer owns.
+    pub(crate) fn slices(&self) -> impl Iterator<Item = usize> {
         let (shard, shards) = (self.shard(), self.store.exchange.owners.len());
         (0..SLICES).filter(move |slice| crate::owner(*slice, shards) == shard)
     }

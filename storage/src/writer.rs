@@ -18,6 +18,7 @@ use crate::disk::Disk;
 use crate::fill::{Fill, Progress};
 use crate::index::{Flags, IndexedBody};
 use crate::key::{ForgetKey, LinkKey, LinkRecord, RepositoryKey, Statistics, TagKey, TagRecord};
+use crate::maintain::Upkeep;
 use crate::page::Class;
 use crate::reclaim::Reclaim;
 use crate::record::BodyEntry;
@@ -95,6 +96,7 @@ pub(crate) struct Shared<D: Disk> {
     /// Serialises what changes the open segment or makes files.
     pub(crate) reserving: Gate,
     pub(crate) maintaining: Gate,
+    pub(crate) upkeep: Upkeep,
     running: RefCell<BTreeMap<u64, Rc<Progress<D>>>>,
     /// The latest time it was told.
     pub(crate) now: Cell<Seconds>,
@@ -118,6 +120,7 @@ impl<D: Disk> Writer<D> {
                 running: RefCell::default(),
                 reserving: Gate::default(),
                 maintaining: Gate::default(),
+                upkeep: Upkeep::default(),
                 now,
                 reclaim: Reclaim::default(),
                 shard,

@@ -1,0 +1,157 @@
+//! Room at once: when a file cannot be made, whole segments go, the longest unused first.
+//!
+//! Evicting single bodies would free nothing before their segments are compacted. A segment can
+//! go only if all that lives in it is this writer's and nobody reads it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::clock::Age;
+use crate::disk::Disk;
+use crate::evict::Cause;
+use crate::index::{Flags, Seen};
+use crate::lease::SegmentFile;
+use crate::segment::file_name;
+use crate::wait::yield_now;
+use crate::writer::Shared;
+
+/// A file is closed by a helper of its disk, which this waits for: so many syncs of a directory
+/// are longer than the close of any segment.
+const CLOSE_WAITS_MAX: usize = 4;
+
+/// A sealed segment and what this writer has in it.
+struct Holding<D: Disk> {
+    file: Arc<SegmentFile<D>>,
+    bodies: u64,
+    /// When one of them was last asked for.
+    newest: Age,
+}
+
+impl<D: Disk> Holding<D> {
+    /// Whether it goes with these bodies: no other writer's lives in it, and nobody reads it.
+    fn can_go(&self) -> bool {
+        // Of each body in the index, of the registry, and this one.
+        let own = self.bodies as usize + 2;
+        self.file.live_records() == self.bodies && Arc::strong_count(&self.file) == own
+    }
+}
+
+impl<D: Disk> Shared<D> {
+    /// Frees `len` bytes of a volume. `false`: it cannot, and has evicted nothing.
+    pub(crate) async fn make_room(&self, volume: u8, len: u64) -> bool {
+        let budget = &self.store.volume(volume).budget;
+        if len > budget.bodies_max() {
+            return false;
+        }
+        let _turn = self.upkeep.making_room.turn().await;
+        let len = len.max((budget.used() + len).saturating_sub(budget.bodies_max()));
+        let mut held = self.holdings(volume).await;
+        held.retain(|_, holding| holding.can_go());
+        let sizes: Vec<_> = held
+            .iter()
+            .map(|(id, holding)| (holding.newest, holding.file.charged(), *id))
+            .collect();
+        let Some(going) = oldest(sizes, len) else {
+            return false;
+        };
+        held.retain(|id, _| going.contains(id));
+        self.evict_holdings(&held).await;
+        let mut freed = 0;
+        for (_, holding) in held {
+            if holding.file.dead() {
+                freed += holding.file.charged();
+                self.unlink_now(holding.file).await;
+            }
+        }
+        self.closed(volume, len).await;
+        freed >= len
+    }
+
+    async fn holdings(&self, volume: u8) -> BTreeMap<u64, Holding<D>> {
+        let mut held = BTreeMap::new();
+        for slice in self.slices() {
+            self.store.index.each_body(slice, |body| {
+                let file = &body.lease.file;
+                if file.volume != volume || !body.flags.has(Flags::DURABLE) || !file.sealed() {
+                    return;
+                }
+                let holding = held.entry(file.id).or_insert_with(|| Holding {
+                    file: Arc::clone(file),
+                    bodies: 0,
+                    newest: 0,
+                });
+                holding.bodies += 1;
+                holding.newest = holding.newest.max(body.recency());
+            });
+            yield_now().await;
+        }
+        held
+    }
+
+    async fn evict_holdings(&self, held: &BTreeMap<u64, Holding<D>>) {
+        for slice in self.slices() {
+            let mut going = Vec::new();
+            self.store.index.each_body(slice, |body| {
+                if held.contains_key(&body.lease.file.id) {
+                    going.push(Seen::of(body));
+                }
+            });
+            for seen in going {
+                self.take_out(seen, Cause::Room);
+            }
+            yield_now().await;
+        }
+    }
+
+    /// As `unlink`, but done when this returns.
+    async fn unlink_now(&self, file: Arc<SegmentFile<D>>) {
+        let volume = self.store.volume(file.volume);
+        let Some(registered) = volume.unregister(file.id) else {
+            return;
+        };
+        volume.unlinked(&registered, self.store.clock.now());
+        // A name that stays is found and removed by the next recovery.
+        let name = file_name(file.id, file.class);
+        let _ = self.disk(file.volume).unlink(&name).await;
+    }
+
+    /// Waits until the file system shows what was freed, but not for long.
+    async fn closed(&self, volume: u8, len: u64) {
+        let disk = self.disk(volume);
+        for _ in 0..CLOSE_WAITS_MAX {
+            if disk.space().await.is_ok_and(|space| space.free >= len) {
+                return;
+            }
+            // Only the time it takes matters.
+            let _ = disk.sync_dir().await;
+        }
+    }
+}
+
+/// Of {newest, bytes, id}, the ids of the longest unused that make `len` bytes together.
+fn oldest(mut sizes: Vec<(Age, u64, u64)>, len: u64) -> Option<Vec<u64>> {
+    sizes.sort_unstable();
+    let (mut bytes, mut ids) = (0, Vec::new());
+    for (_, size, id) in sizes {
+        if bytes >= len {
+            break;
+        }
+        bytes += size;
+        ids.push(id);
+    }
+    (bytes >= len).then_some(ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_unused_go_and_no_more_than_needed() {
+        let sizes = vec![(30, 10, 1), (10, 10, 2), (20, 10, 3)];
+        assert_eq!(oldest(sizes.clone(), 1), Some(vec![2]));
+        assert_eq!(oldest(sizes.clone(), 11), Some(vec![2, 3]));
+        assert_eq!(oldest(sizes.clone(), 30), Some(vec![2, 3, 1]));
+        assert_eq!(oldest(sizes, 31), None, "nothing is given for nothing");
+    }
+}
