@@ -104,6 +104,7 @@ impl Admin {
                     &StoreFigures {
                         usage: self.store.usage(),
                         volumes: self.store.volumes(),
+                        compaction: self.store.exchange().compaction(),
                     },
                     &self.config,
                     self.log.get() as u64,

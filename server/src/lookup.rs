@@ -18,6 +18,7 @@ use crate::freshness::{Certainty, Resolved, TagAsk, cached, resolved};
 use crate::mailbox::{Message, Post};
 use crate::project::{Repository, digest_owner, repository_owner};
 use crate::source::Sources;
+use crate::verify::Why;
 
 /// Rounds of "held but not proven" and "proven but gone" before the client is told to come back.
 const ROUNDS_MAX: usize = 4;
@@ -88,10 +89,34 @@ impl Lookup {
         }
     }
 
-    /// The body, if it is held and the repository has a link to it. No message, no allocation.
+    /// The body, if it may be served as it is and the repository has a link to it. No message,
+    /// no allocation.
     pub fn hit(&self, project: usize, name: &str, digest: &Digest) -> Option<Body<UringDisk>> {
-        let body = self.store.body(digest)?;
+        let body = self.store.body(digest).filter(|body| !body.unverified)?;
         self.is_linked(project, name, digest).then_some(body)
+    }
+
+    /// Has the owner read a body that was not checked since a crash. False: it is gone.
+    async fn verified(&self, digest: Digest) -> Result<bool, Failure> {
+        let (owner, why) = (digest_owner(&digest, self.post.shards()), Why::Unverified);
+        let verify = |reply| Message::Verify { digest, why, reply };
+        self.post.ask(owner, verify).await
+    }
+
+    /// Tells the owner of bytes that could not be sent: if they are lost, the next one to ask
+    /// gets them from upstream.
+    pub fn suspect(&self, digest: &str) {
+        let Ok(digest) = Digest::parse(digest) else {
+            return;
+        };
+        let (owner, why) = (digest_owner(&digest, self.post.shards()), Why::Unreadable);
+        let post = self.post.clone();
+        monoio::spawn(async move {
+            let verify = |reply| Message::Verify { digest, why, reply };
+            if post.ask(owner, verify).await.is_err() {
+                tracing::warn!(%digest, "a body that could not be read was not checked");
+            }
+        });
     }
 
     /// The body by whatever it takes. `prefer` is the origin its tag came from.
@@ -107,6 +132,9 @@ impl Lookup {
         for _ in 0..ROUNDS_MAX {
             let proven = self.is_linked(source.project, &source.name, &digest);
             if let Some(body) = self.store.body(&digest) {
+                if proven && body.unverified && !self.verified(digest).await? {
+                    continue;
+                }
                 if proven {
                     match self.with_bytes(&digest, body).await {
                         Some(body) => return Ok(Found::Held { body, asked }),

@@ -19,6 +19,7 @@ use crate::metrics::{Counter, Metrics};
 use crate::project::Repository;
 use crate::purge;
 use crate::upstream::{Token, TokenAsk, UpstreamError};
+use crate::verify::Why;
 
 /// Asks that may wait for an owner. An owner answers tens of thousands a second, so a queue this
 /// long means trouble, and the client is told so (503).
@@ -58,6 +59,12 @@ pub enum Message {
     Load {
         digest: Digest,
         reply: Reply<Option<Bytes>>,
+    },
+    /// Reads a body and says whether it may be served.
+    Verify {
+        digest: Digest,
+        why: Why,
+        reply: Reply<bool>,
     },
     Hold {
         digest: Digest,

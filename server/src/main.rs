@@ -54,6 +54,7 @@ fn run(config: Arc<Config>, dropped: DroppedLines) -> Result<(), StartError> {
     let ready = Arc::new(AtomicBool::new(false));
     let admin = start::admin(&parts, &metrics, &ready, dropped)?;
     let control = start::control(&parts)?;
+    let compactor = start::compactor(&parts)?;
     let running = start::shards(&parts, listeners, receivers, &metrics)?;
     ready.store(true, Ordering::Release);
     start::announce(&config, admin);
@@ -63,6 +64,7 @@ fn run(config: Arc<Config>, dropped: DroppedLines) -> Result<(), StartError> {
     ready.store(false, Ordering::Release);
     start::told(notify::stopping());
     drop(control);
+    compactor.stop();
     running.drain();
     tracing::info!("stopped");
     Ok(())

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use entrepot_storage::{Usage, VolumeState, VolumeUsage};
+use entrepot_storage::{Compaction, Usage, VolumeState, VolumeUsage};
 
 use crate::config::Config;
 use crate::upstream::Counters;
@@ -129,6 +129,7 @@ pub struct StoreFigures {
     pub usage: Usage,
     /// In the order of the configured paths.
     pub volumes: Vec<VolumeUsage>,
+    pub compaction: Compaction,
 }
 
 /// The Prometheus text (format 0.0.4) of all shards together, with the store's figures.
@@ -222,6 +223,32 @@ pub fn render(
         page.sample("gauge", name, value);
     }
     page.volumes(&config.store.paths, &store.volumes);
+    let compaction = &store.compaction;
+    let counters = [
+        (
+            "entrepot_compaction_read_bytes_total",
+            compaction.read_bytes,
+        ),
+        (
+            "entrepot_compaction_written_bytes_total",
+            compaction.written_bytes,
+        ),
+        ("entrepot_compaction_segments_total", compaction.segments),
+        ("entrepot_compaction_failed_total", compaction.failed),
+        (
+            "entrepot_scrub_segments_total",
+            compaction.scrubbed_segments,
+        ),
+        ("entrepot_scrub_bytes_total", compaction.scrubbed_bytes),
+        ("entrepot_store_mismatches_total", compaction.mismatches),
+        (
+            "entrepot_store_unlisted_segments_total",
+            compaction.unlisted_segments,
+        ),
+    ];
+    for (name, value) in counters {
+        page.sample("counter", name, value);
+    }
     page.text
 }
 
@@ -292,6 +319,7 @@ mod tests {
         let store = StoreFigures {
             usage: Usage::default(),
             volumes: Vec::new(),
+            compaction: Compaction::default(),
         };
         let text = render(&[shard.clone(), shard], &store, &config, 0);
         let mut seen = std::collections::HashSet::new();

@@ -257,7 +257,7 @@ impl<'a> Exchange<'a> {
         }
         match &body.bytes {
             Some(bytes) => self.memory(bytes, span).await,
-            None => self.extent(&body.lease, span).await,
+            None => self.extent(&body.lease, facts.digest, span).await,
         }
     }
 
@@ -592,28 +592,52 @@ impl<'a> Exchange<'a> {
         Ok(())
     }
 
-    async fn extent(&mut self, lease: &Lease<UringDisk>, span: Span) -> Result<(), Gone> {
+    async fn extent(
+        &mut self,
+        lease: &Lease<UringDisk>,
+        digest: &str,
+        span: Span,
+    ) -> Result<(), Gone> {
         if span.start == span.end {
             return self.send(&[], false).await;
         }
-        self.slice(lease, span.start, span.end).await
+        let sent = self.slice_sent(lease, span.start, span.end).await;
+        if let Err(SendError::Store(_) | SendError::Truncated) = sent {
+            self.service.lookup.suspect(digest);
+        }
+        self.cut_unless(sent)
     }
 
     /// What is in `out`, then a range of the lease in the same packets.
     async fn slice(&mut self, lease: &Lease<UringDisk>, from: u64, to: u64) -> Result<(), Gone> {
-        if !self.out.is_empty() {
-            self.send(&[], true).await?;
-        }
-        self.socket.enter(Phase::Send);
-        let warmer = &self.service.warmer;
-        match sendfile::send(self.socket, lease, warmer, from, to).await {
-            Ok(()) => {
-                self.count(Counter::ServedSendfile, to - from);
-                Ok(())
-            }
+        let sent = self.slice_sent(lease, from, to).await;
+        self.cut_unless(sent)
+    }
+
+    fn cut_unless(&mut self, sent: Result<(), SendError>) -> Result<(), Gone> {
+        match sent {
+            Ok(()) => Ok(()),
             Err(SendError::Client(_)) => Err(Gone),
             Err(error) => self.abort(&error.to_string()),
         }
+    }
+
+    async fn slice_sent(
+        &mut self,
+        lease: &Lease<UringDisk>,
+        from: u64,
+        to: u64,
+    ) -> Result<(), SendError> {
+        self.socket.enter(Phase::Send);
+        if !self.out.is_empty() {
+            let head = self.socket.send_all([self.out, &[]], true).await;
+            head.map_err(SendError::Client)?;
+            self.out.clear();
+        }
+        let warmer = &self.service.warmer;
+        sendfile::send(self.socket, lease, warmer, from, to).await?;
+        self.count(Counter::ServedSendfile, to - from);
+        Ok(())
     }
 
     /// Sends what is in `out`, then `body`.

@@ -37,6 +37,7 @@ use crate::source::Sources;
 use crate::upstream::{
     Client, Resolver, Token, TokenAsk, TokenCache, TokenSource, Upstream, UpstreamError,
 };
+use crate::verify::Checks;
 
 /// A group commit is due this long after the last one (or when it is large).
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
@@ -183,6 +184,7 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
         links: Links::new(writer.clone(), sources.clone()),
         tags,
         purge: Rc::new(purge),
+        checks: Checks::new(writer.clone()),
         tokens: Rc::new(TokenCache::new()),
         client,
         writer: writer.clone(),
@@ -277,6 +279,7 @@ struct Owner {
     client: Rc<Client>,
     writer: Rc<Writer<UringDisk>>,
     purge: Rc<purge::Owner>,
+    checks: Rc<Checks>,
 }
 
 async fn receive(mailbox: flume::Receiver<Message>, owner: Owner) {
@@ -330,6 +333,7 @@ impl Owner {
                     let _ = reply.try_send(writer.load(&digest).await);
                 });
             }
+            Message::Verify { digest, why, reply } => self.checks.check(digest, why, reply),
             Message::Purge { step, reply } => {
                 let purge = self.purge.clone();
                 monoio::spawn(async move {

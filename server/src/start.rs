@@ -14,6 +14,7 @@ use entrepot_storage::{OpenError, VolumeState};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::admin::Admin;
+use crate::compactor::{self, Running};
 use crate::config::Config;
 use crate::control::BindError;
 use crate::control::server::{self, Control, SocketFile};
@@ -166,6 +167,14 @@ pub fn control(parts: &Parts) -> Result<Option<SocketFile>, StartError> {
         }
         started => Ok(Some(started?)),
     }
+}
+
+/// Starts the compactor's thread.
+pub fn compactor(parts: &Parts) -> Result<Running, StartError> {
+    let store = &parts.config.store;
+    let paths = store.paths.clone();
+    compactor::start(parts.store.exchange(), paths, store.background_rate)
+        .map_err(system("starting the compactor"))
 }
 
 /// The running shards.

@@ -26,17 +26,25 @@ impl<D: Disk> Writer<D> {
     /// it is read, MiB by MiB, and compared with the checksums of its commit entry. One that is
     /// not what was written, or cannot be read, is forgotten. By the owner of the digest.
     pub async fn verify(&self, digest: &Digest) -> bool {
+        self.checked(digest, false).await
+    }
+
+    /// The same for a body that somebody could not read: it is checked whatever is known of it.
+    pub async fn suspect(&self, digest: &Digest) -> bool {
+        self.checked(digest, true).await
+    }
+
+    async fn checked(&self, digest: &Digest, anew: bool) -> bool {
         let (shared, digest) = (Rc::clone(&self.shared), *digest);
-        detached(
-            self.shared.tasks(),
-            async move { shared.verify(&digest).await },
-        )
+        detached(self.shared.tasks(), async move {
+            shared.verify(&digest, anew).await
+        })
         .await
     }
 }
 
 impl<D: Disk> Shared<D> {
-    async fn verify(&self, digest: &Digest) -> bool {
+    async fn verify(&self, digest: &Digest, anew: bool) -> bool {
         let look = |body: &IndexedBody<D>| Indexed {
             sequence: body.sequence,
             lease: body.lease.clone(),
@@ -45,7 +53,7 @@ impl<D: Disk> Shared<D> {
         let Some(found) = self.store.index.with_body(digest, look) else {
             return false;
         };
-        if !found.unverified {
+        if !found.unverified && !anew {
             return true;
         }
         let sound = self.sound(digest, &found).await.unwrap_or(false);

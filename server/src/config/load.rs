@@ -286,7 +286,7 @@ fn read_store(root: &Section<'_>, env: &dyn Fn(&str) -> Option<String>) -> Store
         size("solo_min", MIB..=TIB, &mut store.solo_min);
         size("small_max", 0..=MIB, &mut store.small_max);
         size("small_budget", 0..=TIB, &mut store.small_budget);
-        size("background_rate", 0..=TIB, &mut store.background_rate);
+        size("background_rate", MIB..=TIB, &mut store.background_rate);
         let time = |key, value: &mut Duration| {
             *value = section.duration(key, TIME_MIN).unwrap_or(*value);
         };

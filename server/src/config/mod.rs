@@ -76,7 +76,7 @@ pub struct StoreConfig {
     pub small_idle_after: Duration,
     /// How long reading and checking all bodies once may take.
     pub scrub_every: Duration,
-    /// Bytes a second that compaction and scrub may read and write together; 0: no limit.
+    /// Bytes a second that compaction and scrub may read and write together.
     pub background_rate: u64,
     /// A reader of what is evicted already is cut off after this long, sooner if room is needed.
     pub pin_max: Duration,

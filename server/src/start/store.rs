@@ -77,6 +77,7 @@ fn options(config: &Config, shards: usize) -> Result<Options, StartError> {
         solo_min: config.store.solo_min,
         small_max: u32::try_from(config.store.small_max).unwrap_or(u32::MAX),
         small_budget: config.store.small_budget,
+        scrub_every: config.store.scrub_every.as_secs(),
         ..Options::new(shards, uuid)
     })
 }

@@ -76,7 +76,6 @@ pub async fn sleep(time: Duration) {
 /// The directory of one volume.
 pub struct DirectDisk {
     path: PathBuf,
-    directory: File,
     direct: bool,
     bucket: Rc<Bucket>,
 }
@@ -156,11 +155,13 @@ impl DirectDisk {
     }
 
     async fn with(path: &Path, bucket: Rc<Bucket>) -> io::Result<DirectDisk> {
-        let directory = File::open(path)?;
-        let direct = takes_direct(path, directory.metadata()?.dev()).await;
+        let direct = match std::fs::metadata(path) {
+            Ok(directory) => takes_direct(path, directory.dev()).await,
+            // It is away, and may come back.
+            Err(_) => false,
+        };
         Ok(DirectDisk {
             path: path.to_owned(),
-            directory,
             direct,
             bucket,
         })
@@ -352,7 +353,7 @@ impl BulkDisk for DirectDisk {
     }
 
     async fn sync_dir(&self) -> io::Result<()> {
-        self.directory.sync_all()
+        File::open(&self.path)?.sync_all()
     }
 
     async fn unlink(&self, name: &str) -> io::Result<()> {

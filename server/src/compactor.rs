@@ -1,0 +1,104 @@
+//! The compactor's thread: direct I/O at the lowest priority, in a runtime of its own.
+//!
+//! Called by `start`. The work itself is the store's; here it is given a thread, disks and a
+//! place in the scheduler: it runs when a core is idle, and a little always while room is needed.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use entrepot_storage::disk::direct::{DirectDisk, Rate, executor, sleep};
+use entrepot_storage::{Compactor, Exchange};
+
+use crate::priority::{self, Priority};
+
+/// How often it looks for work when there is none.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The running thread.
+pub struct Running {
+    thread: thread::JoinHandle<()>,
+    stop: Arc<AtomicBool>,
+}
+
+/// Starts the thread; returns when it has its runtime and its disks.
+pub fn start(exchange: Arc<Exchange>, paths: Vec<PathBuf>, rate: u64) -> io::Result<Running> {
+    let may_idle = priority::returns_from_idle();
+    if !may_idle {
+        tracing::info!(
+            "the compactor runs at nice 19: SCHED_IDLE needs LimitNICE=+19 or CAP_SYS_NICE, to be \
+             left again when room is short"
+        );
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = stop.clone();
+    let (started, on_started) = flume::bounded(1);
+    let thread = thread::Builder::new().name("compactor".to_owned());
+    let thread = thread.spawn(move || {
+        let executor = match executor() {
+            Ok(executor) => executor,
+            Err(error) => return drop(started.send(Err(error))),
+        };
+        executor.run(async move {
+            let compactor = match open(&paths, rate).await {
+                Ok(disks) => Compactor::new(exchange.clone(), disks),
+                Err(error) => return drop(started.send(Err(error))),
+            };
+            let _ = started.send(Ok(()));
+            work(compactor, &exchange, may_idle, &stopped).await;
+        });
+    })?;
+    let died = |_| io::Error::other("the compactor's thread died");
+    on_started.recv().map_err(died)??;
+    Ok(Running { thread, stop })
+}
+
+async fn open(paths: &[PathBuf], rate: u64) -> io::Result<Vec<DirectDisk>> {
+    let rate = Rate::new(rate);
+    let mut disks: Vec<DirectDisk> = Vec::new();
+    for path in paths {
+        let disk = match disks.first() {
+            None => DirectDisk::open(path, rate.clone()).await?,
+            Some(first) => first.another(path).await?,
+        };
+        tracing::info!(path = %path.display(), direct = disk.direct(), "compactor");
+        disks.push(disk);
+    }
+    Ok(disks)
+}
+
+async fn work(
+    mut compactor: Compactor<DirectDisk>,
+    exchange: &Exchange,
+    may_idle: bool,
+    stop: &AtomicBool,
+) {
+    let mut now = None;
+    while !stop.load(Ordering::Relaxed) {
+        let wanted = match exchange.urgent() || !may_idle {
+            true => Priority::Low,
+            false => Priority::Idle,
+        };
+        if now != Some(wanted) {
+            now = Some(wanted);
+            if let Err(error) = priority::set(wanted) {
+                tracing::warn!(%error, ?wanted, "the compactor's priority could not be set");
+            }
+        }
+        if !compactor.step().await {
+            sleep(LOOK).await;
+        }
+    }
+}
+
+impl Running {
+    /// Ends it at its next step. What it copied and nobody switched to is left to recovery.
+    pub fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // A panic aborts the process, so a thread that ended has returned.
+        let _ = self.thread.join();
+    }
+}
