@@ -197,7 +197,9 @@ async fn stale(
     let (Some(record), Some(body)) = (kept, body) else {
         return exchange.failure(&failure, unknown).await;
     };
-    let Some(bytes) = service.warmer.read(&body).await else {
+    let read = service.warmer.read(&body).await;
+    // Nobody may have read it since it was written.
+    let Some(bytes) = read.filter(|bytes| Digest::sha256(bytes) == record.digest) else {
         return exchange.failure(&failure, unknown).await;
     };
     exchange.cache = Some(CacheStatus::Stale);
