@@ -53,3 +53,48 @@ extern "C" fn on_bus_error(_signal: libc::c_int) {
         libc::_exit(STATUS_DAMAGED);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// Set in the process that is to die of it.
+    const VICTIM: &str = "ENTREPOT_INSPECT_MAP_TEST";
+
+    /// Somebody cuts a mapped file, which raises the same signal as a bad sector.
+    #[test]
+    fn a_page_that_cannot_be_read_ends_the_process_with_a_message() {
+        if let Some(path) = std::env::var_os(VICTIM) {
+            say_what_failed();
+            let file = File::options()
+                .write(true)
+                .read(true)
+                .open(path)
+                .expect("opens");
+            let map = sealed(&file, 0x12_3456_789a).expect("maps");
+            file.set_len(0).expect("cut");
+            unreachable!("{} was read", std::hint::black_box(map[0]));
+        }
+        let path = std::env::temp_dir().join(format!("entrepot-map-{}", std::process::id()));
+        std::fs::write(&path, [1; 8192]).expect("a file");
+        let name = "a_page_that_cannot_be_read_ends_the_process_with_a_message";
+        let victim = Command::new(std::env::current_exe().expect("its path"))
+            .args([
+                &format!("inspect::map::tests::{name}"),
+                "--exact",
+                "--nocapture",
+            ])
+            .env(VICTIM, &path)
+            .output()
+            .expect("runs");
+        std::fs::remove_file(&path).expect("removed");
+        let said = String::from_utf8_lossy(&victim.stderr);
+        assert_eq!(victim.status.code(), Some(STATUS_DAMAGED), "{said}");
+        assert!(
+            said.contains("segment 000000123456789a: a mapped page"),
+            "{said}"
+        );
+    }
+}
