@@ -45,6 +45,8 @@ pub struct Process {
     /// Who waits for the clients.
     pub waiting: RefCell<Option<Waker>>,
     pub held: RefCell<Vec<(usize, Body<SimDisk>)>>,
+    /// Evictions that the model knows of.
+    pub evicted: Cell<u64>,
     pub running: RefCell<Vec<Source>>,
 }
 
@@ -247,7 +249,34 @@ impl Process {
         }
     }
 
+    /// Bodies that the store gave up for others: as many may be missing as it says.
+    pub fn note_evicted(&self) {
+        let usage = self.store.usage();
+        let causes = [
+            usage.evicted_idle,
+            usage.evicted_pressure,
+            usage.evicted_room,
+        ];
+        let evicted: u64 = causes.iter().map(|cause| cause.bodies).sum();
+        if evicted == self.evicted.get() {
+            return;
+        }
+        let count = self.model.borrow().contents.len();
+        for content in 0..count {
+            let there = self.model.borrow().bodies[content].now == Presence::Present;
+            if there && self.store.body(&self.digest(content)).is_none() {
+                self.evicted.set(self.evicted.get() + 1);
+                self.model.borrow_mut().evicted(content);
+            }
+        }
+        assert!(
+            self.evicted.get() <= evicted || self.lenient(),
+            "more is missing than was evicted"
+        );
+    }
+
     pub async fn look_up(&self, content: usize) {
+        self.note_evicted();
         let found = self.store.body(&self.digest(content));
         let state = self.model.borrow().bodies[content].clone();
         match state.now {
@@ -334,6 +363,7 @@ impl Process {
         );
         let outcome = writer.commit(self.now()).await;
         self.check_write(outcome);
+        self.note_evicted();
         if outcome.is_ok() {
             let all = writer.uncommitted() == 0;
             let mut model = self.model.borrow_mut();

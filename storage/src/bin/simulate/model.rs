@@ -151,6 +151,15 @@ impl Model {
         body.version += 1;
     }
 
+    /// A crash may bring it back: nothing is written of it.
+    pub fn evicted(&mut self, content: usize) {
+        let body = &mut self.bodies[content];
+        body.now = Presence::Maybe;
+        body.durable = false;
+        body.parted = true;
+        body.version += 1;
+    }
+
     pub fn forget_begins(&mut self, content: usize) -> u64 {
         let body = &mut self.bodies[content];
         body.forgets += 1;

@@ -112,6 +112,11 @@ impl Run {
         let start = self.start(&executor, &watch, operations, last, errors_before.clone());
         executor.spawn(start);
         let end = self.drive(&executor, &watch, last);
+        if let Some(process) = watch.process.borrow().as_ref()
+            && watch.checked.get()
+        {
+            process.note_evicted();
+        }
         drop(executor);
         let ending = if self.random.chance(300) {
             Ending::Kill
@@ -259,6 +264,7 @@ impl Run {
                 followers: Cell::new(0),
                 waiting: RefCell::default(),
                 held: RefCell::default(),
+                evicted: Cell::new(0),
                 running: RefCell::default(),
                 plan,
                 world,
