@@ -223,6 +223,24 @@ pub fn render(
         page.sample("gauge", name, value);
     }
     page.volumes(&config.store.paths, &store.volumes);
+    let evicted = [
+        ("idle", usage.evicted_idle),
+        ("pressure", usage.evicted_pressure),
+        ("room", usage.evicted_room),
+    ];
+    for (cause, evicted) in &evicted {
+        let name = format!("entrepot_store_evicted_bodies_total{{cause=\"{cause}\"}}");
+        page.sample("counter", &name, evicted.bodies);
+    }
+    for (cause, evicted) in &evicted {
+        let name = format!("entrepot_store_evicted_bytes_total{{cause=\"{cause}\"}}");
+        page.sample("counter", &name, evicted.bytes);
+    }
+    page.sample(
+        "counter",
+        "entrepot_store_evicted_records_total",
+        usage.evicted_records,
+    );
     let compaction = &store.compaction;
     let counters = [
         (

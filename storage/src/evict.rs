@@ -79,7 +79,7 @@ struct Count {
 /// What the owners share to evict together.
 pub(crate) struct Eviction {
     pub(crate) policy: Policy,
-    idle_after: Age,
+    pub(crate) idle_after: Age,
     small_idle_after: Age,
     small_max: u64,
     pub(crate) pin_max: Age,

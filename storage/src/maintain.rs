@@ -17,6 +17,8 @@ pub(crate) const PLANNER: usize = 0;
 /// The whole index is walked this often: for what is idle, and for the times that a restart
 /// should know. A crash loses as much of them.
 const SWEEP_STEP_S: Age = 60;
+/// And this often within the time after which bodies are idle, if that is short.
+const SWEEPS_WITHIN_IDLE: Age = 4;
 
 /// When this writer last did what, by the age clock.
 #[derive(Default)]
@@ -34,8 +36,9 @@ impl Upkeep {
         self.looked.replace(Some(age)) != Some(age)
     }
 
-    fn sweep_due(&self, age: Age) -> bool {
-        let due = |swept: Age| age.saturating_sub(swept) >= SWEEP_STEP_S;
+    fn sweep_due(&self, age: Age, idle_after: Age) -> bool {
+        let step = SWEEP_STEP_S.min(idle_after / SWEEPS_WITHIN_IDLE);
+        let due = |swept: Age| age.saturating_sub(swept) >= step;
         let due = self.swept.get().is_none_or(due);
         if due {
             self.swept.set(Some(age));
@@ -77,7 +80,7 @@ impl<D: Disk> Shared<D> {
         if self.shard() == PLANNER {
             self.revoke_pins(age);
         }
-        let sweep = self.upkeep.sweep_due(age);
+        let sweep = self.upkeep.sweep_due(age, self.store.eviction.idle_after);
         self.evict(sweep).await;
         if sweep {
             // A failure costs times, which the next one may yet write.
@@ -101,7 +104,9 @@ mod tests {
     fn a_second_is_looked_at_once_and_swept_once_a_minute() {
         let upkeep = Upkeep::default();
         assert!(upkeep.look(7) && !upkeep.look(7) && upkeep.look(8));
-        assert!(upkeep.sweep_due(7) && !upkeep.sweep_due(66));
-        assert!(upkeep.sweep_due(67) && !upkeep.sweep_due(68));
+        let week = 7 * 24 * 3600;
+        assert!(upkeep.sweep_due(7, week) && !upkeep.sweep_due(66, week));
+        assert!(upkeep.sweep_due(67, week) && !upkeep.sweep_due(68, week));
+        assert!(!upkeep.sweep_due(68, 8) && upkeep.sweep_due(69, 8));
     }
 }

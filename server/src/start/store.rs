@@ -78,6 +78,9 @@ fn options(config: &Config, shards: usize) -> Result<Options, StartError> {
         small_max: u32::try_from(config.store.small_max).unwrap_or(u32::MAX),
         small_budget: config.store.small_budget,
         scrub_every: config.store.scrub_every.as_secs(),
+        idle_after: config.store.idle_after.as_secs(),
+        small_idle_after: config.store.small_idle_after.as_secs(),
+        pin_max: config.store.pin_max.as_secs(),
         ..Options::new(shards, uuid)
     })
 }
