@@ -43,10 +43,7 @@ pub fn start(exchange: Arc<Exchange>, paths: Vec<PathBuf>, rate: u64) -> io::Res
             Err(error) => return drop(started.send(Err(error))),
         };
         executor.run(async move {
-            let compactor = match open(&paths, rate).await {
-                Ok(disks) => Compactor::new(exchange.clone(), disks),
-                Err(error) => return drop(started.send(Err(error))),
-            };
+            let compactor = Compactor::new(exchange.clone(), disks(&paths, rate));
             let _ = started.send(Ok(()));
             work(compactor, &exchange, may_idle, &stopped).await;
         });
@@ -56,18 +53,16 @@ pub fn start(exchange: Arc<Exchange>, paths: Vec<PathBuf>, rate: u64) -> io::Res
     Ok(Running { thread, stop })
 }
 
-async fn open(paths: &[PathBuf], rate: u64) -> io::Result<Vec<DirectDisk>> {
+fn disks(paths: &[PathBuf], rate: u64) -> Vec<DirectDisk> {
     let rate = Rate::new(rate);
     let mut disks: Vec<DirectDisk> = Vec::new();
     for path in paths {
-        let disk = match disks.first() {
-            None => DirectDisk::open(path, rate.clone()).await?,
-            Some(first) => first.another(path).await?,
-        };
-        tracing::info!(path = %path.display(), direct = disk.direct(), "compactor");
-        disks.push(disk);
+        disks.push(match disks.first() {
+            None => DirectDisk::new(path, rate.clone()),
+            Some(first) => first.another(path),
+        });
     }
-    Ok(disks)
+    disks
 }
 
 async fn work(

@@ -261,8 +261,8 @@ fn it_does_the_same_on_a_real_disk() {
     std::fs::create_dir_all(&path).expect("a directory");
     let rate = Rate::new(0);
     executor().expect("io_uring is available").run(async {
-        let disk = DirectDisk::open(&path, rate).await.expect("a directory");
-        let again = disk.another(&path).await.expect("a directory");
+        let disk = DirectDisk::new(&path, rate);
+        let again = disk.another(&path);
         copies_what_is_live(disk, again).await;
     });
     let left = std::fs::read_dir(&path).expect("a directory").count();

@@ -73,10 +73,11 @@ pub async fn sleep(time: Duration) {
     glommio::timer::sleep(time).await;
 }
 
-/// The directory of one volume.
+/// The directory of one volume, which need not be there yet.
 pub struct DirectDisk {
     path: PathBuf,
-    direct: bool,
+    /// The device it was on last, and whether direct I/O works there.
+    probed: Cell<Option<(u64, bool)>>,
     bucket: Rc<Bucket>,
 }
 
@@ -91,27 +92,12 @@ enum RingFile {
     Buffered(BufferedFile),
 }
 
-/// What a write takes: of memory that is registered with the ring, or any.
-pub enum DirectBuffer {
-    Direct(DmaBuffer),
-    Buffered(Vec<u8>),
-}
-
 /// What a read gives.
 pub struct DirectRead(ReadResult);
 
 impl AsRef<[u8]> for DirectRead {
     fn as_ref(&self) -> &[u8] {
         &self.0
-    }
-}
-
-impl AsMut<[u8]> for DirectBuffer {
-    fn as_mut(&mut self) -> &mut [u8] {
-        match self {
-            DirectBuffer::Direct(buffer) => buffer.as_bytes_mut(),
-            DirectBuffer::Buffered(buffer) => buffer,
-        }
     }
 }
 
@@ -139,42 +125,40 @@ impl Bucket {
 }
 
 impl DirectDisk {
-    /// The directory of a volume: inside `executor`.
-    pub async fn open(path: &Path, rate: Arc<Rate>) -> io::Result<DirectDisk> {
+    pub fn new(path: &Path, rate: Arc<Rate>) -> DirectDisk {
         let bucket = Bucket {
             rate,
             filled: Cell::new(Instant::now()),
             tokens: Cell::new(0),
         };
-        DirectDisk::with(path, Rc::new(bucket)).await
+        DirectDisk::with(path, Rc::new(bucket))
     }
 
     /// That of another volume of the same compactor, within the same budget.
-    pub async fn another(&self, path: &Path) -> io::Result<DirectDisk> {
-        DirectDisk::with(path, Rc::clone(&self.bucket)).await
+    pub fn another(&self, path: &Path) -> DirectDisk {
+        DirectDisk::with(path, Rc::clone(&self.bucket))
     }
 
-    async fn with(path: &Path, bucket: Rc<Bucket>) -> io::Result<DirectDisk> {
-        let direct = match std::fs::metadata(path) {
-            Ok(directory) => takes_direct(path, directory.dev()).await,
-            // It is away, and may come back.
-            Err(_) => false,
-        };
-        Ok(DirectDisk {
+    fn with(path: &Path, bucket: Rc<Bucket>) -> DirectDisk {
+        DirectDisk {
             path: path.to_owned(),
-            direct,
+            probed: Cell::new(None),
             bucket,
-        })
-    }
-
-    /// Whether the page cache is left alone.
-    pub fn direct(&self) -> bool {
-        self.direct
+        }
     }
 
     async fn ring(&self, file: File, options: &RingOptions) -> io::Result<DirectFile> {
+        let device = file.metadata()?.dev();
+        let direct = match self.probed.get() {
+            Some((probed, direct)) if probed == device => direct,
+            _ => {
+                let direct = takes_direct(&self.path, device).await;
+                self.probed.set(Some((device, direct)));
+                direct
+            }
+        };
         let path = path_of(&file);
-        let ring = if self.direct {
+        let ring = if direct {
             RingFile::Direct(options.dma_open(&path).await.map_err(by_number)?)
         } else {
             RingFile::Buffered(options.buffered_open(&path).await.map_err(by_number)?)
@@ -278,13 +262,10 @@ fn by_number<T>(error: glommio::GlommioError<T>) -> io::Error {
 impl BulkDisk for DirectDisk {
     type File = DirectFile;
     type Read = DirectRead;
-    type Buffer = DirectBuffer;
+    type Buffer = DmaBuffer;
 
-    fn buffer(&self, len: usize) -> DirectBuffer {
-        if !self.direct {
-            return DirectBuffer::Buffered(vec![0; len]);
-        }
-        DirectBuffer::Direct(glommio::allocate_dma_buffer(len))
+    fn buffer(&self, len: usize) -> DmaBuffer {
+        glommio::allocate_dma_buffer(len)
     }
 
     async fn open(&self, name: &str) -> io::Result<DirectFile> {
@@ -327,19 +308,15 @@ impl BulkDisk for DirectDisk {
         &self,
         file: &DirectFile,
         offset: u64,
-        buffer: DirectBuffer,
+        mut buffer: DmaBuffer,
         len: usize,
     ) -> io::Result<()> {
         debug_assert!(whole_pages(offset) && whole_pages(len as u64));
-        match (&file.ring, buffer) {
-            (RingFile::Direct(ring), DirectBuffer::Direct(buffer)) => {
-                write_direct(ring, offset, buffer, len).await
-            }
-            (RingFile::Buffered(ring), mut buffer) => {
-                write_buffered(ring, offset, buffer.as_mut()[..len].to_vec()).await
-            }
-            (RingFile::Direct(_), DirectBuffer::Buffered(_)) => {
-                unreachable!("a direct disk makes direct buffers")
+        buffer.trim_to_size(len);
+        match &file.ring {
+            RingFile::Direct(ring) => write_direct(ring, offset, buffer).await,
+            RingFile::Buffered(ring) => {
+                write_buffered(ring, offset, buffer.as_bytes().to_vec()).await
             }
         }
     }
@@ -368,13 +345,7 @@ impl BulkDisk for DirectDisk {
     }
 }
 
-async fn write_direct(
-    ring: &DmaFile,
-    mut offset: u64,
-    mut buffer: DmaBuffer,
-    len: usize,
-) -> io::Result<()> {
-    buffer.trim_to_size(len);
+async fn write_direct(ring: &DmaFile, mut offset: u64, mut buffer: DmaBuffer) -> io::Result<()> {
     for _ in 0..ATTEMPTS_MAX {
         let whole = Rc::new(buffer);
         let written = ring.write_rc_at(Rc::clone(&whole), offset).await;
