@@ -249,15 +249,14 @@ impl Process {
         }
     }
 
+    pub fn evicted(&self) -> u64 {
+        let usage = self.store.usage();
+        usage.evicted_idle.bodies + usage.evicted_pressure.bodies + usage.evicted_room.bodies
+    }
+
     /// Bodies that the store gave up for others: as many may be missing as it says.
     pub fn note_evicted(&self) {
-        let usage = self.store.usage();
-        let causes = [
-            usage.evicted_idle,
-            usage.evicted_pressure,
-            usage.evicted_room,
-        ];
-        let evicted: u64 = causes.iter().map(|cause| cause.bodies).sum();
+        let evicted = self.evicted();
         if evicted == self.evicted.get() {
             return;
         }

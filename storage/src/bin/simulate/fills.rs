@@ -144,22 +144,24 @@ impl Process {
             return None;
         }
         if !staging && source.right {
+            // What it replaces may be gone already.
+            self.note_evicted();
             self.model.borrow_mut().finishing(content);
         }
         let now = self.now();
-        if self.chance(20) {
-            // Cut before its end it has failed; if not, this is its end.
-            return match self.cut(fill.finish(now)).await {
-                Some(outcome) => {
-                    self.note_finish(&outcome, content, staging);
-                    Some(outcome)
-                }
-                None => None,
-            };
+        // Cut before its end it has failed; if not, this is its end.
+        let outcome = if self.chance(20) {
+            self.cut(fill.finish(now)).await
+        } else {
+            Some(fill.finish(now).await)
+        };
+        if let Some(outcome) = &outcome {
+            self.note_finish(outcome, content, staging);
         }
-        let outcome = fill.finish(now).await;
-        self.note_finish(&outcome, content, staging);
-        Some(outcome)
+        if self.evicted() != self.evicted.get() {
+            self.model.borrow_mut().doubted(content);
+        }
+        outcome
     }
 
     /// The source halts here: what may be read must be seen without another byte or an end.

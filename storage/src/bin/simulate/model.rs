@@ -160,6 +160,13 @@ impl Model {
         body.version += 1;
     }
 
+    /// What was there before it came may have been evicted meanwhile.
+    pub fn doubted(&mut self, content: usize) {
+        let body = &mut self.bodies[content];
+        body.durable = false;
+        body.parted = true;
+    }
+
     pub fn forget_begins(&mut self, content: usize) -> u64 {
         let body = &mut self.bodies[content];
         body.forgets += 1;
