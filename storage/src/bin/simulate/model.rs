@@ -157,6 +157,8 @@ impl Model {
         body.now = Presence::Maybe;
         body.durable = false;
         body.parted = true;
+        // A tag that waited for it is given up, as after a purge.
+        body.purges += 1;
         body.version += 1;
     }
 
@@ -165,6 +167,7 @@ impl Model {
         let body = &mut self.bodies[content];
         body.durable = false;
         body.parted = true;
+        body.purges += 1;
     }
 
     pub fn forget_begins(&mut self, content: usize) -> u64 {
