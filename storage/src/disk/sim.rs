@@ -40,6 +40,8 @@ pub struct SimDisk {
     world: SimWorld,
     executor: Weak<Executor>,
     drive: usize,
+    /// Reads what the media have, and not what the cache kept of it: the compactor's.
+    direct: bool,
     /// Processes on this disk so far; what an ended one still asks for is refused.
     process: u64,
 }
@@ -56,12 +58,21 @@ impl SimDisk {
             world: world.clone(),
             executor: Rc::downgrade(executor),
             drive,
+            direct: false,
             process,
         }
     }
 
+    /// The same drive past the page cache: what the compactor uses.
+    pub fn direct(&self) -> SimDisk {
+        SimDisk {
+            direct: true,
+            ..self.clone()
+        }
+    }
+
     async fn ask(&self, effect: Effect) -> io::Result<Answer> {
-        let slot = self.world.issue(self.process, self.drive, effect)?;
+        let slot = self.world.issue(self, effect)?;
         poll_fn(|cx| {
             let mut slot = slot.lock();
             match slot.answer.take() {
@@ -77,36 +88,6 @@ impl SimDisk {
 
     async fn done(&self, effect: Effect) -> io::Result<()> {
         self.ask(effect).await.map(|_| ())
-    }
-
-    /// Reads what the media have, and not what the cache kept of it.
-    pub async fn read_direct(
-        &self,
-        file: &SimFile,
-        offset: u64,
-        len: usize,
-    ) -> io::Result<Vec<u8>> {
-        self.read_bytes(file, offset, len, true).await
-    }
-
-    async fn read_bytes(
-        &self,
-        file: &SimFile,
-        offset: u64,
-        len: usize,
-        direct: bool,
-    ) -> io::Result<Vec<u8>> {
-        let file = file.clone();
-        let read = Effect::Read {
-            file,
-            offset,
-            len,
-            direct,
-        };
-        match self.ask(read).await? {
-            Answer::Bytes(bytes) => Ok(bytes),
-            other => unreachable!("bytes were asked for, not {other:?}"),
-        }
     }
 
     async fn file(&self, effect: Effect) -> io::Result<(SimFile, u64)> {
@@ -162,7 +143,17 @@ impl Disk for SimDisk {
     }
 
     async fn read(&self, file: &SimFile, offset: u64, len: usize) -> io::Result<Vec<u8>> {
-        self.read_bytes(file, offset, len, false).await
+        let file = file.clone();
+        let read = Effect::Read {
+            file,
+            offset,
+            len,
+            direct: self.direct,
+        };
+        match self.ask(read).await? {
+            Answer::Bytes(bytes) => Ok(bytes),
+            other => unreachable!("bytes were asked for, not {other:?}"),
+        }
     }
 
     async fn write(&self, file: &SimFile, offset: u64, bytes: Bytes) -> io::Result<()> {

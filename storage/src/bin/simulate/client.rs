@@ -9,7 +9,7 @@ use std::task::{Poll, Waker};
 
 use entrepot_storage::disk::sim::{Executor, Random, SimDisk, SimFile, SimWorld};
 use entrepot_storage::{
-    Body, Digest, Disk, ForgetKey, Store, WriteError, Writer, owner, repository_slice,
+    Body, Compactor, Digest, Disk, ForgetKey, Store, WriteError, Writer, owner, repository_slice,
 };
 
 use super::fills::{Feed, Source};
@@ -37,8 +37,13 @@ pub struct Process {
     pub random: RefCell<Random>,
     pub clock: Rc<Cell<u64>>,
     pub forgetting: Rc<Cell<u32>>,
+    pub maintaining: Rc<Cell<u32>>,
+    /// Resting between its bursts.
+    pub compactor: RefCell<Option<Compactor<SimDisk>>>,
     /// Errors of each drive before this process.
     pub errors_before: Vec<u64>,
+    /// Bodies were copied to other files before: where they are is known only when they are seen.
+    pub moved: bool,
     pub operations_left: Cell<u64>,
     pub clients: Cell<usize>,
     pub followers: Cell<usize>,
@@ -77,7 +82,10 @@ impl Process {
         let Some((drive, number)) = body.file else {
             return self.plan.media != Media::Sound || self.lenient();
         };
-        self.failed(drive) || self.world.file_damaged(drive, number)
+        let moved = self.moved || self.store.exchange().compaction().segments > 0;
+        let moved = moved && drive == self.plan.rotten;
+        let damaged = moved || self.world.file_damaged(drive, number);
+        self.failed(drive) || self.plan.media != Media::Sound && damaged
     }
 
     /// Whether a refusal for lack of space is to be expected.
@@ -196,6 +204,8 @@ impl Process {
             14 => self.drain().await,
             15 => self.seal().await,
             16 => self.load().await,
+            17 => self.maintain().await,
+            18 => self.compact(),
             _ => self.check_held().await,
         }
     }
@@ -208,7 +218,13 @@ impl Process {
         held.push((content, body));
     }
 
+    /// Of a body that may be served: it is right, or the media changed it where nobody looks.
     pub async fn check_body(&self, content: usize, body: &Body<SimDisk>) {
+        self.check_body_since(content, body, 0).await;
+    }
+
+    /// The same of a body that was verified when so many operations had been issued.
+    async fn check_body_since(&self, content: usize, body: &Body<SimDisk>, since: u64) {
         let expected = {
             let model = self.model.borrow();
             assert_eq!(
@@ -228,13 +244,21 @@ impl Process {
         if let Ok(read) = read
             && !body.lease.revoked()
         {
-            self.check_bytes(file, body.lease.offset(), &read, &expected);
+            self.check_bytes(file, body.lease.offset(), &read, &expected, since);
             self.counts.borrow_mut().checked_bodies += 1;
         }
     }
 
-    /// A byte that was read from a lease is right, or the media changed that very byte.
-    pub fn check_bytes(&self, file: &SimFile, offset: u64, read: &[u8], expected: &[u8]) {
+    /// A byte that was read from a lease is right, or the media changed that very byte, and not
+    /// before `since` operations were issued.
+    pub fn check_bytes(
+        &self,
+        file: &SimFile,
+        offset: u64,
+        read: &[u8],
+        expected: &[u8],
+        since: u64,
+    ) {
         if read == expected {
             return;
         }
@@ -242,7 +266,7 @@ impl Process {
         for (at, byte) in expected.iter().enumerate() {
             let at_file = offset + at as u64;
             assert!(
-                read.get(at) == Some(byte) || file.damaged(at_file..at_file + 1, 0),
+                read.get(at) == Some(byte) || file.damaged(at_file..at_file + 1, since),
                 "wrong byte at {at} of {}, and no fault of the media",
                 expected.len()
             );
@@ -289,11 +313,40 @@ impl Process {
             Presence::Maybe => {}
         }
         if let Some(body) = found {
-            self.check_body(content, &body).await;
+            if !self.check_found(content, &body).await {
+                return;
+            }
             if self.chance(100) {
                 self.hold(content, body);
             }
         }
+    }
+
+    /// Verifies the body first if it asks for that. Whether it may be served.
+    pub async fn check_found(&self, content: usize, body: &Body<SimDisk>) -> bool {
+        if !body.unverified {
+            self.check_body(content, body).await;
+            return true;
+        }
+        let since = self.world.issued();
+        let digest = self.digest(content);
+        let file = body.lease.file();
+        self.model.borrow_mut().bodies[content].file = Some((file.drive(), file.number()));
+        let (before, purges) = {
+            let model = self.model.borrow();
+            (model.bodies[content].version, model.bodies[content].purges)
+        };
+        if self.owner(&digest).verify(&digest).await {
+            self.check_body_since(content, body, since).await;
+            return true;
+        }
+        let state = self.model.borrow().bodies[content].clone();
+        let same = (state.version, state.purges) == (before, purges);
+        assert!(
+            !same || self.lost(&state),
+            "body {content} was not verified"
+        );
+        false
     }
 
     async fn check_held(&self) {

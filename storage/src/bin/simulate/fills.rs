@@ -296,7 +296,7 @@ impl Process {
         };
         if !lease.revoked() {
             let expected = &source.fed[at as usize..readable as usize];
-            self.check_bytes(lease.file(), offset, &read, expected);
+            self.check_bytes(lease.file(), offset, &read, expected, 0);
         }
     }
 }

@@ -11,6 +11,7 @@ mod model;
 mod plan;
 mod run;
 mod steps;
+mod upkeep;
 mod values;
 
 use std::cell::Cell;

@@ -96,6 +96,8 @@ pub struct Model {
     /// Nothing but the media keep small records, and these media lose them: old values and purged
     /// bodies may be found.
     pub amnesia: bool,
+    /// Bodies were copied to other files: where they are is known only when they are seen.
+    pub moved: bool,
 }
 
 /// What a call to commit is about to make durable.
@@ -132,6 +134,7 @@ impl Model {
             links: BTreeMap::new(),
             lenient: Vec::new(),
             amnesia: false,
+            moved: false,
         }
     }
 

@@ -35,11 +35,11 @@ pub struct Plan {
     noise: Faults,
     pub media: Media,
     /// The one drive whose media are not sound.
-    rotten: usize,
+    pub rotten: usize,
     /// The store or its file system is small enough to become full.
     pub tight: bool,
     pub withheld_len: u64,
-    pub weights: [u64; 18],
+    pub weights: [u64; 20],
     /// Of a thousand processes, how many find a drive missing.
     pub leaves: u64,
     pub tags: u64,
@@ -210,8 +210,10 @@ fn draw_noise(random: &mut Random, media: Media) -> Faults {
 }
 
 /// Kinds of operations are switched off and up by run.
-fn draw_weights(random: &mut Random) -> [u64; 18] {
-    let mut weights = [30, 4, 3, 3, 5, 10, 25, 15, 5, 8, 6, 3, 3, 25, 2, 1, 4, 5];
+fn draw_weights(random: &mut Random) -> [u64; 20] {
+    let mut weights = [
+        30, 4, 3, 3, 5, 10, 25, 15, 5, 8, 6, 3, 3, 25, 2, 1, 4, 15, 5, 5,
+    ];
     for weight in weights.iter_mut().skip(1) {
         *weight = match random.below(10) {
             0 => 0,

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::rc::Rc;
 
 use entrepot_storage::disk::sim::{Ending, Executor, Random, SimDisk, SimWorld, Step as Ran};
-use entrepot_storage::{OpenError, Options, Recovered, Store, VolumeSpec};
+use entrepot_storage::{Compactor, OpenError, Options, Recovered, Store, VolumeSpec};
 
 use super::client::Process;
 use super::model::{Model, Presence};
@@ -50,6 +50,7 @@ struct Watch {
     checked: Cell<bool>,
     done: Cell<bool>,
     forgetting: Rc<Cell<u32>>,
+    maintaining: Rc<Cell<u32>>,
     process: RefCell<Option<Rc<Process>>>,
 }
 
@@ -131,6 +132,9 @@ impl Run {
             (End::Refused, _) => {}
         }
         drop(counts);
+        if let Some(process) = watch.process.borrow().as_ref() {
+            process.count_compaction();
+        }
         let mut model = self.model.borrow_mut();
         model.crashed();
         for (drive, errors) in errors(&self.world).into_iter().enumerate() {
@@ -185,6 +189,7 @@ impl Run {
         let phase = Phase {
             opening: watch.opening.get(),
             forgetting: watch.forgetting.get() > 0,
+            maintaining: watch.maintaining.get() > 0,
         };
         steps::hit(&self.world.in_flight(), phase)
     }
@@ -249,6 +254,9 @@ impl Run {
             let writers = (0..shards)
                 .map(|shard| store.writer(disks.clone(), shard))
                 .collect();
+            let bulk = disks.iter().map(SimDisk::direct).collect();
+            let compactor = Compactor::new(store.exchange(), bulk);
+            let moved = model.borrow().moved;
             let process = Rc::new(Process {
                 executor,
                 disks,
@@ -258,6 +266,9 @@ impl Run {
                 clock,
                 random: RefCell::new(random),
                 forgetting: Rc::clone(&watch.forgetting),
+                maintaining: Rc::clone(&watch.maintaining),
+                compactor: RefCell::new(Some(compactor)),
+                moved,
                 errors_before,
                 operations_left: Cell::new(operations),
                 clients: Cell::new(0),
@@ -309,7 +320,7 @@ async fn check_recovered(process: &Rc<Process>, recovered: &Recovered) {
             .borrow_mut()
             .found_body(content, found.is_some(), lenient, lost, away);
         if let Some(body) = found {
-            process.check_body(content, &body).await;
+            process.check_found(content, &body).await;
         }
     }
     let amnesia = process.model.borrow().amnesia;
@@ -350,6 +361,7 @@ async fn work(process: &Rc<Process>, last: bool) {
         return;
     }
     process.settle().await;
+    process.tidy().await;
     process.held.borrow_mut().clear();
     let count = process.model.borrow().contents.len();
     for content in 0..count {

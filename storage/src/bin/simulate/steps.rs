@@ -30,11 +30,18 @@ pub enum Step {
     /// While a purge was under way.
     Forget,
     Staging,
+    /// The compactor.
+    CompactRead,
+    CompactCreate,
+    CompactWrite,
+    CompactSync,
+    /// While the store was maintained.
+    Maintain,
     /// No operation of the disk was under way.
     Quiet,
 }
 
-pub const ALL: [Step; 19] = [
+pub const ALL: [Step; 24] = [
     Step::Reserve,
     Step::Grow,
     Step::RecordHeader,
@@ -53,6 +60,11 @@ pub const ALL: [Step; 19] = [
     Step::RecoverySeal,
     Step::Forget,
     Step::Staging,
+    Step::CompactRead,
+    Step::CompactCreate,
+    Step::CompactWrite,
+    Step::CompactSync,
+    Step::Maintain,
     Step::Quiet,
 ];
 
@@ -82,6 +94,7 @@ const INJECTED: [Fault; 17] = [
 pub struct Phase {
     pub opening: bool,
     pub forgetting: bool,
+    pub maintaining: bool,
 }
 
 pub fn hit(in_flight: &[InFlight], phase: Phase) -> Vec<Step> {
@@ -97,6 +110,7 @@ pub fn hit(in_flight: &[InFlight], phase: Phase) -> Vec<Step> {
         steps.extend(seals.then_some(Step::RecoverySeal));
     }
     steps.extend(phase.forgetting.then_some(Step::Forget));
+    steps.extend(phase.maintaining.then_some(Step::Maintain));
     if in_flight.is_empty() {
         steps.push(Step::Quiet);
     }
@@ -108,6 +122,16 @@ pub fn hit(in_flight: &[InFlight], phase: Phase) -> Vec<Step> {
 fn of_operation(operation: &InFlight, steps: &mut Vec<Step>) {
     if operation.name.starts_with("STORE") {
         steps.push(Step::Superblock);
+        return;
+    }
+    if operation.direct {
+        steps.extend(match operation.operation {
+            Operation::Read => Some(Step::CompactRead),
+            Operation::Create => Some(Step::CompactCreate),
+            Operation::Write => Some(Step::CompactWrite),
+            Operation::Sync => Some(Step::CompactSync),
+            _ => None,
+        });
         return;
     }
     let small = operation.name.ends_with(".rec");
@@ -153,6 +177,10 @@ pub struct Counts {
     pub checked_bodies: u64,
     /// Read with a byte that the media changed.
     pub decayed_bodies: u64,
+    pub compacted: u64,
+    pub scrubbed: u64,
+    /// Bodies that verify, scrub or compaction found to be damaged.
+    pub mismatches: u64,
     hits: BTreeMap<Step, u64>,
 }
 
@@ -174,6 +202,9 @@ impl Counts {
         self.clean_ends += other.clean_ends;
         self.injected.add(&other.injected);
         self.decayed_bodies += other.decayed_bodies;
+        self.compacted += other.compacted;
+        self.scrubbed += other.scrubbed;
+        self.mismatches += other.mismatches;
         self.checked_bodies += other.checked_bodies;
         for (step, hits) in &other.hits {
             *self.hits.entry(*step).or_default() += hits;
@@ -204,6 +235,9 @@ impl Counts {
         line("clean ends", self.clean_ends);
         line("bodies read and compared", self.checked_bodies);
         line("  with bytes that decayed", self.decayed_bodies);
+        line("segments compacted", self.compacted);
+        line("segments scrubbed", self.scrubbed);
+        line("damaged bodies dropped", self.mismatches);
         for step in ALL {
             let hits = self.hits.get(&step).copied().unwrap_or(0);
             line(&format!("crashes in {step:?}"), hits);

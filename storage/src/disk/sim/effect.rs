@@ -32,6 +32,8 @@ pub enum Operation {
 pub struct InFlight {
     pub operation: Operation,
     pub drive: usize,
+    /// Past the page cache: the compactor's.
+    pub direct: bool,
     pub name: String,
     /// The first bytes of what a write writes, and of what a sync syncs.
     pub bytes: Vec<Bytes>,
@@ -44,6 +46,7 @@ const SHOWN_LEN: usize = 64;
 
 pub(super) struct Issued {
     pub(super) drive: usize,
+    pub(super) direct: bool,
     pub(super) effect: Effect,
     pub(super) slot: Slot,
     /// Not completed before so many others were, unless nothing else is left.
@@ -215,6 +218,7 @@ impl InFlight {
         InFlight {
             operation: effect.operation(),
             drive: issued.drive,
+            direct: issued.direct,
             name: effect.name(),
             bytes: effect.shown(),
             head,

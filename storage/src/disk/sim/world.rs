@@ -3,11 +3,11 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Random;
 use super::drive::{Applied, Drive};
 use super::effect::{Effect, InFlight, Issued, Slot};
 use super::fault::{Fault, Faults, Injected};
 use super::inode::{SimFile, Written};
+use super::{Random, SimDisk};
 
 /// By how many others an operation that is slow is overtaken, at most.
 const OVERTAKEN_MAX: u64 = 300;
@@ -151,9 +151,10 @@ impl SimWorld {
         }
     }
 
-    pub(super) fn issue(&self, process: u64, drive: usize, effect: Effect) -> io::Result<Slot> {
+    pub(super) fn issue(&self, disk: &SimDisk, effect: Effect) -> io::Result<Slot> {
         let mut world = self.lock();
-        if process != world.process {
+        let (drive, direct) = (disk.drive, disk.direct);
+        if disk.process != world.process {
             return Err(io::Error::other("the process has ended"));
         }
         let World {
@@ -174,6 +175,7 @@ impl SimWorld {
         let slot = Slot::default();
         world.operations.push(Issued {
             drive,
+            direct,
             effect,
             slot: slot.clone(),
             not_before,
