@@ -38,6 +38,8 @@ pub struct Process {
     pub clock: Rc<Cell<u64>>,
     pub forgetting: Rc<Cell<u32>>,
     pub maintaining: Rc<Cell<u32>>,
+    /// The time that maintenance was told last.
+    pub maintained: Cell<u64>,
     /// Resting between its bursts.
     pub compactor: RefCell<Option<Compactor<SimDisk>>>,
     /// Errors of each drive before this process.
@@ -94,7 +96,9 @@ impl Process {
     }
 
     pub fn now(&self) -> u64 {
-        self.clock.set(self.clock.get() + self.below(40));
+        let step = self.below(40);
+        self.model.borrow_mut().ages.latest += step;
+        self.clock.set(self.clock.get() + step);
         self.clock.get()
     }
 
@@ -206,6 +210,7 @@ impl Process {
             16 => self.load().await,
             17 => self.maintain().await,
             18 => self.compact(),
+            19 => self.jump(),
             _ => self.check_held().await,
         }
     }
@@ -302,13 +307,20 @@ impl Process {
         self.note_evicted();
         let found = self.store.body(&self.digest(content));
         let state = self.model.borrow().bodies[content].clone();
+        if found.is_some() {
+            self.model.borrow_mut().used(content);
+        }
         match state.now {
             Presence::Absent => assert!(found.is_none(), "body {content} is there"),
             Presence::Present => {
+                let evicted = found.is_none() && self.evictable(content, &state);
                 assert!(
-                    found.is_some() || self.lost(&state),
-                    "body {content} is missing"
+                    found.is_some() || evicted || self.lost(&state),
+                    "body {content} is missing: {state:?}"
                 );
+                if evicted {
+                    self.model.borrow_mut().evicted(content);
+                }
             }
             Presence::Maybe => {}
         }
@@ -419,7 +431,7 @@ impl Process {
         if outcome.is_ok() {
             let all = writer.uncommitted() == 0;
             let mut model = self.model.borrow_mut();
-            model.committed(group, all, |body| self.lost(body));
+            model.committed(group, all, |body| self.lost(body) || self.may_evict());
         }
     }
 

@@ -181,7 +181,9 @@ impl Process {
         staging: bool,
     ) {
         if outcome.is_ok() && !staging {
-            self.model.borrow_mut().finished(content);
+            let mut model = self.model.borrow_mut();
+            model.finished(content);
+            model.used(content);
         }
     }
 

@@ -41,8 +41,17 @@ pub struct BodyState {
     pub shaky: bool,
     /// Counts fills begun.
     pub fills: u64,
+    /// When it was used: by the latest and the earliest that the store's age clock may say.
+    pub uses: Vec<Use>,
     /// Where it was seen last.
     pub file: Option<FileId>,
+}
+
+/// A moment, by the clocks of `Ages`.
+#[derive(Clone, Copy, Debug)]
+pub struct Use {
+    pub latest: u64,
+    pub earliest: u64,
 }
 
 /// Of one file and no other, ever: its drive, and its number there.
@@ -98,7 +107,26 @@ pub struct Model {
     pub amnesia: bool,
     /// Bodies were copied to other files: where they are is known only when they are seen.
     pub moved: bool,
+    /// Bodies were evicted for room: any may be gone.
+    pub evicted: bool,
+    pub ages: Ages,
 }
+
+/// The age clock of the store, as it may stand.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ages {
+    /// At most: every step of the clock counted, a jump as a minute.
+    pub latest: u64,
+    /// At least: what maintenance that ended was told, a minute a time.
+    pub earliest: u64,
+    /// `latest` when the process began.
+    pub opened: u64,
+}
+
+/// Seconds of touches that a crash may lose: a minute, and the step in which it is over.
+const RECENCY_LOSS: u64 = 121;
+/// Writers tell the clock the time next to each other, so that it may be a little ahead.
+const AGE_SLACK: u64 = 300;
 
 /// What a call to commit is about to make durable.
 pub struct Group {
@@ -125,6 +153,7 @@ impl Model {
             parted: false,
             shaky: false,
             fills: 0,
+            uses: Vec::new(),
             file: None,
         };
         Model {
@@ -135,6 +164,8 @@ impl Model {
             lenient: Vec::new(),
             amnesia: false,
             moved: false,
+            evicted: false,
+            ages: Ages::default(),
         }
     }
 
@@ -282,11 +313,41 @@ impl Model {
             .put(value);
     }
 
+    pub fn used(&mut self, content: usize) {
+        let Ages {
+            latest, earliest, ..
+        } = self.ages;
+        self.bodies[content].uses.push(Use { latest, earliest });
+    }
+
+    /// Whether the body was not used for so long that it may have been evicted.
+    pub fn idle(&self, body: &BodyState, idle_after: u64) -> bool {
+        let last = body
+            .uses
+            .last()
+            .map_or(self.ages.opened, |used| used.latest);
+        self.ages.latest - last + AGE_SLACK > idle_after
+    }
+
+    /// It was evicted: a restart may bring it back.
+    pub fn evicted(&mut self, content: usize) {
+        let body = &mut self.bodies[content];
+        body.now = Presence::Absent;
+        body.durable = false;
+        body.parted = true;
+        body.version += 1;
+    }
+
     /// A crash: what was under way may or may not have happened.
     pub fn crashed(&mut self) {
         for body in &mut self.bodies {
             body.forgets = 0;
+            // A crash loses what was used in the last minute.
+            let kept = self.ages.earliest;
+            body.uses
+                .retain(|used| used.earliest + RECENCY_LOSS <= kept);
         }
+        self.ages.opened = self.ages.latest;
         for state in self.tags.values_mut().chain(self.links.values_mut()) {
             state.forgetting = false;
         }

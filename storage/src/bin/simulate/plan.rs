@@ -16,6 +16,9 @@ pub enum Media {
     Lie,
 }
 
+/// No run takes so long.
+const IDLE_AFTER_MAX: u64 = 100_000;
+
 impl Media {
     fn draw(random: &mut Random) -> Media {
         match random.below(100) {
@@ -39,7 +42,7 @@ pub struct Plan {
     /// The store or its file system is small enough to become full.
     pub tight: bool,
     pub withheld_len: u64,
-    pub weights: [u64; 20],
+    pub weights: [u64; 21],
     /// Of a thousand processes, how many find a drive missing.
     pub leaves: u64,
     pub tags: u64,
@@ -94,6 +97,13 @@ impl Plan {
         lost && self.drives() == 1
     }
 
+    /// How long a body that is not held in RAM may be idle, if that can happen in a run.
+    pub fn idle_after(&self, len: usize) -> Option<u64> {
+        let small = len as u64 <= u64::from(self.options.small_max);
+        let after = self.options.idle_after;
+        (!small && after < IDLE_AFTER_MAX).then_some(after)
+    }
+
     pub fn repository(&self, number: u64) -> String {
         format!("r{number}")
     }
@@ -120,6 +130,10 @@ impl Plan {
         options.solo_min = *random.pick(&[16 << 10, 40 << 10, 1 << 20]);
         options.small_max = *random.pick(&[0, 1 << 10, 64 << 10]);
         options.small_budget = *random.pick(&[0, 20 << 10, 1 << 30]);
+        if random.chance(300) {
+            options.idle_after = 600 + random.below(3000);
+        }
+        options.scrub_every = *random.pick(&[1000, 30 * 24 * 3600]);
         options.withheld_len = *random.pick(&[512, 4 << 10, 16 << 10]);
         let drives = *random.pick(&[1, 1, 1, 2, 2, 3]);
         let alone = drives == 1;
@@ -210,9 +224,9 @@ fn draw_noise(random: &mut Random, media: Media) -> Faults {
 }
 
 /// Kinds of operations are switched off and up by run.
-fn draw_weights(random: &mut Random) -> [u64; 20] {
+fn draw_weights(random: &mut Random) -> [u64; 21] {
     let mut weights = [
-        30, 4, 3, 3, 5, 10, 25, 15, 5, 8, 6, 3, 3, 25, 2, 1, 4, 15, 5, 5,
+        30, 4, 3, 3, 5, 10, 25, 15, 5, 8, 6, 3, 3, 25, 2, 1, 4, 20, 10, 1, 5,
     ];
     for weight in weights.iter_mut().skip(1) {
         *weight = match random.below(10) {

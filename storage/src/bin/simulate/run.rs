@@ -133,7 +133,7 @@ impl Run {
         }
         drop(counts);
         if let Some(process) = watch.process.borrow().as_ref() {
-            process.count_compaction();
+            process.count_upkeep();
         }
         let mut model = self.model.borrow_mut();
         model.crashed();
@@ -257,6 +257,7 @@ impl Run {
             let bulk = disks.iter().map(SimDisk::direct).collect();
             let compactor = Compactor::new(store.exchange(), bulk);
             let moved = model.borrow().moved;
+            let maintained = Cell::new(clock.get());
             let process = Rc::new(Process {
                 executor,
                 disks,
@@ -269,6 +270,7 @@ impl Run {
                 maintaining: Rc::clone(&watch.maintaining),
                 compactor: RefCell::new(Some(compactor)),
                 moved,
+                maintained,
                 errors_before,
                 operations_left: Cell::new(operations),
                 clients: Cell::new(0),
@@ -311,7 +313,7 @@ async fn check_recovered(process: &Rc<Process>, recovered: &Recovered) {
             .expect("a digest");
         let found = process.store.body(&digest);
         let state = process.model.borrow().bodies[content].clone();
-        let lost = process.lost(&state);
+        let lost = process.lost(&state) || process.evictable(content, &state);
         let drive = state.file.map(|(drive, _)| drive);
         let away = drive.is_some_and(|drive| recovered.away.contains(&drive));
         let lenient = drive.map_or_else(|| process.drives().any(doubtful), doubtful);
@@ -368,7 +370,9 @@ async fn work(process: &Rc<Process>, last: bool) {
         process.look_up(content).await;
     }
     process.held.borrow_mut().clear();
+    process.check_mortal().await;
     for _ in 0..process.writers.len() * 2 {
         process.seal().await;
     }
+    process.tidy().await;
 }

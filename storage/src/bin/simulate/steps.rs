@@ -181,6 +181,8 @@ pub struct Counts {
     pub scrubbed: u64,
     /// Bodies that verify, scrub or compaction found to be damaged.
     pub mismatches: u64,
+    pub evicted_idle: u64,
+    pub evicted_room: u64,
     hits: BTreeMap<Step, u64>,
 }
 
@@ -205,6 +207,8 @@ impl Counts {
         self.compacted += other.compacted;
         self.scrubbed += other.scrubbed;
         self.mismatches += other.mismatches;
+        self.evicted_idle += other.evicted_idle;
+        self.evicted_room += other.evicted_room;
         self.checked_bodies += other.checked_bodies;
         for (step, hits) in &other.hits {
             *self.hits.entry(*step).or_default() += hits;
@@ -238,6 +242,8 @@ impl Counts {
         line("segments compacted", self.compacted);
         line("segments scrubbed", self.scrubbed);
         line("damaged bodies dropped", self.mismatches);
+        line("bodies evicted as idle", self.evicted_idle);
+        line("bodies evicted for room", self.evicted_room);
         for step in ALL {
             let hits = self.hits.get(&step).copied().unwrap_or(0);
             line(&format!("crashes in {step:?}"), hits);

@@ -3,6 +3,11 @@
 use std::rc::Rc;
 
 use super::client::Process;
+use super::model::BodyState;
+
+/// What one turn of maintenance moves the age clock at most.
+const AGE_STEP_MAX: u64 = 60;
+const YEAR: u64 = 365 * 24 * 3600;
 
 /// Turns of every writer, with a burst of the compactor after each, in which a job that was given
 /// is done: planned, copied, switched, unlinked.
@@ -11,15 +16,78 @@ const QUIET_ROUNDS: usize = 5;
 const ROUNDS_MAX: usize = 300;
 
 impl Process {
+    /// One turn of every writer, as each shard takes ten times a second.
     pub async fn maintain(&self) {
-        let number = self.below(self.writers.len() as u64) as usize;
-        self.maintain_one(number).await;
+        // One of a writer at a time.
+        if self.maintaining.get() > 0 {
+            return;
+        }
+        self.maintaining.set(1);
+        let now = self.now();
+        for writer in &self.writers {
+            writer.maintain(now).await;
+        }
+        let mut model = self.model.borrow_mut();
+        let step = now.saturating_sub(self.maintained.replace(now));
+        model.ages.earliest += step.min(AGE_STEP_MAX);
+        let usage = self.store.usage();
+        model.evicted |= usage.evicted_pressure.bodies + usage.evicted_room.bodies > 0;
+        self.maintaining.set(0);
     }
 
-    async fn maintain_one(&self, number: usize) {
-        self.maintaining.set(self.maintaining.get() + 1);
-        self.writers[number].maintain(self.now()).await;
-        self.maintaining.set(self.maintaining.get() - 1);
+    /// The clock of the machine is wrong by a year from now on.
+    pub fn jump(&self) {
+        let clock = self.clock.get();
+        self.clock.set(if self.chance(500) {
+            clock + YEAR
+        } else {
+            clock - YEAR
+        });
+        self.model.borrow_mut().ages.latest += AGE_STEP_MAX;
+    }
+
+    /// Whether bodies may be evicted at all.
+    pub fn may_evict(&self) -> bool {
+        self.may_be_full() || self.plan.idle_after(usize::MAX).is_some()
+    }
+
+    /// Whether the body may have been evicted: for room, or because it was not used.
+    pub fn evictable(&self, content: usize, body: &BodyState) -> bool {
+        let usage = self.store.usage();
+        let room = usage.evicted_pressure.bodies + usage.evicted_room.bodies > 0;
+        let model = self.model.borrow();
+        let len = model.contents[content].bytes.len();
+        let after = self.plan.idle_after(len);
+        let idle = after.is_some_and(|after| {
+            // What cannot be written down is not known after a crash.
+            model.idle(body, after) || self.lenient() || self.may_be_full()
+        });
+        (room || model.evicted) && self.may_be_full() || idle
+    }
+
+    /// Nobody uses anything any more: nothing is immortal.
+    pub async fn check_mortal(&self) {
+        let Some(after) = self.plan.idle_after(usize::MAX) else {
+            return;
+        };
+        for _ in 0..after / AGE_STEP_MAX + 4 {
+            self.clock.set(self.clock.get() + AGE_STEP_MAX);
+            self.model.borrow_mut().ages.latest += AGE_STEP_MAX;
+            self.maintain().await;
+        }
+        let count = self.model.borrow().contents.len();
+        for content in 0..count {
+            let len = self.model.borrow().contents[content].bytes.len();
+            let digest = self.digest(content);
+            let mortal = self.plan.idle_after(len).is_some();
+            assert!(
+                !mortal || self.store.body(&digest).is_none(),
+                "body {content} is immortal"
+            );
+            if mortal {
+                self.model.borrow_mut().evicted(content);
+            }
+        }
     }
 
     /// A burst of the compactor, beside everything else, until it has nothing to do.
@@ -39,9 +107,7 @@ impl Process {
         let mut quiet = 0;
         for _ in 0..ROUNDS_MAX {
             let before = self.store.exchange().compaction();
-            for number in 0..self.writers.len() {
-                self.maintain_one(number).await;
-            }
+            self.maintain().await;
             if let Some(mut compactor) = self.compactor.take() {
                 while compactor.step().await {}
                 self.compactor.replace(Some(compactor));
@@ -59,13 +125,18 @@ impl Process {
         );
     }
 
-    /// Notes what the compactor did in this process.
-    pub fn count_compaction(&self) {
+    /// Notes what was done beside the clients in this process.
+    pub fn count_upkeep(&self) {
+        let usage = self.store.usage();
         let done = self.store.exchange().compaction();
         let mut counts = self.counts.borrow_mut();
         counts.compacted += done.segments;
         counts.scrubbed += done.scrubbed_segments;
         counts.mismatches += done.mismatches;
-        self.model.borrow_mut().moved |= done.segments > 0;
+        counts.evicted_idle += usage.evicted_idle.bodies;
+        counts.evicted_room += usage.evicted_pressure.bodies + usage.evicted_room.bodies;
+        let mut model = self.model.borrow_mut();
+        model.moved |= done.segments > 0;
+        model.evicted |= usage.evicted_pressure.bodies + usage.evicted_room.bodies > 0;
     }
 }
