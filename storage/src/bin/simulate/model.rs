@@ -329,15 +329,6 @@ impl Model {
         self.ages.latest - last + AGE_SLACK > idle_after
     }
 
-    /// It was evicted: a restart may bring it back.
-    pub fn evicted(&mut self, content: usize) {
-        let body = &mut self.bodies[content];
-        body.now = Presence::Absent;
-        body.durable = false;
-        body.parted = true;
-        body.version += 1;
-    }
-
     /// A crash: what was under way may or may not have happened.
     pub fn crashed(&mut self) {
         for body in &mut self.bodies {

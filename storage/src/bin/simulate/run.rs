@@ -313,7 +313,7 @@ async fn check_recovered(process: &Rc<Process>, recovered: &Recovered) {
             .expect("a digest");
         let found = process.store.body(&digest);
         let state = process.model.borrow().bodies[content].clone();
-        let lost = process.lost(&state) || process.evictable(content, &state);
+        let lost = process.lost(&state);
         let drive = state.file.map(|(drive, _)| drive);
         let away = drive.is_some_and(|drive| recovered.away.contains(&drive));
         let lenient = drive.map_or_else(|| process.drives().any(doubtful), doubtful);
