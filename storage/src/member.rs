@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn a_volume_that_missed_opens_belongs_and_one_opened_apart_does_not() {
-        use Standing::*;
+        use Standing::{Belongs, Diverged};
         let newest = superblock(1, &[(1, 5), (2, 6), (3, 7)]);
         for (opens, standing) in [
             (&[(1, 5), (2, 6), (3, 7)][..], Belongs),

@@ -74,6 +74,9 @@ fn several_times_the_capacity_passes_through_and_the_newest_stays() {
     let staged = server.metric("entrepot_fills_total", &["staged"]);
     println!("{seed} bodies, {pulled} bytes: {verified} stored, {staged} passed through");
     assert!(server.metric("entrepot_store_evicted_bodies_total", &[]) > 0.0);
+    let compacted = server.metric("entrepot_compaction_segments_total", &[]);
+    let written = server.metric("entrepot_compaction_written_bytes_total", &[]);
+    println!("{compacted} segments compacted, {written} bytes written for it");
     // A store this small is filled faster than it looks, which it does once a second.
     assert!(staged * 2.0 <= seed as f64, "most of them are stored");
 
