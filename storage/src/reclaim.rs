@@ -4,6 +4,8 @@
 //! unlinked, and from being taken for dead by those who drop forget records, until every owner
 //! has switched; what has no live body then goes. Which segments are worth it: `pick`, `scrub`.
 
+mod follow;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -12,12 +14,11 @@ use std::sync::Arc;
 use crate::budget::Purpose;
 use crate::clock::Age;
 use crate::disk::Disk;
-use crate::exchange::{Copied, JOBS_MAX, Job, Report, Source, Target, ToOwner};
-use crate::lease::{Kept, Place, SegmentFile};
+use crate::exchange::{JOBS_MAX, Job, Source, Target, ToOwner};
+use crate::lease::{Kept, SegmentFile};
 use crate::page::Class;
 use crate::pick::{self, Candidate, Need};
 use crate::scrub::{Pace, Scrubbable};
-use crate::segment::file_name;
 use crate::survivor;
 use crate::writer::Shared;
 
@@ -30,8 +31,6 @@ const DEAD_PERCENT_MAX: u64 = 5;
 const PLAN_EVERY: Age = 10;
 /// The same while room is needed.
 const PLAN_EVERY_URGENT: Age = 1;
-/// Segments of a job that failed are left alone for so long.
-const AVOID: Age = 600;
 
 pub(crate) struct Reclaim<D: Disk> {
     pending: RefCell<Vec<Pending<D>>>,
@@ -282,153 +281,6 @@ impl<D: Disk> Shared<D> {
             switching: 0,
         });
         true
-    }
-
-    /// Lets go of segments, of which those without a live body are unlinked.
-    fn release(self: &Rc<Self>, kept: Vec<Kept<D>>) {
-        for kept in kept {
-            let file = kept.file();
-            drop(kept);
-            self.reclaim(&file);
-        }
-    }
-
-    async fn take_report(self: &Rc<Self>, report: Report) {
-        match report {
-            Report::Copied {
-                job,
-                copied,
-                unlisted,
-            } => {
-                self.note_unlisted(unlisted);
-                match copied {
-                    Some(copied) => self.take_survivor(job, copied).await,
-                    None => self.end(job, true),
-                }
-            }
-            Report::Scrubbed { job, unlisted } => {
-                self.note_unlisted(unlisted);
-                self.note_verified(job);
-                self.end(job, true);
-            }
-            Report::Failed { job } => self.end(job, false),
-            Report::Switched { job } => self.switched(job),
-        }
-    }
-
-    fn note_unlisted(&self, unlisted: Vec<u64>) {
-        self.reclaim.drained.borrow_mut().extend(unlisted);
-    }
-
-    /// All that was live in the segments of a scrub has been read.
-    fn note_verified(&self, job: u64) {
-        let pending = self.reclaim.pending.borrow();
-        for kept in pending
-            .iter()
-            .filter(|p| p.is(job))
-            .flat_map(|p| &p.victims)
-        {
-            kept.file().set_unverified(false);
-        }
-    }
-
-    /// Registers the survivor segment, whose copies are durable, and has the owners switch.
-    async fn take_survivor(self: &Rc<Self>, job: u64, copied: Copied) {
-        let find = |pending: &&Pending<D>| pending.is(job);
-        let found = self
-            .reclaim
-            .pending
-            .borrow()
-            .iter()
-            .find(find)
-            .and_then(|pending| {
-                let (segment, taken) = pending.target?;
-                Some((pending.volume, segment, taken))
-            });
-        let Some((volume, segment, taken)) = found else {
-            return;
-        };
-        let name = file_name(segment, Class::Shared);
-        let Ok((file, _)) = self.disk(volume).open(&name).await else {
-            // What is in it is in the victims too; its name is removed by the next recovery.
-            let _ = self.disk(volume).unlink(&name).await;
-            return self.end(job, false);
-        };
-        let budget = Arc::clone(&self.store.volume(volume).budget);
-        budget.give_back(taken - copied.len, Purpose::Survivors);
-        let place = Place {
-            volume,
-            id: segment,
-            class: Class::Shared,
-            floor: copied.floor,
-        };
-        let file = Arc::new(SegmentFile::new(file, place, copied.len, budget));
-        file.seal();
-        let kept = file.hold();
-        self.store.volume(volume).register(file);
-        let mut all = self.reclaim.pending.borrow_mut();
-        let Some(pending) = all.iter_mut().find(|pending| pending.is(job)) else {
-            return;
-        };
-        pending.target = None;
-        pending.survivor = Some(kept);
-        pending.switching = copied.moves.len();
-        pending.outgoing = copied
-            .moves
-            .into_iter()
-            .enumerate()
-            .map(|(owner, moves)| {
-                let target = segment;
-                (owner, ToOwner::Switch { job, target, moves })
-            })
-            .collect();
-    }
-
-    fn send_switches(&self) {
-        for pending in self.reclaim.pending.borrow_mut().iter_mut() {
-            crate::exchange::offer(&self.store.exchange, &mut pending.outgoing);
-        }
-    }
-
-    fn switched(self: &Rc<Self>, job: u64) {
-        let mut all = self.reclaim.pending.borrow_mut();
-        let Some(pending) = all.iter_mut().find(|pending| pending.is(job)) else {
-            return;
-        };
-        pending.switching -= 1;
-        let done = pending.switching == 0;
-        drop(all);
-        if done {
-            self.end(job, true);
-        }
-    }
-
-    /// Only now may the victims go: every owner has what it needs of them elsewhere.
-    fn end(self: &Rc<Self>, job: u64, well: bool) {
-        let mut all = self.reclaim.pending.borrow_mut();
-        let Some(at) = all.iter().position(|pending| pending.is(job)) else {
-            return;
-        };
-        let ended = all.swap_remove(at);
-        drop(all);
-        if let Some((_, taken)) = ended.target {
-            let budget = &self.store.volume(ended.volume).budget;
-            budget.give_back(taken, Purpose::Survivors);
-        }
-        let until = self.store.clock.now().saturating_add(AVOID);
-        for kept in &ended.victims {
-            let segment = kept.file().id;
-            if !well {
-                self.reclaim.avoided.borrow_mut().insert(segment, until);
-            }
-        }
-        self.reclaim.planned.set(None);
-        self.release(ended.victims);
-        self.release(ended.survivor.into_iter().collect());
-        self.reclaim
-            .drained
-            .borrow_mut()
-            .retain(|segment| self.store.file(*segment).is_some());
     }
 
     /// One segment at a time, beside whatever is compacted.

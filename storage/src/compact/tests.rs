@@ -2,17 +2,25 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 
-use super::*;
+use super::Compactor;
 use crate::digest::Digest;
 use crate::disk::Disk;
+use crate::disk::bulk::BulkDisk;
 use crate::disk::direct::{DirectDisk, Rate, executor};
 use crate::disk::sim::{Ending, Executor, Faults, Random, SimDisk, SimWorld, Step};
-use crate::exchange::{Listed, Target};
-use crate::page::{Class, Uuid};
-use crate::survivor::len_max;
+use crate::exchange::{
+    Answer, Exchange, Finding, Job, Listed, Place, Report, Source, Target, ToOwner,
+};
+use crate::footer::{self, Sealed};
+use crate::page::{Class, PAGE_LEN, Uuid, round_up};
+use crate::record::{BodyEntry, CRC_STRIDE_BYTES, Kind, Record};
+use crate::segment::file_name;
+use crate::survivor::{Layout, Survivor, len_max};
 
 const UUID: Uuid = [7; 16];
 const CREATED: u64 = 1_800_000_000;
