@@ -10,13 +10,16 @@ use std::time::{Duration, Instant};
 use entrepot_tests::deadline::until_true;
 use entrepot_tests::dice::{Dice, setting};
 use entrepot_tests::entrepot::{Config, Entrepot, Setup};
-use entrepot_tests::http::get_hashed;
+use entrepot_tests::http::{Connection, get_hashed};
 use entrepot_tests::origin::{Held, Origin};
 
 const MIB: u64 = 1 << 20;
 const CAPACITY: u64 = 256 * MIB;
 /// Large enough for segments of their own, and small enough to share one.
 const BODY_LENS: [u64; 4] = [100_000, MIB, 3 * MIB, 6 * MIB];
+
+/// Far more than the buffers of two sockets.
+const LONG_LEN: u64 = 96 * MIB;
 
 const SATURATION: u64 = 3;
 const ROUNDS: u64 = 3;
@@ -125,6 +128,39 @@ fn what_nobody_asks_for_goes_and_what_is_asked_for_stays() {
         fetched + 1,
         "fetched anew"
     );
+}
+
+/// It holds the bytes of a file that is unlinked, and with them their room.
+#[test]
+fn a_slow_reader_of_what_is_gone_is_cut_after_its_time() {
+    let origin = Origin::start();
+    let setup = Setup::new(&Config::one(origin.url()));
+    let server = setup.args(&["--set", "store.pin_max=2s"]).start();
+    let body = origin.blob(&["library/app"], LONG_LEN, 1);
+    pull(&server, &body);
+    server.wait_committed();
+    let mut connection = Connection::open(server.addr());
+    connection.request("GET", &target(&body.digest), &[]);
+    let head = connection.read_head().expect("a head");
+    let mut read = 0;
+    let ended = connection.read_body("GET", &head, &mut |bytes| {
+        if read == 0 {
+            server.ask_ok(&["purge", "digest", &body.digest]);
+            let pinned = server.metric("entrepot_volume_pinned_bytes", &[]);
+            assert!(pinned >= LONG_LEN as f64, "{pinned} are pinned");
+            until_true("its lease is revoked", || {
+                server.metric("entrepot_volume_revoked_total", &[]) >= 1.0
+            });
+        }
+        read += bytes.len() as u64;
+    });
+    assert!(
+        ended.is_err() && read < LONG_LEN,
+        "{read} bytes, then {ended:?}"
+    );
+    until_true("its room is free again", || {
+        server.metric("entrepot_volume_pinned_bytes", &[]) == 0.0
+    });
 }
 
 /// Clients pull at random, and one purges, until the server is killed. Returns what was purged.
