@@ -273,7 +273,7 @@ pub fn render(
 /// A figure of a volume: its type, its name, where it is found.
 type VolumeFigure = (&'static str, &'static str, fn(&VolumeUsage) -> u64);
 
-const VOLUME_FIGURES: [VolumeFigure; 10] = [
+const VOLUME_FIGURES: [VolumeFigure; 11] = [
     ("gauge", "online", |volume| {
         u64::from(volume.state == VolumeState::Online)
     }),
@@ -282,6 +282,7 @@ const VOLUME_FIGURES: [VolumeFigure; 10] = [
     ("gauge", "live_bytes", |volume| volume.live),
     ("gauge", "dead_bytes", |volume| volume.dead),
     ("gauge", "pinned_bytes", |volume| volume.pinned),
+    ("gauge", "oldest_pin_seconds", |volume| volume.oldest_pin_s),
     ("gauge", "staging_bytes", |volume| volume.staging),
     ("gauge", "segments", |volume| volume.segments),
     ("counter", "quarantined_total", |volume| volume.quarantined),

@@ -38,6 +38,18 @@ impl<D: Disk> Pins<D> {
         self.revoked.load(Ordering::Relaxed)
     }
 
+    /// How long the oldest pin has lasted, in seconds of the age clock.
+    pub(crate) fn oldest(&self, now: Age) -> Age {
+        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let open: Vec<_> = files.iter().filter_map(Weak::upgrade).collect();
+        drop(files);
+        let since = open.iter().filter_map(|file| file.pinned());
+        since
+            .map(|(since, _)| now.saturating_sub(since))
+            .max()
+            .unwrap_or(0)
+    }
+
     /// Revokes what is older than `pin_max_s`, and as much more as makes `needed` bytes.
     pub(crate) fn revoke(&self, now: Age, pin_max_s: Age, needed: u64) {
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);

@@ -392,7 +392,11 @@ impl<D: Disk> Store<D> {
 
     /// Of each volume, by number.
     pub fn volumes(&self) -> Vec<VolumeUsage> {
-        self.volumes.iter().map(Volume::usage).collect()
+        let now = self.clock.now();
+        self.volumes
+            .iter()
+            .map(|volume| volume.usage(now))
+            .collect()
     }
 
     /// As the superblocks name them.

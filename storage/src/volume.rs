@@ -51,6 +51,8 @@ pub struct VolumeUsage {
     pub dead: u64,
     /// Bytes of unlinked files that are still read.
     pub pinned: u64,
+    /// How long the oldest of them is read already, in seconds.
+    pub oldest_pin_s: u64,
     /// Unlinked files whose readers were stopped, since the start.
     pub revoked: u64,
     pub segments: u64,
@@ -159,7 +161,7 @@ impl<D: Disk> Volume<D> {
         self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn usage(&self) -> VolumeUsage {
+    pub(crate) fn usage(&self, now: Age) -> VolumeUsage {
         let registry = self.registry();
         VolumeUsage {
             state: self.state(),
@@ -169,6 +171,7 @@ impl<D: Disk> Volume<D> {
             live: registry.values().map(|file| file.live_bytes()).sum(),
             dead: self.budget.dead_bytes(),
             pinned: self.budget.pinned_bytes(),
+            oldest_pin_s: self.pins.oldest(now).into(),
             revoked: self.pins.revoked(),
             segments: registry.len() as u64,
             quarantined: self.quarantined.load(Ordering::Relaxed),
