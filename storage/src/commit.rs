@@ -257,9 +257,12 @@ impl<D: Disk> Shared<D> {
         let age = self.store.clock.now();
         self.store.volume(file.volume).unlinked(&file, age);
         let disk = self.disk(file.volume).clone();
+        let store = Arc::clone(&self.store);
         self.tasks().spawn(async move {
             // A name that stays is found and removed by the next recovery.
-            let _ = disk.unlink(&file_name(file.id, file.class)).await;
+            if disk.unlink(&file_name(file.id, file.class)).await.is_ok() {
+                store.volume(file.volume).left(file.id);
+            }
             drop(file);
         });
     }

@@ -23,6 +23,7 @@ use crate::key::{
 };
 use crate::lease::{Kept, Lease, SegmentFile};
 use crate::media::{MediaId, MediaTypes};
+use crate::record::{Kind, Record};
 use crate::store::Body;
 use crate::{Seconds, mix};
 
@@ -539,6 +540,25 @@ impl<D: Disk> Index<D> {
         table
             .iter()
             .for_each(|found| look(&found.key, &found.value));
+    }
+
+    /// The tags, links and statistics of a slice as records, oldest first.
+    pub(crate) fn small_records(&self, slice: usize) -> Vec<Record> {
+        let mut records = Vec::new();
+        let mut add = |sequence, kind| records.push(Record { sequence, kind });
+        for tag in self.tags.read(slice).iter() {
+            add(tag.sequence, Kind::Tag(tag.key.clone(), tag.value.clone()));
+        }
+        for link in self.links.read(slice).iter() {
+            let kind = Kind::Link(link.key.clone(), link.value.clone());
+            add(link.sequence, kind);
+        }
+        for found in self.statistics.read(slice).iter() {
+            let kind = Kind::Statistics(found.key.clone(), found.value);
+            add(found.sequence, kind);
+        }
+        records.sort_by_key(|record| record.sequence);
+        records
     }
 
     pub(crate) fn remove_statistics(&self, key: &RepositoryKey) {

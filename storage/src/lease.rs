@@ -176,6 +176,11 @@ impl<D: Disk> SegmentFile<D> {
         self.counts().stage == Stage::Sealed
     }
 
+    /// Before a record of this sequence is written to it.
+    pub(crate) fn lower_floor(&self, sequence: u64) {
+        self.floor.fetch_min(sequence, Ordering::AcqRel);
+    }
+
     pub(crate) fn floor(&self) -> u64 {
         self.floor.load(Ordering::Acquire)
     }

@@ -5,6 +5,7 @@
 
 mod budget;
 mod check;
+mod checkpoint;
 mod clock;
 mod codec;
 mod commit;
@@ -27,6 +28,7 @@ mod lease;
 mod maintain;
 mod media;
 mod member;
+mod mirror;
 mod mix;
 mod open;
 mod page;

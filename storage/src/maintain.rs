@@ -73,10 +73,11 @@ impl<D: Disk> Shared<D> {
         if self.shard() == PLANNER {
             self.plan_reclaim().await;
         }
+        self.checkpoints().await;
     }
 
     /// What is looked at once a second.
-    async fn look(&self, age: Age) {
+    async fn look(self: &Rc<Self>, age: Age) {
         if self.shard() == PLANNER {
             self.revoke_pins(age);
         }

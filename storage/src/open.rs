@@ -63,10 +63,12 @@ pub(crate) async fn open<D: Disk>(
     let volumes = volumes.collect();
     let store = Store::new(&plan, geometry, options, now, volumes);
     let store = Arc::new(store);
-    for (volume, name) in merge(&store, found, &mut recovered) {
+    for (volume, segment, name) in merge(&store, found, &mut recovered) {
         recovered.unlinked += 1;
         // A name that stays is found again next time.
-        let _ = specs[usize::from(volume)].disk.unlink(&name).await;
+        if specs[usize::from(volume)].disk.unlink(&name).await.is_ok() {
+            store.volume(volume).left(segment);
+        }
     }
     settle(&store, specs, &owned, plan.opening.generation).await?;
     recovered.away = (0..count).filter(|n| owned[*n].is_err()).collect();
@@ -260,7 +262,7 @@ impl Plan {
         let synced = disk.sync_dir().await;
         synced.map_err(|source| failed("syncing the directory", source))?;
         let own = Own {
-            lock: place.lock,
+            _lock: place.lock,
             superblock,
             file,
         };
@@ -346,10 +348,11 @@ async fn settle<D: Disk>(
     generation: u64,
 ) -> Result<(), OpenFailure> {
     for (number, entered) in owned.iter().enumerate() {
+        let volume = &store.volumes[number];
         let Ok(Entered { whole: true, .. }) = entered else {
+            volume.has_unread();
             continue;
         };
-        let volume = &store.volumes[number];
         volume.settled(generation);
         let written = volume
             .write_superblock(&specs[number].disk, &store.members())

@@ -4,6 +4,7 @@
 //! the process; nothing else depends on it.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use crate::clock::Age;
 use crate::digest::Digest;
@@ -56,7 +57,7 @@ impl Remembered {
 
 impl<D: Disk> Shared<D> {
     /// Writes when bodies were asked for since this was last done.
-    pub(crate) async fn write_recency(&self) -> Result<(), WriteError> {
+    pub(crate) async fn write_recency(self: &Rc<Self>) -> Result<(), WriteError> {
         let mut records = 0;
         for slice in self.slices() {
             // The flag before the time: a hit between them sets it again.

@@ -17,7 +17,7 @@ use crate::disk::Disk;
 use crate::index::{Flags, IndexedBody};
 use crate::key::ForgetKey;
 use crate::lease::{Lease, Place, SegmentFile};
-use crate::page::Uuid;
+use crate::page::{Class, Uuid};
 use crate::recency::Remembered;
 use crate::record::{BodyEntry, Kind, Record};
 use crate::scan::{Candidate, Scan, Scanned, scan};
@@ -174,7 +174,7 @@ pub(crate) fn merge<D: Disk>(
     store: &Store<D>,
     found: Vec<Found<D>>,
     recovered: &mut Recovered,
-) -> Vec<(u8, String)> {
+) -> Vec<(u8, u64, String)> {
     let mut remembered = Remembered::default();
     for record in found.iter().flat_map(|found| &found.scanned.records) {
         match &record.kind {
@@ -203,8 +203,8 @@ pub(crate) fn merge<D: Disk>(
             _ => true,
         };
         if !records.iter().any(live) {
-            volume.leave(segment, floor);
-            unlinked.push((found.volume, found.name));
+            volume.leave(segment, class, floor);
+            unlinked.push((found.volume, segment, found.name));
             continue;
         }
         volume.budget.found(len);
@@ -220,6 +220,10 @@ pub(crate) fn merge<D: Disk>(
         volume.register(Arc::clone(&file));
         recovered.segments += 1;
         for record in records.into_iter().filter(live) {
+            if class == Class::Small && matches!(record.kind, Kind::Unknown { .. }) {
+                store.keep_unknown(record);
+                continue;
+            }
             index(store, record, (&file, was_sealed), &remembered, recovered);
         }
         file.seal();

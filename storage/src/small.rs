@@ -3,29 +3,26 @@
 //! Queued by key, so that only the last value of a key is written; a tag waits until the body it
 //! points to is durable. A group's records are durable when its `commit_small` returns: they are
 //! self-contained, so one sync is enough. If it fails, the segment is left to the next recovery
-//! and its last records are written again elsewhere.
+//! and its last records are written again elsewhere. How they reach every volume: `mirror`.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::io;
 use std::rc::Rc;
 
 use crate::Seconds;
+use crate::checkpoint::Part;
 use crate::digest::Digest;
 use crate::disk::Disk;
 use crate::key::{ForgetKey, LinkKey, LinkRecord, RepositoryKey, Statistics, TagKey, TagRecord};
-use crate::page::{Class, PAGE_LEN, records_page_len};
+use crate::mirror::Pages;
 use crate::record::{Kind, Recency, Record, SMALL_RECORD_LEN_MAX};
-use crate::reserve::Draft;
-use crate::segment::{Area, Segment, Slot, State};
+use crate::segment::Segment;
 use crate::wait::Gate;
 use crate::watermark::FillFailure;
 use crate::writer::{Shared, WriteError};
 
 /// Records that may wait; far more than a second brings, so only a failing disk gets there.
 const PENDING_MAX: usize = 65_536;
-/// Records are packed into pages up to this length, unless one alone is longer.
-const PAGE_RECORDS_LEN_MAX: usize = 32 << 10;
 /// A tag or link of which only the time changed is written this often at most. A crash makes it
 /// older by as much, which costs one revalidation.
 const TIME_STEP: Seconds = 60;
@@ -48,18 +45,44 @@ struct Pending {
 }
 
 pub(crate) struct SmallLog<D: Disk> {
-    segment: RefCell<Option<Rc<Segment<D>>>>,
+    /// By volume, the one that takes pages.
+    pub(crate) segments: RefCell<BTreeMap<u8, Rc<Segment<D>>>>,
     pending: RefCell<BTreeMap<SmallKey, Pending>>,
-    writing: Gate,
+    /// By volume, of the last checkpoint this writer took part in.
+    parts: RefCell<BTreeMap<u8, Part>>,
+    pub(crate) writing: Gate,
 }
 
 impl<D: Disk> Default for SmallLog<D> {
     fn default() -> SmallLog<D> {
         SmallLog {
-            segment: RefCell::default(),
+            segments: RefCell::default(),
             pending: RefCell::default(),
+            parts: RefCell::default(),
             writing: Gate::default(),
         }
+    }
+}
+
+impl<D: Disk> SmallLog<D> {
+    /// Whether a record made before `sequence` is still to be written.
+    pub(crate) fn waits_before(&self, sequence: u64) -> bool {
+        let pending = self.pending.borrow();
+        pending.values().any(|pending| pending.sequence < sequence)
+    }
+
+    pub(crate) fn waits(&self, tag: &TagKey) -> bool {
+        let key = SmallKey::Tag(tag.clone());
+        self.pending.borrow().contains_key(&key)
+    }
+
+    pub(crate) fn part(&self, volume: u8) -> Part {
+        let parts = self.parts.borrow();
+        parts.get(&volume).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn set_part(&self, volume: u8, part: Part) {
+        self.parts.borrow_mut().insert(volume, part);
     }
 }
 
@@ -155,7 +178,7 @@ impl<D: Disk> Shared<D> {
 
     /// Drops one record of a body that turned out to be unreadable; a fill that replaces it goes
     /// on. Losing a record costs a miss (S4).
-    pub(crate) async fn drop_body(&self, digest: &Digest, sequence: u64) {
+    pub(crate) async fn drop_body(self: &Rc<Self>, digest: &Digest, sequence: u64) {
         let removed = self
             .store
             .index
@@ -169,6 +192,7 @@ impl<D: Disk> Shared<D> {
 
     /// Kills records of the key up to `sequence`, now and at every recovery.
     pub(crate) fn queue_forget(&self, what: ForgetKey, sequence: u64) {
+        self.store.forgets.note(&what, sequence);
         let key = SmallKey::Forget(what.clone());
         if self
             .small
@@ -235,7 +259,7 @@ impl<D: Disk> Shared<D> {
     }
 
     /// Makes all records durable that may be.
-    pub(crate) async fn commit_small(&self) -> Result<(), WriteError> {
+    pub(crate) async fn commit_small(self: &Rc<Self>) -> Result<(), WriteError> {
         let _turn = self.small.writing.turn().await;
         let ready = self.take_ready();
         if ready.is_empty() {
@@ -281,118 +305,12 @@ impl<D: Disk> Shared<D> {
         ready
     }
 
-    async fn write_small(&self, ready: &[(SmallKey, Pending)]) -> Result<(), WriteError> {
-        let (mut encoded, mut count) = (Vec::new(), 0);
+    async fn write_small(self: &Rc<Self>, ready: &[(SmallKey, Pending)]) -> Result<(), WriteError> {
+        let lowest = ready.iter().map(|(_, pending)| pending.sequence).min();
+        let mut pages = Pages::new(lowest.unwrap_or(u64::MAX));
         for (_, pending) in ready {
-            if count > 0 && encoded.len() + pending.encoded.len() > PAGE_RECORDS_LEN_MAX {
-                self.write_small_page(&encoded, count).await?;
-                (encoded, count) = (Vec::new(), 0);
-            }
-            encoded.extend_from_slice(&pending.encoded);
-            count += 1;
+            pages.add(&pending.encoded);
         }
-        let segment = self.write_small_page(&encoded, count).await?;
-        self.sync_small(&segment).await
-    }
-
-    async fn write_small_page(
-        &self,
-        encoded: &[u8],
-        count: u32,
-    ) -> Result<Rc<Segment<D>>, WriteError> {
-        let segment = self.small_segment(encoded.len() as u64).await?;
-        let slot = segment.small_page(encoded, count);
-        self.write_slot(&segment, slot).await?;
-        Ok(segment)
-    }
-
-    /// A segment with room for a page of `len` bytes of records.
-    async fn small_segment(&self, len: u64) -> Result<Rc<Segment<D>>, WriteError> {
-        let geometry = self.store.geometry;
-        let current = self.small.segment.borrow().clone();
-        if let Some(segment) = current {
-            let needed = segment.small_file_len(len);
-            if needed <= segment.len.get() {
-                return Ok(segment);
-            }
-            if needed <= segment.len_max {
-                self.grow(&segment, needed, geometry.small_step).await?;
-                return Ok(segment);
-            }
-            self.seal_small().await?;
-        }
-        let area = Area {
-            offset: PAGE_LEN,
-            end: PAGE_LEN,
-        };
-        let needed = area.end + records_page_len(len) + PAGE_LEN;
-        let draft = Draft {
-            class: Class::Small,
-            area,
-            len: needed.max(geometry.small_step),
-            len_max: geometry.small_len,
-        };
-        let segment = self.create_on(0, &draft).await?;
-        self.small.segment.replace(Some(Rc::clone(&segment)));
-        Ok(segment)
-    }
-
-    /// For a drain.
-    pub(crate) async fn end_small(&self) -> Result<(), WriteError> {
-        let _turn = self.small.writing.turn().await;
-        self.seal_small().await
-    }
-
-    async fn seal_small(&self) -> Result<(), WriteError> {
-        let Some(segment) = self.small.segment.take() else {
-            return Ok(());
-        };
-        for slot in segment.footer() {
-            self.write_slot(&segment, slot).await?;
-        }
-        self.sync_small(&segment).await?;
-        segment.state.set(State::Sealed);
-        segment.file.seal();
-        Ok(())
-    }
-
-    async fn write_slot(&self, segment: &Rc<Segment<D>>, slot: Slot) -> Result<(), WriteError> {
-        let outcome = self
-            .disk(segment.file.volume)
-            .write(&segment.file.file, slot.offset, slot.bytes)
-            .await;
-        self.check_small(segment, &outcome)
-    }
-
-    async fn sync_small(&self, segment: &Rc<Segment<D>>) -> Result<(), WriteError> {
-        let disk = self.disk(segment.file.volume);
-        let mut outcome = disk.sync(&segment.file.file).await;
-        if outcome.is_ok() && !segment.named.get() {
-            outcome = disk.sync_dir().await;
-            segment.named.set(outcome.is_ok());
-        }
-        self.check_small(segment, &outcome)
-    }
-
-    /// What was durable in a failed segment stays: among it are forget records.
-    fn check_small(
-        &self,
-        segment: &Rc<Segment<D>>,
-        outcome: &io::Result<()>,
-    ) -> Result<(), WriteError> {
-        if outcome.is_ok() {
-            return Ok(());
-        }
-        if segment.state.replace(State::GivenUp) != State::GivenUp {
-            self.store.volume(segment.file.volume).count_quarantined();
-        }
-        let mut current = self.small.segment.borrow_mut();
-        if current
-            .as_ref()
-            .is_some_and(|current| Rc::ptr_eq(current, segment))
-        {
-            *current = None;
-        }
-        Err(WriteError::DiskFailed)
+        self.write_mirrored(pages).await
     }
 }

@@ -30,8 +30,9 @@ use crate::key::{
 use crate::lease::{Lease, SegmentFile};
 use crate::open::Plan;
 use crate::page::Uuid;
+use crate::record::Record;
 use crate::superblock::Member;
-use crate::volume::{Volume, VolumeSpec, VolumeUsage};
+use crate::volume::{Floors, Volume, VolumeSpec, VolumeUsage};
 use crate::writer::{Refusal, Writer};
 
 /// Bodies from this length on get a segment of their own.
@@ -242,7 +243,11 @@ pub struct Store<D: Disk> {
     /// When it was opened, as it was told.
     pub(crate) opened: Seconds,
     pub(crate) forgets: Forgets,
+    /// Writers there are: each owns its part of all keys.
+    pub(crate) owners: usize,
     generation: u64,
+    /// Small records of a later program: kept as they are.
+    unknown: Mutex<Vec<Record>>,
     /// Members that may be at a place that could not be read at the start.
     missing: Mutex<Vec<Member>>,
     segments_made: AtomicU64,
@@ -303,6 +308,8 @@ impl<D: Disk> Store<D> {
             forgets: Forgets::default(),
             exchange: Exchange::new(plan.uuid, options.shards),
             scrub_every: options.scrub_every,
+            owners: options.shards.max(1),
+            unknown: Mutex::default(),
             segments_made: AtomicU64::new(0),
             records_made: AtomicU64::new(0),
         }
@@ -420,6 +427,42 @@ impl<D: Disk> Store<D> {
         // Of equal ones the first: a run must not depend on anything else (S7).
         writable.sort_by_key(|(share, number)| (std::cmp::Reverse(*share), *number));
         writable.into_iter().map(|(_, number)| number).collect()
+    }
+
+    /// The volumes that take small records.
+    pub(crate) fn online(&self) -> Vec<u8> {
+        let numbers = (0..).zip(&self.volumes);
+        let online = numbers.filter(|(_, volume)| volume.online());
+        online.map(|(number, _)| number).collect()
+    }
+
+    /// Of all volumes, those that are away included.
+    pub(crate) fn floors(&self) -> Floors {
+        let missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        if !missing.is_empty() {
+            return Floors::UNKNOWN;
+        }
+        drop(missing);
+        let floors = self.volumes.iter().map(Volume::floors);
+        floors.fold(Floors::NONE, Floors::lowest)
+    }
+
+    /// Every volume has its own copy of the record: one of them is enough.
+    pub(crate) fn keep_unknown(&self, record: Record) {
+        let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
+        if !unknown.contains(&record) {
+            unknown.push(record);
+        }
+    }
+
+    pub(crate) fn unknown(&self) -> Vec<Record> {
+        let unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
+        unknown.clone()
+    }
+
+    /// That of the next segment: all that were made before have a lower one.
+    pub(crate) fn segment(&self) -> u64 {
+        (self.generation << GENERATION_SHIFT) + self.segments_made.load(Ordering::Acquire)
     }
 
     pub(crate) fn next_segment(&self) -> u64 {

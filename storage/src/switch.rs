@@ -4,6 +4,7 @@
 //! Everything here compares and sets: a body that was purged, evicted or fetched again since is
 //! not where it was, and what was found out about its old bytes does not matter any more.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::digest::{Digest, SLICES};
@@ -26,7 +27,7 @@ impl Place {
 
 impl<D: Disk> Shared<D> {
     /// Does what the compactor and the planner asked of this owner.
-    pub(crate) async fn serve_compactor(&self) {
+    pub(crate) async fn serve_compactor(self: &Rc<Self>) {
         let exchange = &self.store.exchange;
         let Some(inbox) = exchange.owners.get(self.shard()) else {
             return;
@@ -124,7 +125,7 @@ impl<D: Disk> Shared<D> {
         });
     }
 
-    async fn judge(&self, findings: Vec<Finding>) {
+    async fn judge(self: &Rc<Self>, findings: Vec<Finding>) {
         for Finding { place, sound } in findings {
             let found = |body: &IndexedBody<D>| place.is(body);
             if !self
@@ -144,7 +145,7 @@ impl<D: Disk> Shared<D> {
     }
 
     /// Forgets a body whose bytes are not what was written.
-    pub(crate) async fn drop_broken(&self, digest: &Digest, sequence: u64) {
+    pub(crate) async fn drop_broken(self: &Rc<Self>, digest: &Digest, sequence: u64) {
         count(&self.store.exchange.counters.mismatches, 1);
         self.drop_body(digest, sequence).await;
     }

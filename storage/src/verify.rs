@@ -44,7 +44,7 @@ impl<D: Disk> Writer<D> {
 }
 
 impl<D: Disk> Shared<D> {
-    async fn verify(&self, digest: &Digest, anew: bool) -> bool {
+    async fn verify(self: &Rc<Self>, digest: &Digest, anew: bool) -> bool {
         let look = |body: &IndexedBody<D>| Indexed {
             sequence: body.sequence,
             lease: body.lease.clone(),

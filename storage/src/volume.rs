@@ -10,9 +10,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::budget::Budget;
+use crate::checkpoint::Checkpoint;
 use crate::clock::Age;
 use crate::disk::Disk;
 use crate::lease::SegmentFile;
+use crate::page::Class;
 use crate::pins::Pins;
 use crate::superblock::{Member, Superblock, SuperblockFile};
 
@@ -71,6 +73,11 @@ pub(crate) struct Volume<D: Disk> {
     /// Segments that are being unlinked, with their floors: a crash may bring them back until
     /// the directory was synced.
     leaving: Mutex<BTreeMap<u64, Leaving>>,
+    /// Some segments could not be read: how old their records are is not known.
+    unread: AtomicBool,
+    /// Counts the times that small records could not be written here.
+    pub(crate) lacking: AtomicU64,
+    checkpoint: Mutex<Checkpoint>,
     quarantined: AtomicU64,
     own: Mutex<Option<Own<D>>>,
 }
@@ -78,14 +85,54 @@ pub(crate) struct Volume<D: Disk> {
 /// What this process has of a volume that was opened.
 pub(crate) struct Own<D: Disk> {
     /// Held until the process ends: a second one on the same directory must not start.
-    pub(crate) lock: D::File,
+    pub(crate) _lock: D::File,
     pub(crate) superblock: Superblock,
     pub(crate) file: SuperblockFile<D>,
 }
 
 struct Leaving {
+    class: Class,
     floor: u64,
     unlinked: bool,
+}
+
+/// The lowest sequences that may be in segments of bodies, and of small records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Floors {
+    pub(crate) bodies: u64,
+    pub(crate) small: u64,
+}
+
+impl Floors {
+    /// Of no segment at all.
+    pub(crate) const NONE: Floors = Floors {
+        bodies: u64::MAX,
+        small: u64::MAX,
+    };
+    pub(crate) const UNKNOWN: Floors = Floors {
+        bodies: 0,
+        small: 0,
+    };
+
+    pub(crate) fn lowest(self, other: Floors) -> Floors {
+        Floors {
+            bodies: self.bodies.min(other.bodies),
+            small: self.small.min(other.small),
+        }
+    }
+
+    fn with(self, class: Class, floor: u64) -> Floors {
+        match class {
+            Class::Small => Floors {
+                small: self.small.min(floor),
+                ..self
+            },
+            Class::Shared | Class::Solo => Floors {
+                bodies: self.bodies.min(floor),
+                ..self
+            },
+        }
+    }
 }
 
 impl<D: Disk> Volume<D> {
@@ -98,6 +145,9 @@ impl<D: Disk> Volume<D> {
             registry: Mutex::default(),
             pins: Pins::default(),
             leaving: Mutex::default(),
+            unread: AtomicBool::new(false),
+            lacking: AtomicU64::new(0),
+            checkpoint: Mutex::default(),
             quarantined: AtomicU64::new(0),
             own: Mutex::new(own),
         }
@@ -120,7 +170,7 @@ impl<D: Disk> Volume<D> {
         let own = self.own();
         own.as_ref().map(|own| Member {
             id: own.superblock.volume,
-            complete: self.complete.load(Ordering::Acquire),
+            complete: self.complete(),
         })
     }
 
@@ -152,9 +202,79 @@ impl<D: Disk> Volume<D> {
     }
 
     /// It is being unlinked.
-    pub(crate) fn leave(&self, segment: u64, floor: u64) {
-        let unlinked = false;
-        self.leaving().insert(segment, Leaving { floor, unlinked });
+    pub(crate) fn leave(&self, segment: u64, class: Class, floor: u64) {
+        let leaving = Leaving {
+            class,
+            floor,
+            unlinked: false,
+        };
+        self.leaving().insert(segment, leaving);
+    }
+
+    /// Its name is gone, if the machine goes on.
+    pub(crate) fn left(&self, segment: u64) {
+        if let Some(leaving) = self.leaving().get_mut(&segment) {
+            leaving.unlinked = true;
+        }
+    }
+
+    /// Makes durable that segments are gone, so that what they held counts no more.
+    pub(crate) async fn forget_left(&self, disk: &D) -> io::Result<()> {
+        let unlinked = |(id, leaving): (&u64, &Leaving)| leaving.unlinked.then_some(*id);
+        let left: Vec<u64> = self.leaving().iter().filter_map(unlinked).collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        disk.sync_dir().await?;
+        self.leaving().retain(|id, _| !left.contains(id));
+        Ok(())
+    }
+
+    /// What may be on it is not known in full.
+    pub(crate) fn has_unread(&self) {
+        self.unread.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn floors(&self) -> Floors {
+        if !self.online() || self.unread.load(Ordering::Acquire) {
+            return Floors::UNKNOWN;
+        }
+        // The registry first: a segment that goes is in both for a while.
+        let mut floors = Floors::NONE;
+        for file in self.registry().values() {
+            floors = floors.with(file.class, file.floor());
+        }
+        for leaving in self.leaving().values() {
+            floors = floors.with(leaving.class, leaving.floor);
+        }
+        floors
+    }
+
+    pub(crate) fn complete(&self) -> bool {
+        self.complete.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn has_all_records(&self) {
+        self.complete.store(true, Ordering::Release);
+    }
+
+    /// A small record could not be written here.
+    pub(crate) fn lacks_records(&self) {
+        self.lacking.fetch_add(1, Ordering::AcqRel);
+        self.complete.store(false, Ordering::Release);
+    }
+
+    /// Segments of small records that were made before this one.
+    pub(crate) fn small_before(&self, segment: u64) -> Vec<Arc<SegmentFile<D>>> {
+        let registry = self.registry();
+        let older = registry.range(..segment).map(|(_, file)| file);
+        let small = older.filter(|file| file.class == Class::Small);
+        small.cloned().collect()
+    }
+
+    pub(crate) fn checkpoint(&self) -> MutexGuard<'_, Checkpoint> {
+        let checkpoint = self.checkpoint.lock();
+        checkpoint.unwrap_or_else(PoisonError::into_inner)
     }
 
     fn leaving(&self) -> MutexGuard<'_, BTreeMap<u64, Leaving>> {
@@ -191,8 +311,10 @@ impl<D: Disk> Volume<D> {
 
     /// Whoever gets the file unlinks it: nobody else can any more.
     pub(crate) fn unregister(&self, segment: u64) -> Option<Arc<SegmentFile<D>>> {
-        let file = self.registry().remove(&segment)?;
-        self.leave(segment, file.floor());
+        let mut registry = self.registry();
+        let file = Arc::clone(registry.get(&segment)?);
+        self.leave(segment, file.class, file.floor());
+        registry.remove(&segment);
         Some(file)
     }
 

@@ -101,7 +101,7 @@ pub(crate) struct Shared<D: Disk> {
     /// The latest time it was told.
     pub(crate) now: Cell<Seconds>,
     pub(crate) reclaim: Reclaim<D>,
-    shard: usize,
+    pub(crate) shard: usize,
 }
 
 impl<D: Disk> Writer<D> {

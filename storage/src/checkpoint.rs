@@ -1,0 +1,263 @@
+//! Checkpoints of the small log, one volume at a time.
+//!
+//! When the small records on a volume take far more room than those that live, or a volume came
+//! back, every owner writes all of its own that live to new segments there: tags, links,
+//! statistics, forget records, recency. When all owners' are durable, the older segments go.
+//! Shard 0 begins and ends a checkpoint; each owner does its part in `maintain`, slice by slice.
+//!
+//! A crash at any point leaves the older segments, or the new ones, or both.
+
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+
+use crate::Seconds;
+use crate::digest::{SLICES, owner};
+use crate::disk::Disk;
+use crate::mirror::Pages;
+use crate::page::Class;
+use crate::record::{Kind, Recency, Record};
+use crate::volume::{Floors, Volume};
+use crate::writer::{Shared, WriteError};
+
+/// Small records on a volume may take this many times what the last checkpoint left,
+const GROWTH: u64 = 2;
+/// and this much more: a restart reads as much in a few milliseconds.
+const SLACK_BYTES: u64 = 4 << 20;
+/// Of a tiny volume one part in this many.
+const SLACK_PARTS: u64 = 64;
+/// After one that failed.
+const RETRY: Seconds = 10;
+
+/// A checkpoint of one volume, for all owners.
+#[derive(Default)]
+pub(crate) struct Checkpoint {
+    /// Counts them.
+    number: u64,
+    running: bool,
+    /// Segments from this one on belong to it, or to later records.
+    first: u64,
+    /// `Volume::lacking` when it began.
+    lacking: u64,
+    /// Owners that have not ended their part.
+    left: Vec<usize>,
+    /// Bytes that the last one left.
+    base: u64,
+    /// Not begun before.
+    retry: Seconds,
+}
+
+/// How far this writer is with its part.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Part {
+    number: u64,
+    /// All records were written that had a lower sequence than this and could be.
+    written: u64,
+}
+
+impl<D: Disk> Volume<D> {
+    /// Whether this owner has a part to do, and in which checkpoint.
+    fn asks(&self, shard: usize) -> Option<u64> {
+        let checkpoint = self.checkpoint();
+        (checkpoint.running && checkpoint.left.contains(&shard)).then_some(checkpoint.number)
+    }
+
+    fn part_ended(&self, shard: usize, number: u64) {
+        let mut checkpoint = self.checkpoint();
+        if checkpoint.number == number {
+            checkpoint.left.retain(|left| *left != shard);
+        }
+    }
+
+    fn part_failed(&self, number: u64, now: Seconds) {
+        let mut checkpoint = self.checkpoint();
+        if checkpoint.running && checkpoint.number == number {
+            checkpoint.running = false;
+            checkpoint.retry = now + RETRY;
+        }
+    }
+
+    /// Bytes of small records, and the segments they are in.
+    fn small_bytes(&self) -> u64 {
+        let registry = self.registry();
+        let small = registry.values().filter(|file| file.class == Class::Small);
+        small.map(|file| file.charged()).sum()
+    }
+
+    /// Whether one is to begin now.
+    fn due(&self, now: Seconds) -> bool {
+        let checkpoint = self.checkpoint();
+        if checkpoint.running || !self.online() || now < checkpoint.retry {
+            return false;
+        }
+        let slack = SLACK_BYTES.min(self.budget.capacity() / SLACK_PARTS);
+        let max = GROWTH * checkpoint.base + slack;
+        drop(checkpoint);
+        !self.complete() || self.small_bytes() > max
+    }
+
+    fn begin_checkpoint(&self, first: u64, owners: usize) {
+        let lacking = self.lacking.load(Ordering::Acquire);
+        let mut checkpoint = self.checkpoint();
+        checkpoint.number += 1;
+        checkpoint.running = true;
+        checkpoint.first = first;
+        checkpoint.lacking = lacking;
+        checkpoint.left = (0..owners).collect();
+    }
+
+    /// If all parts have ended: the first segment that stays, or `None` if a record is missing.
+    fn ended(&self, now: Seconds) -> Option<Option<u64>> {
+        let mut checkpoint = self.checkpoint();
+        if !checkpoint.running || !checkpoint.left.is_empty() {
+            return None;
+        }
+        checkpoint.running = false;
+        let whole = self.online() && checkpoint.lacking == self.lacking.load(Ordering::Acquire);
+        if !whole {
+            checkpoint.retry = now + RETRY;
+        }
+        Some(whole.then_some(checkpoint.first))
+    }
+}
+
+impl<D: Disk> Shared<D> {
+    /// What is due of all checkpoints. From `maintain`.
+    pub(crate) async fn checkpoints(self: &Rc<Self>) {
+        for number in 0..self.store.volumes.len() as u8 {
+            let volume = self.store.volume(number);
+            if self.shard == 0 {
+                self.lead(number).await;
+            }
+            let Some(asked) = volume.asks(self.shard) else {
+                continue;
+            };
+            if self.take_part(number, asked).await.is_err() {
+                volume.part_failed(asked, self.now.get());
+            }
+        }
+    }
+
+    /// Begins one, or ends it: once the new segments have everything, the older ones go.
+    async fn lead(self: &Rc<Self>, number: u8) {
+        let (volume, now) = (self.store.volume(number), self.now.get());
+        if volume.due(now) {
+            volume.begin_checkpoint(self.store.segment(), self.store.owners);
+        }
+        let Some(Some(first)) = volume.ended(now) else {
+            return;
+        };
+        if !volume.complete() {
+            volume.has_all_records();
+            self.write_superblocks().await;
+        }
+        let old = volume.small_before(first);
+        for file in old {
+            self.unlink(&file);
+        }
+        volume.checkpoint().base = volume.small_bytes();
+    }
+
+    /// Writes what this writer owns, and waits, over several calls, for the records that could
+    /// not be written yet.
+    async fn take_part(self: &Rc<Self>, volume: u8, number: u64) -> Result<(), WriteError> {
+        let part = self.small.part(volume);
+        if part.number == number {
+            let waits = self.small.waits_before(part.written);
+            if !waits {
+                self.store.volume(volume).part_ended(self.shard, number);
+            }
+            return Ok(());
+        }
+        self.let_go().await;
+        {
+            let _turn = self.small.writing.turn().await;
+            self.seal_small(volume).await?;
+        }
+        // All that is written from now on was alive now: forget records that are older have
+        // nothing to kill in it.
+        let floor = self.store.sequence();
+        for slice in (0..SLICES).filter(|slice| self.owns(*slice)) {
+            let _turn = self.small.writing.turn().await;
+            let pages = self.pages_of(slice, floor);
+            if !pages.is_empty() {
+                self.write_pages(volume, &pages).await?;
+            }
+        }
+        if self.shard == 0 {
+            let _turn = self.small.writing.turn().await;
+            let mut pages = Pages::new(floor);
+            let unknown = self.store.unknown();
+            unknown
+                .iter()
+                .for_each(|record| pages.add(&record.encoded()));
+            pages.add(&self.clock_record().encoded());
+            self.write_pages(volume, &pages).await?;
+        }
+        let written = self.store.sequence();
+        self.small.set_part(volume, Part { number, written });
+        Ok(())
+    }
+
+    /// The age clock, if there is no body whose recency has it.
+    fn clock_record(&self) -> Record {
+        let sequence = self.store.next_sequence();
+        let recency = Recency {
+            clock: self.store.clock.now().into(),
+            seen: Vec::new(),
+        };
+        let kind = Kind::Recency(recency);
+        Record { sequence, kind }
+    }
+
+    fn owns(&self, slice: usize) -> bool {
+        owner(slice, self.store.owners) == self.shard
+    }
+
+    /// Everything of one slice that is to be found after a restart.
+    fn pages_of(&self, slice: usize, floor: u64) -> Pages {
+        let (store, mut pages) = (&self.store, Pages::new(floor));
+        let may = |record: &&Record| match &record.kind {
+            // Not before its body is durable; the checkpoint ends only after that.
+            Kind::Tag(key, _) => !self.small.waits(key),
+            _ => true,
+        };
+        for record in store.index.small_records(slice).iter().filter(may) {
+            pages.add(&record.encoded());
+        }
+        for (key, sequence) in store.forgets.of_slice(slice) {
+            let kind = Kind::Forget(key);
+            pages.add(&Record { sequence, kind }.encoded());
+        }
+        let sequence = store.next_sequence();
+        for recency in self.recency_of(slice, |_| true) {
+            let kind = Kind::Recency(recency);
+            pages.add(&Record { sequence, kind }.encoded());
+        }
+        pages
+    }
+
+    /// Forget records that have nothing left to kill on any volume.
+    async fn let_go(&self) {
+        for (number, volume) in (0..).zip(&self.store.volumes) {
+            if volume.online() {
+                // What a failing disk still has, its forget records outlive.
+                let _ = volume.forget_left(self.disk(number)).await;
+            }
+        }
+        let Floors { bodies, small } = self.store.floors();
+        for slice in (0..SLICES).filter(|slice| self.owns(*slice)) {
+            self.store.forgets.let_go(slice, bodies, small);
+        }
+    }
+
+    /// Says on every volume which ones have all small records. Shard 0 only.
+    pub(crate) async fn write_superblocks(&self) {
+        let members = self.store.members();
+        for (number, volume) in (0..).zip(&self.store.volumes) {
+            if volume.online() {
+                // TODO offline
+                let _ = volume.write_superblock(self.disk(number), &members).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! Stores of several volumes: which of them make up the store, and what survives one of them.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use entrepot_storage::disk::sim::{Ending, Executor, Faults, Random, SimDisk, SimWorld, Step};
+use entrepot_storage::{
+    Digest, FillSpec, ForgetKey, OpenError, OpenFailure, Options, Recovered, Store, TagKey,
+    TagKeyRef, TagKind, TagRecord, VolumeSpec, VolumeState, Writer,
+};
+
+const NOW: u64 = 1_800_000_000;
+const CAPACITY: u64 = 64 << 20;
+/// Longer than a shared segment allows, so that each has its own and they spread.
+const BODY_LEN: usize = 100 << 10;
+
+fn world(drives: usize) -> SimWorld {
+    SimWorld::with_drives(Random::new(7), &vec![CAPACITY * 2; drives])
+}
+
+/// One process: runs `task` to its end, then the machine loses power.
+fn process<T: 'static, F: Future<Output = T> + 'static>(
+    world: &SimWorld,
+    task: impl FnOnce(Machine) -> F,
+) -> T {
+    let executor = Executor::new(Random::new(11));
+    let machine = Machine {
+        world: world.clone(),
+        executor: Rc::clone(&executor),
+    };
+    let output = Rc::new(RefCell::new(None));
+    let told = Rc::clone(&output);
+    let task = task(machine);
+    executor.spawn(async move {
+        let value = task.await;
+        told.borrow_mut().replace(value);
+    });
+    while output.borrow().is_none() {
+        assert_ne!(executor.step(world), Step::Idle, "nobody was woken");
+    }
+    drop(executor);
+    world.end(Ending::PowerLoss);
+    output.take().expect("just seen")
+}
+
+struct Machine {
+    world: SimWorld,
+    executor: Rc<Executor>,
+}
+
+struct Opened {
+    store: Arc<Store<SimDisk>>,
+    writer: Writer<SimDisk>,
+    recovered: Recovered,
+}
+
+impl Machine {
+    fn disk(&self, drive: usize) -> SimDisk {
+        SimDisk::of_drive(&self.world, &self.executor, drive)
+    }
+
+    /// `random`: another for every process, as the server draws it.
+    async fn try_open(&self, drives: &[usize], random: u8) -> Result<Opened, OpenFailure> {
+        let disks: Vec<SimDisk> = drives.iter().map(|drive| self.disk(*drive)).collect();
+        let spec = |disk: &SimDisk| VolumeSpec {
+            disk: disk.clone(),
+            capacity: CAPACITY,
+        };
+        let mut options = Options::new(1, [random; 16]);
+        options.segment_len = Some(256 << 10);
+        let volumes = disks.iter().map(spec).collect();
+        let (store, recovered) = Store::open(volumes, options, NOW).await?;
+        let writer = store.writer(disks, 0);
+        Ok(Opened {
+            store,
+            writer,
+            recovered,
+        })
+    }
+
+    async fn open(&self, drives: &[usize], random: u8) -> Opened {
+        self.try_open(drives, random).await.expect("opens")
+    }
+
+    fn small_bytes(&self, drive: usize) -> u64 {
+        let files = self.world.drive_files(drive);
+        let small = files.iter().filter(|(name, _)| name.ends_with(".rec"));
+        small.map(|(_, len)| len).sum()
+    }
+
+    fn bodies(&self, drive: usize) -> usize {
+        let files = self.world.drive_files(drive);
+        files
+            .iter()
+            .filter(|(name, _)| name.ends_with(".seg"))
+            .count()
+    }
+}
+
+fn content(number: u8) -> Vec<u8> {
+    let byte = |n: usize| (n as u8).wrapping_mul(31) ^ (n >> 8) as u8 ^ number;
+    (0..BODY_LEN).map(byte).collect()
+}
+
+fn digest(number: u8) -> Digest {
+    Digest::sha256(&content(number))
+}
+
+fn key(name: &str) -> TagKey {
+    TagKey {
+        project: "p".into(),
+        repository: "r".into(),
+        kind: TagKind::Tag,
+        name: name.into(),
+    }
+}
+
+impl Opened {
+    async fn put(&self, numbers: impl IntoIterator<Item = u8>) {
+        for number in numbers {
+            let content = content(number);
+            let spec = FillSpec {
+                digest: Digest::sha256(&content),
+                length: Some(content.len() as u64),
+                media_type: None,
+            };
+            let mut fill = self.writer.fill(spec).await.expect("admitted");
+            fill.write(content).await.expect("written");
+            fill.finish(NOW).await.expect("verified");
+        }
+        self.commit().await;
+    }
+
+    async fn commit(&self) {
+        for _ in 0..3 {
+            self.writer.commit(NOW).await.expect("committed");
+        }
+        assert_eq!(self.writer.uncommitted(), 0);
+    }
+
+    async fn tag(&self, name: &str, number: u8, checked: u64) {
+        let tag = TagRecord {
+            digest: digest(number),
+            origin: "o".into(),
+            checked,
+            note: "".into(),
+        };
+        self.writer.put_tag(key(name), tag).await.expect("queued");
+    }
+
+    async fn forget(&self, number: u8) {
+        let key = ForgetKey::Body(digest(number));
+        self.writer.forget(key).await.expect("durable");
+    }
+
+    fn has(&self, number: u8) -> bool {
+        self.store.body(&digest(number)).is_some()
+    }
+
+    fn present(&self, numbers: impl IntoIterator<Item = u8>) -> Vec<u8> {
+        let present = numbers.into_iter().filter(|number| self.has(*number));
+        present.collect()
+    }
+
+    fn tagged(&self, name: &str) -> bool {
+        self.store.tag(TagKeyRef::from(&key(name))).is_some()
+    }
+}
+
+#[test]
+fn bodies_spread_and_small_records_are_everywhere() {
+    let world = world(2);
+    process(&world, |machine| async move {
+        let opened = machine.open(&[0, 1], 1).await;
+        opened.put(0..6).await;
+        opened.tag("t", 0, NOW).await;
+        opened.forget(5).await;
+        assert!(machine.bodies(0) >= 2 && machine.bodies(1) >= 2);
+        assert_eq!(opened.store.usage().capacity, 2 * CAPACITY);
+    });
+    // In another order: numbers are of no account on the disk.
+    process(&world, |machine| async move {
+        let opened = machine.open(&[1, 0], 2).await;
+        assert_eq!(opened.present(0..6), [0, 1, 2, 3, 4]);
+        assert!(opened.tagged("t"));
+        assert!(opened.recovered.emptied.is_empty() && opened.recovered.away.is_empty());
+    });
+    // Without one of them: the tag and the purge are on the other.
+    process(&world, |machine| async move {
+        let opened = machine.open(&[1], 3).await;
+        assert!(opened.tagged("t") && !opened.has(5));
+        assert!(!opened.present(0..5).is_empty());
+    });
+    // What comes back had been opened without it: it knows no purges of that time.
+    process(&world, |machine| async move {
+        let opened = machine.open(&[0, 1], 4).await;
+        assert_eq!(opened.recovered.emptied, [0]);
+        assert_eq!(machine.bodies(0), 0);
+        assert!(opened.tagged("t"));
+    });
+}
+
+#[test]
+fn a_volume_that_cannot_be_read_is_away_and_belongs_again_later() {
+    let world = world(2);
+    process(&world, |machine| async move {
+        let opened = machine.open(&[0, 1], 1).await;
+        opened.put(0..6).await;
+    });
+    let fails = Faults {
+        read: 1000,
+        write: 1000,
+        sync: 1000,
+        ..Faults::default()
+    };
+    world.set_drive_faults(1, fails);
+    process(&world, |machine| async move {
+        let opened = machine.open(&[0, 1], 2).await;
+        assert_eq!(opened.recovered.away, [1]);
+        let states: Vec<_> = opened.store.volumes().iter().map(|v| v.state).collect();
+        assert_eq!(states, [VolumeState::Online, VolumeState::Offline]);
+        (0..6).for_each(|number| {
+            let _ = opened.has(number);
+        });
+        for number in 0..6 {
+            opened.forget(number).await;
+        }
+        opened.put([9]).await;
+    });
+    world.set_drive_faults(1, Faults::default());
+    process(&world, |machine| async move {
+        let opened = machine.open(&[0, 1], 3).await;
+        assert!(opened.recovered.away.is_empty() && opened.recovered.emptied.is_empty());
+        assert_eq!(opened.present(0..10), [9], "purged while it was away");
+        assert!(opened.recovered.forgotten > 0, "it had some of them");
+    });
+}
+
+#[test]
+fn two_that_were_opened_apart_do_not_mix() {
+    let world = world(2);
+    process(&world, |machine| async move {
+        machine.open(&[0, 1], 1).await.put(0..6).await;
+    });
+    process(&world, |machine| async move {
+        machine.open(&[0], 2).await.put([7]).await;
+    });
+    process(&world, |machine| async move {
+        machine.open(&[1], 3).await.put([8]).await;
+    });
+    process(&world, |machine| async move {
+        let opened = machine.open(&[0, 1], 4).await;
+        assert_eq!(opened.recovered.emptied.len(), 1);
+        let both = opened.has(7) && opened.has(8);
+        assert!(!both && (opened.has(7) || opened.has(8)));
+    });
+}
+
+#[test]
+fn another_store_is_refused_before_anything_is_changed() {
+    let world = world(2);
+    for (drive, random) in [(0, 1), (1, 9)] {
+        process(&world, move |machine| async move {
+            machine.open(&[drive], random).await.put([random]).await;
+        });
+    }
+    let before = (world.drive_files(0), world.drive_files(1));
+    process(&world, |machine| async move {
+        let failure = machine.try_open(&[0, 1], 3).await.map(|_| ());
+        let failure = failure.expect_err("two stores");
+        assert_eq!(failure.volume, 1);
+        assert!(matches!(failure.error, OpenError::AnotherStore));
+    });
+    assert_eq!((world.drive_files(0), world.drive_files(1)), before);
+    process(&world, |machine| async move {
+        let opened = machine.open(&[1], 4).await;
+        assert!(opened.has(9));
+        assert_eq!(opened.recovered.generation, 2, "not even counted");
+    });
+}
+
+#[test]
+fn the_same_place_twice_is_locked() {
+    let world = world(1);
+    process(&world, |machine| async move {
+        let failure = machine.try_open(&[0, 0], 1).await.map(|_| ());
+        let failure = failure.expect_err("one place");
+        assert_eq!(failure.volume, 1);
+        assert!(matches!(failure.error, OpenError::Locked));
+        let none = machine.try_open(&[], 1).await.map(|_| ());
+        assert!(matches!(
+            none.expect_err("no volume").error,
+            OpenError::VolumeCount { count: 0, .. }
+        ));
+    });
+}
+
+#[test]
+fn a_checkpoint_bounds_the_small_log_and_keeps_what_lives() {
+    let world = world(2);
+    process(&world, |machine| async move {
+        let opened = machine.open(&[0, 1], 1).await;
+        opened.put(0..4).await;
+        let mut largest = 0;
+        for round in 0..600 {
+            opened.tag("t", 0, NOW + round * 100).await;
+            opened.forget(3).await;
+            opened.commit().await;
+            opened.writer.maintain(NOW + round).await;
+            opened.writer.maintain(NOW + round).await;
+            largest = largest.max(machine.small_bytes(0));
+        }
+        // 64 MiB / 64, and a segment or two on top.
+        assert!(largest < 3 << 20, "{largest}");
+        assert!(machine.small_bytes(1) < 3 << 20);
+    });
+    process(&world, |machine| async move {
+        let opened = machine.open(&[0, 1], 2).await;
+        assert_eq!(opened.present(0..4), [0, 1, 2]);
+        let tag = opened.store.tag(TagKeyRef::from(&key("t")));
+        assert_eq!(tag.map(|tag| tag.checked), Some(NOW + 599 * 100));
+    });
+}
