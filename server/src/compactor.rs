@@ -38,6 +38,8 @@ pub fn start(exchange: Arc<Exchange>, paths: Vec<PathBuf>, rate: u64) -> io::Res
     let (started, on_started) = flume::bounded(1);
     let thread = thread::Builder::new().name("compactor".to_owned());
     let thread = thread.spawn(move || {
+        // The runtime's own helper inherits it, for good.
+        give_way(Priority::Low);
         let executor = match executor() {
             Ok(executor) => executor,
             Err(error) => return drop(started.send(Err(error))),
@@ -79,13 +81,17 @@ async fn work(
         };
         if now != Some(wanted) {
             now = Some(wanted);
-            if let Err(error) = priority::set(wanted) {
-                tracing::warn!(%error, ?wanted, "the compactor's priority could not be set");
-            }
+            give_way(wanted);
         }
         if !compactor.step().await {
             sleep(LOOK).await;
         }
+    }
+}
+
+fn give_way(priority: Priority) {
+    if let Err(error) = priority::set(priority) {
+        tracing::warn!(%error, ?priority, "the compactor's priority could not be set");
     }
 }
 
