@@ -240,6 +240,9 @@ impl Disk for MemoryDisk {
     async fn space(&self) -> io::Result<Space> {
         Ok(SPACE)
     }
+
+    /// Nobody else waits.
+    async fn give_way(&self) {}
 }
 
 #[cfg(test)]

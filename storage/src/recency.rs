@@ -12,7 +12,6 @@ use crate::disk::Disk;
 use crate::index::{Flags, IndexedBody};
 use crate::maintain::PLANNER;
 use crate::record::Recency;
-use crate::wait::yield_now;
 use crate::writer::{Shared, WriteError};
 
 /// The age clock is written this often though nobody asked for anything, so that a restart of an
@@ -69,7 +68,7 @@ impl<D: Disk> Shared<D> {
                     self.commit_small().await?;
                 }
             }
-            yield_now().await;
+            self.tasks().give_way().await;
         }
         if records == 0 && self.clock_due() {
             self.queue_recency(Recency {

@@ -10,7 +10,6 @@ use crate::evict::{Ages, Cause, Cuts};
 use crate::histogram::Cut;
 use crate::index::{Flags, IndexedBody, Seen};
 use crate::mix;
-use crate::wait::yield_now;
 use crate::writer::Shared;
 
 impl<D: Disk> Shared<D> {
@@ -67,7 +66,7 @@ impl<D: Disk> Shared<D> {
                 goes
             });
             self.store.eviction.count_records(gone);
-            yield_now().await;
+            self.tasks().give_way().await;
         }
         self.store.eviction.publish(self.shard(), &ages);
     }

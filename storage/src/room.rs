@@ -12,7 +12,6 @@ use crate::evict::Cause;
 use crate::index::{Flags, Seen};
 use crate::lease::SegmentFile;
 use crate::segment::file_name;
-use crate::wait::yield_now;
 use crate::writer::Shared;
 
 /// A file is closed by a helper of its disk, which this waits for: so many syncs of a directory
@@ -83,7 +82,7 @@ impl<D: Disk> Shared<D> {
                 holding.bodies += 1;
                 holding.newest = holding.newest.max(body.recency());
             });
-            yield_now().await;
+            self.tasks().give_way().await;
         }
         held
     }
@@ -99,7 +98,7 @@ impl<D: Disk> Shared<D> {
             for seen in going {
                 self.take_out(seen, Cause::Room);
             }
-            yield_now().await;
+            self.tasks().give_way().await;
         }
     }
 

@@ -12,7 +12,6 @@ use crate::disk::Disk;
 use crate::exchange::{Answer, Finding, Listed, Move, Place, Question, Report, ToOwner, count};
 use crate::index::{Flags, IndexedBody};
 use crate::lease::{Lease, SegmentFile};
-use crate::wait::yield_now;
 use crate::writer::Shared;
 
 /// Bodies looked up in one go: a tenth of a millisecond.
@@ -57,13 +56,13 @@ impl<D: Disk> Shared<D> {
                 let recency = self.store.index.with_body(&place.digest, recency)?;
                 Some((*number, recency?))
             }));
-            yield_now().await;
+            self.tasks().give_way().await;
         }
         let mut listed = Vec::new();
         if !question.segments.is_empty() {
             for slice in self.slices() {
                 self.list(slice, &question.segments, &mut listed);
-                yield_now().await;
+                self.tasks().give_way().await;
             }
         }
         let job = question.job;
@@ -105,7 +104,7 @@ impl<D: Disk> Shared<D> {
             for moved in batch {
                 self.switch_body(moved, &file);
             }
-            yield_now().await;
+            self.tasks().give_way().await;
         }
     }
 

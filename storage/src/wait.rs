@@ -61,7 +61,7 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// Lets other tasks of this thread run.
+/// Lets other tasks run, where the executor takes no task twice before all others: not on monoio.
 pub(crate) async fn yield_now() {
     let mut yielded = false;
     poll_fn(|cx| {

@@ -37,6 +37,7 @@ impl Drop for Directory {
 
 fn run<T>(test: impl Future<Output = T>) -> T {
     monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
+        .enable_timer()
         .build()
         .expect("io_uring is available")
         .block_on(test)

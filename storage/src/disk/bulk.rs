@@ -11,7 +11,6 @@ use bytes::Bytes;
 
 use super::Disk;
 use crate::page::PAGE_LEN;
-use crate::wait::yield_now;
 
 pub trait BulkDisk: 'static {
     /// An open file. Used on the thread that opened it.
@@ -117,6 +116,6 @@ impl<D: Disk> BulkDisk for D {
 
     /// Such a disk has no clock: others get their turn.
     async fn pause(&self, _bytes: u64) {
-        yield_now().await;
+        self.give_way().await;
     }
 }

@@ -84,4 +84,7 @@ pub trait Disk: Clone + 'static {
     fn writeback(&self, file: &Self::File, offset: u64, len: u64);
 
     fn space(&self) -> impl Future<Output = io::Result<Space>>;
+
+    /// Lets the other tasks of this thread run: between the parts of a long walk (R3).
+    fn give_way(&self) -> impl Future<Output = ()>;
 }

@@ -24,6 +24,7 @@ use std::task::Poll;
 use bytes::Bytes;
 
 use super::{Disk, Space};
+use crate::wait::yield_now;
 
 pub use effect::{InFlight, Operation};
 pub use executor::{Executor, Step};
@@ -197,5 +198,9 @@ impl Disk for SimDisk {
             Answer::Space(space) => Ok(space),
             other => unreachable!("the space was asked for, not {other:?}"),
         }
+    }
+
+    async fn give_way(&self) {
+        yield_now().await;
     }
 }

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 
@@ -32,6 +33,8 @@ const HELP_QUEUE_MAX: usize = 1024;
 const READ_LEN_MAX: usize = 4 << 20;
 /// `EAGAIN` of a ring operation on a regular file is transient; more of it in a row is an error.
 const RETRIES_MAX: usize = 16;
+/// The shortest a timer of the runtime takes; a walk over the whole index gives way 256 times.
+const GIVE_WAY: Duration = Duration::from_millis(1);
 /// The store holds what only its owner may read.
 const FILE_MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o700;
@@ -437,5 +440,11 @@ impl Disk for UringDisk {
 
     async fn space(&self) -> io::Result<Space> {
         self.help(|inner| space(&File::open(&inner.path)?)).await
+    }
+
+    /// By a timer: a task that wakes itself is the next one that monoio runs, so nobody else
+    /// would be.
+    async fn give_way(&self) {
+        monoio::time::sleep(GIVE_WAY).await;
     }
 }
