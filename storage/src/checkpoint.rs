@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering;
 use crate::Seconds;
 use crate::digest::{SLICES, owner};
 use crate::disk::Disk;
+use crate::key::{TagKey, TagKeyRef};
 use crate::mirror::Pages;
 use crate::page::Class;
 use crate::record::{Kind, Recency, Record};
@@ -169,6 +170,9 @@ impl<D: Disk> Shared<D> {
             return Ok(());
         }
         self.let_go().await;
+        let index = &self.store.index;
+        let known = |tag: &TagKey| index.tag(TagKeyRef::from(tag), 0).is_some();
+        self.small.prune_shadowed(known);
         {
             let _turn = self.small.writing.turn().await;
             self.seal_small(volume).await?;
@@ -216,13 +220,14 @@ impl<D: Disk> Shared<D> {
     /// Everything of one slice that is to be found after a restart.
     fn pages_of(&self, slice: usize, floor: u64) -> Pages {
         let (store, mut pages) = (&self.store, Pages::new(floor));
-        let may = |record: &&Record| match &record.kind {
-            // Not before its body is durable; the checkpoint ends only after that.
-            Kind::Tag(key, _) => !self.small.waits(key),
-            _ => true,
-        };
-        for record in store.index.small_records(slice).iter().filter(may) {
-            pages.add(&record.encoded());
+        for record in store.index.small_records(slice) {
+            let record = match &record.kind {
+                Kind::Tag(key, _) => self.on_disk(key),
+                _ => Some(record),
+            };
+            if let Some(record) = record {
+                pages.add(&record.encoded());
+            }
         }
         for (key, sequence) in store.forgets.of_slice(slice) {
             let kind = Kind::Forget(key);
@@ -234,6 +239,17 @@ impl<D: Disk> Shared<D> {
             pages.add(&Record { sequence, kind }.encoded());
         }
         pages
+    }
+
+    /// A tag as it is on disk: its latest value may wait for its body, or never come.
+    fn on_disk(&self, key: &TagKey) -> Option<Record> {
+        let shadowed = self.small.shadowed(key);
+        if shadowed.is_some() || self.small.waits(key) {
+            return shadowed;
+        }
+        let (tag, sequence) = self.store.index.written_tag(key)?;
+        let kind = Kind::Tag(key.clone(), tag);
+        Some(Record { sequence, kind })
     }
 
     /// Forget records that have nothing left to kill on any volume.

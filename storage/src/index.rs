@@ -158,6 +158,9 @@ pub(crate) struct Index<D: Disk> {
     small_used: AtomicU64,
 }
 
+/// In place of a time: the value is in memory only.
+const NOT_WRITTEN: Seconds = 0;
+
 const BODIES: usize = 0;
 const TAGS: usize = 1;
 const LINKS: usize = 2;
@@ -388,7 +391,7 @@ impl<D: Disk> Index<D> {
         let mut table = self.tags.write(key.slice());
         let same = |tag: &Valued<TagKey, _>| TagKeyRef::from(&tag.key) == key;
         if let Some(found) = table.find_mut(key.hash(self.seed), same) {
-            found.written = 0;
+            found.written = NOT_WRITTEN;
         }
     }
 
@@ -542,7 +545,17 @@ impl<D: Disk> Index<D> {
             .for_each(|found| look(&found.key, &found.value));
     }
 
-    /// The tags, links and statistics of a slice as records, oldest first.
+    /// The tag and its sequence, unless it was given up before it was written.
+    pub(crate) fn written_tag(&self, key: &TagKey) -> Option<(TagRecord, u64)> {
+        let key = TagKeyRef::from(key);
+        let table = self.tags.read(key.slice());
+        let same = |tag: &Valued<TagKey, _>| TagKeyRef::from(&tag.key) == key;
+        let found = table.find(key.hash(self.seed), same)?;
+        (found.written != NOT_WRITTEN).then(|| (found.value.clone(), found.sequence))
+    }
+
+    /// The tags, links and statistics of a slice as records, oldest first. Some may not be
+    /// on disk.
     pub(crate) fn small_records(&self, slice: usize) -> Vec<Record> {
         let mut records = Vec::new();
         let mut add = |sequence, kind| records.push(Record { sequence, kind });

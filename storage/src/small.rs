@@ -6,11 +6,12 @@
 //! and its last records are written again elsewhere. How they reach every volume: `mirror`.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use crate::Seconds;
 use crate::checkpoint::Part;
+use crate::codec::Reader;
 use crate::digest::Digest;
 use crate::disk::Disk;
 use crate::key::{ForgetKey, LinkKey, LinkRecord, RepositoryKey, Statistics, TagKey, TagRecord};
@@ -48,6 +49,11 @@ pub(crate) struct SmallLog<D: Disk> {
     /// By volume, the one that takes pages.
     pub(crate) segments: RefCell<BTreeMap<u8, Rc<Segment<D>>>>,
     pending: RefCell<BTreeMap<SmallKey, Pending>>,
+    /// What is on disk of tags whose later value waits or was given up: a checkpoint must not
+    /// lose it.
+    shadowed: RefCell<BTreeMap<TagKey, Record>>,
+    /// Tags that are being written.
+    in_flight: RefCell<BTreeSet<TagKey>>,
     /// By volume, of the last checkpoint this writer took part in.
     parts: RefCell<BTreeMap<u8, Part>>,
     pub(crate) writing: Gate,
@@ -58,6 +64,8 @@ impl<D: Disk> Default for SmallLog<D> {
         SmallLog {
             segments: RefCell::default(),
             pending: RefCell::default(),
+            shadowed: RefCell::default(),
+            in_flight: RefCell::default(),
             parts: RefCell::default(),
             writing: Gate::default(),
         }
@@ -71,9 +79,29 @@ impl<D: Disk> SmallLog<D> {
         pending.values().any(|pending| pending.sequence < sequence)
     }
 
+    /// Whether the value that the index has is still to be written.
     pub(crate) fn waits(&self, tag: &TagKey) -> bool {
         let key = SmallKey::Tag(tag.clone());
         self.pending.borrow().contains_key(&key)
+    }
+
+    /// What is on disk of a tag, if the index has something else.
+    pub(crate) fn shadowed(&self, tag: &TagKey) -> Option<Record> {
+        self.shadowed.borrow().get(tag).cloned()
+    }
+
+    /// Of tags that nobody knows any more nothing is kept.
+    pub(crate) fn prune_shadowed(&self, known: impl Fn(&TagKey) -> bool) {
+        self.shadowed.borrow_mut().retain(|tag, _| known(tag));
+    }
+
+    fn written(&self, tag: &TagKey, pending: &Pending, superseded: bool) {
+        let mut shadowed = self.shadowed.borrow_mut();
+        let record = Record::decode(&mut Reader::new(&pending.encoded));
+        match record.filter(|_| superseded) {
+            Some(record) => shadowed.insert(tag.clone(), record),
+            None => shadowed.remove(tag),
+        };
     }
 
     pub(crate) fn part(&self, volume: u8) -> Part {
@@ -97,9 +125,23 @@ impl<D: Disk> Shared<D> {
             kind: Kind::Tag(key.clone(), tag.clone()),
         };
         let needs = Some(tag.digest);
+        self.shadow(&key);
         let age = self.store.clock.now();
         self.store.index.put_tag(key.clone(), tag, sequence, age);
         self.queue(SmallKey::Tag(key), &record, needs)
+    }
+
+    /// The index is about to have a value that is not on disk.
+    fn shadow(&self, key: &TagKey) {
+        let small = &self.small;
+        if small.waits(key) || small.in_flight.borrow().contains(key) {
+            return;
+        }
+        if let Some((tag, sequence)) = self.store.index.written_tag(key) {
+            let kind = Kind::Tag(key.clone(), tag);
+            let record = Record { sequence, kind };
+            small.shadowed.borrow_mut().insert(key.clone(), record);
+        }
     }
 
     pub(crate) fn put_link(&self, key: LinkKey, link: LinkRecord) -> Result<(), WriteError> {
@@ -153,6 +195,7 @@ impl<D: Disk> Shared<D> {
             ForgetKey::Body(digest) => self.forget_body(digest),
             ForgetKey::Tag(key) => {
                 self.store.index.remove_tag(key);
+                self.small.shadowed.borrow_mut().remove(key);
                 self.unqueue(&SmallKey::Tag(key.clone()));
             }
             ForgetKey::Link(key) => {
@@ -265,11 +308,20 @@ impl<D: Disk> Shared<D> {
         if ready.is_empty() {
             return Ok(());
         }
+        let tags = ready.iter().filter_map(|(key, _)| match key {
+            SmallKey::Tag(key) => Some(key.clone()),
+            _ => None,
+        });
+        self.small.in_flight.replace(tags.collect());
         let outcome = self.write_small(&ready).await;
+        self.small.in_flight.take();
         for (key, pending) in ready {
             // A later value of the key, if there is one, counts for itself.
             let superseded = self.small.pending.borrow().contains_key(&key);
             let len = pending.encoded.len() as u64;
+            if let (Ok(()), SmallKey::Tag(tag)) = (&outcome, &key) {
+                self.small.written(tag, &pending, superseded);
+            }
             if outcome.is_err() && !superseded {
                 self.small.pending.borrow_mut().insert(key, pending);
             } else {
