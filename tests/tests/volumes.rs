@@ -1,8 +1,8 @@
-//! Several disks, and disks that run full.
+//! Several disks, of which one runs full or fails: the others serve on, and it comes back.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use entrepot_tests::deadline::until_within;
+use entrepot_tests::deadline::{until_true, until_within};
 use entrepot_tests::disk::{Disk, FileSystem};
 use entrepot_tests::entrepot::{Config, Entrepot, Setup};
 use entrepot_tests::http::get_hashed;
@@ -36,6 +36,14 @@ fn pull(server: &Entrepot, held: &Held) {
 
 fn on(volume: &Path) -> String {
     format!("volume=\"{}\"", volume.display())
+}
+
+fn segments(store: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(store).expect("the store's directory");
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    paths
+        .filter(|path| path.extension().is_some_and(|ending| ending == "seg"))
+        .collect()
 }
 
 /// A file system that others fill: what is new passes through, and is stored again once there is
@@ -113,4 +121,71 @@ fn bodies_are_spread_over_the_disks_and_found_in_any_order_of_them() {
     for body in &bodies {
         pull(&server, body);
     }
+}
+
+#[test]
+fn a_disk_that_is_away_at_the_start_is_missed_by_nobody_and_comes_back() {
+    let origin = Origin::start();
+    let dir = TempDir::new("volumes");
+    let (here, away, aside) = (dir.join("a"), dir.join("b"), dir.join("aside"));
+    let setup = Setup::new(&Config::one(origin.url()))
+        .store(&here)
+        .capacity("512MiB");
+    let setup = setup.args(&["--store", away.to_str().expect("text")]);
+    let server = setup.start();
+    let mut bodies: Vec<Held> = (0..24).map(|seed| blob(&origin, seed)).collect();
+    for body in &bodies {
+        pull(&server, body);
+    }
+    server.terminate();
+    std::fs::rename(&away, &aside).expect("set aside");
+    std::fs::write(&away, "no directory").expect("a file in its place");
+
+    let server = setup.start();
+    assert_eq!(server.metric("entrepot_volume_online", &[&on(&away)]), 0.0);
+    let said = server.ask_ok(&["volumes"]);
+    assert!(
+        said.contains("offline") && said.contains("online"),
+        "{said}"
+    );
+    let held = server.metric("entrepot_store_bodies", &[]);
+    assert!(held > 0.0 && held < 24.0, "{held} of 24 are here");
+    // Purged while it may lie on the disk that is away.
+    for purged in bodies.drain(..8) {
+        server.ask_ok(&["purge", "digest", &purged.digest]);
+        pull(&server, &purged);
+        server.ask_ok(&["purge", "digest", &purged.digest]);
+    }
+    server.terminate();
+    std::fs::remove_file(&away).expect("the file goes");
+    std::fs::rename(&aside, &away).expect("and the disk is back");
+
+    origin.go_down();
+    let server = setup.start();
+    assert_eq!(server.metric("entrepot_volume_online", &[&on(&away)]), 1.0);
+    assert_eq!(server.metric("entrepot_store_bodies", &[]), 16.0);
+    for body in &bodies {
+        pull(&server, body);
+    }
+}
+
+#[test]
+fn a_body_that_cannot_be_read_is_fetched_anew() {
+    let origin = Origin::start();
+    let disk = Disk::new(FileSystem::Ext4, DISK_LEN);
+    let store = disk.path().join("store");
+    let server = Setup::new(&Config::one(origin.url())).store(&store).start();
+    let body = blob(&origin, 1);
+    pull(&server, &body);
+    server.wait_committed();
+    disk.break_reads();
+    for segment in segments(&store) {
+        Disk::drop_cache(&segment);
+    }
+    let whole = || {
+        let pulled = get_hashed(server.addr(), &target(&body.digest));
+        pulled.is_ok_and(|hashed| hashed.broken.is_none() && hashed.digest == body.digest)
+    };
+    assert!(!whole(), "the bytes are gone");
+    until_true("it is fetched anew", whole);
 }
