@@ -84,7 +84,7 @@ impl Process {
         let Some((drive, number)) = body.file else {
             return self.plan.media != Media::Sound || self.lenient();
         };
-        let moved = self.moved || self.store.exchange().compaction().segments > 0;
+        let moved = self.moved || self.store.exchange().compaction().written_bytes > 0;
         let moved = moved && drive == self.plan.rotten;
         let damaged = moved || self.world.file_damaged(drive, number);
         self.failed(drive) || self.plan.media != Media::Sound && damaged

@@ -136,7 +136,7 @@ impl Process {
         counts.evicted_idle += usage.evicted_idle.bodies;
         counts.evicted_room += usage.evicted_pressure.bodies + usage.evicted_room.bodies;
         let mut model = self.model.borrow_mut();
-        model.moved |= done.segments > 0;
+        model.moved |= done.written_bytes > 0;
         model.evicted |= usage.evicted_pressure.bodies + usage.evicted_room.bodies > 0;
     }
 }
