@@ -180,10 +180,14 @@ impl Process {
         content: usize,
         staging: bool,
     ) {
-        if outcome.is_ok() && !staging {
+        if let Ok(body) = outcome
+            && !staging
+        {
+            let file = body.lease.file();
             let mut model = self.model.borrow_mut();
             model.finished(content);
             model.used(content);
+            model.bodies[content].file = Some((file.drive(), file.number()));
         }
     }
 

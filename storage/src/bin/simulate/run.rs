@@ -363,8 +363,8 @@ async fn work(process: &Rc<Process>, last: bool) {
         return;
     }
     process.settle().await;
-    process.tidy().await;
     process.held.borrow_mut().clear();
+    process.tidy().await;
     let count = process.model.borrow().contents.len();
     for content in 0..count {
         process.look_up(content).await;

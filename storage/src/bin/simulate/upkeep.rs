@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use super::client::Process;
 use super::model::BodyState;
+use super::plan::Media;
 
 /// What one turn of maintenance moves the age clock at most.
 const AGE_STEP_MAX: u64 = 60;
@@ -115,7 +116,8 @@ impl Process {
             let after = self.store.exchange().compaction();
             let same = before.segments == after.segments && before.failed == after.failed;
             quiet = if same { quiet + 1 } else { 0 };
-            if quiet == QUIET_ROUNDS {
+            let strict = !self.lenient() && self.plan.media == Media::Sound;
+            if quiet >= QUIET_ROUNDS && (self.accounted() || !strict) {
                 return;
             }
         }
