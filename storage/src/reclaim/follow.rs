@@ -83,7 +83,11 @@ impl<D: Disk> Shared<D> {
             return;
         };
         let name = file_name(segment, Class::Shared);
-        let Ok((file, _)) = self.disk(volume).open(&name).await else {
+        let opened = match self.online(volume) {
+            true => self.disk(volume).open(&name).await.ok(),
+            false => None,
+        };
+        let Some((file, _)) = opened else {
             // What is in it is in the victims too; its name is removed by the next recovery.
             let _ = self.disk(volume).unlink(&name).await;
             return self.end(job, false);
