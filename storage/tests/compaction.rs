@@ -46,6 +46,12 @@ struct Process {
 }
 
 async fn open(disk: &SimDisk, executor: &Executor, scrub_every: u64) -> Rc<Process> {
+    let process = open_only(disk, scrub_every).await;
+    compact(&process, executor);
+    process
+}
+
+async fn open_only(disk: &SimDisk, scrub_every: u64) -> Rc<Process> {
     let mut options = Options::new(SHARDS, [3; 16]);
     options.segment_len = Some(SEGMENT_LEN);
     options.withheld_len = 1000;
@@ -58,16 +64,6 @@ async fn open(disk: &SimDisk, executor: &Executor, scrub_every: u64) -> Rc<Proce
     let (store, recovered) = Store::open(volumes, options, START).await.expect("opens");
     let writer = |shard| store.writer(vec![disk.clone()], shard);
     let writers = (0..SHARDS).map(writer).collect();
-    let mut compactor = Compactor::new(store.exchange(), vec![disk.clone()]);
-    let turns = disk.clone();
-    executor.spawn(async move {
-        loop {
-            if !compactor.step().await {
-                // Others go on: the compactor has no clock here.
-                let _ = turns.space().await;
-            }
-        }
-    });
     Rc::new(Process {
         store,
         writers,
@@ -75,6 +71,20 @@ async fn open(disk: &SimDisk, executor: &Executor, scrub_every: u64) -> Rc<Proce
         recovered,
         now: Cell::new(START),
     })
+}
+
+/// A compactor that is always at work.
+fn compact(process: &Process, executor: &Executor) {
+    let disk = process.disk.clone();
+    let mut compactor = Compactor::new(process.store.exchange(), vec![disk.clone()]);
+    executor.spawn(async move {
+        loop {
+            if !compactor.step().await {
+                // Others go on: the compactor has no clock here.
+                let _ = disk.space().await;
+            }
+        }
+    });
 }
 
 impl Process {
@@ -318,6 +328,40 @@ fn whatever_step_a_crash_hits_nothing_is_lost_and_nothing_purged_returns() {
         (10..170).contains(&ended),
         "{ended} of 180 were not cut off"
     );
+}
+
+#[test]
+fn what_was_purged_and_came_back_meanwhile_is_not_switched() {
+    let world = world(4);
+    process(&world, 4, STEPS_MAX, |disk, _| async move {
+        let process = open_only(&disk, 0).await;
+        decay(&process).await;
+        let exchange = process.store.exchange();
+        let mut compactor = Compactor::new(process.store.exchange(), vec![disk.clone()]);
+        while exchange.compaction().segments == 0 {
+            process.maintain(1).await;
+            while compactor.step().await {
+                if exchange.compaction().segments > 0 {
+                    break;
+                }
+            }
+        }
+        // The copies are durable, and nobody has switched.
+        for number in kept() {
+            process.purge(number).await;
+            process.put(number).await;
+        }
+        process.seal().await;
+        for _ in 0..100 {
+            compactor.step().await;
+            process.maintain(1).await;
+        }
+        process.check(kept()).await;
+    });
+    process(&world, 4, STEPS_MAX, |disk, _| async move {
+        let process = open_only(&disk, 0).await;
+        process.check(kept()).await;
+    });
 }
 
 #[test]
