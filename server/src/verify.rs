@@ -21,9 +21,12 @@ pub enum Why {
     Unreadable,
 }
 
+/// Who waits for the same check.
+type Asking = HashMap<(Digest, Why), Vec<Reply<bool>>>;
+
 pub struct Checks {
     writer: Rc<Writer<UringDisk>>,
-    asking: RefCell<HashMap<(Digest, Why), Vec<Reply<bool>>>>,
+    asking: RefCell<Asking>,
 }
 
 impl Checks {

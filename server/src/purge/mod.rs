@@ -57,8 +57,8 @@ pub struct Scope {
 
 impl Scope {
     fn holds(&self, project: &str, repository: &str) -> bool {
-        let named = |name: &Box<str>| **name == *repository;
-        *self.project == *project && self.repository.as_ref().is_none_or(named)
+        let named = |name: &str| *name == *repository;
+        *self.project == *project && self.repository.as_deref().is_none_or(named)
     }
 }
 
