@@ -346,12 +346,20 @@ fn what_was_purged_and_came_back_meanwhile_is_not_switched() {
                 }
             }
         }
-        // The copies are durable, and nobody has switched.
+        // The copies are durable and reported, and nobody has switched.
+        compactor.step().await;
         for number in kept() {
             process.purge(number).await;
             process.put(number).await;
         }
         process.seal().await;
+        let body = |number| process.store.body(&digest(number)).expect("there");
+        let leases: Vec<_> = kept().map(|number| body(number).lease).collect();
+        process.maintain(3).await;
+        for (lease, number) in leases.iter().zip(kept()) {
+            let same = std::ptr::eq(lease.file(), body(number).lease.file());
+            assert!(same, "body {number}");
+        }
         for _ in 0..100 {
             compactor.step().await;
             process.maintain(1).await;
