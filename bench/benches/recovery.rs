@@ -1,6 +1,6 @@
 //! How long a start takes: records a second on one core, and seconds for each TB.
 //!
-//! `cargo bench -p entrepot-bench --bench recovery -- path=/var/tmp bodies=1000000 tb=1`.
+//! `cargo bench -p entrepot-bench --bench recovery -- path=/tmp bodies=1000000 tb=1`.
 //! In memory: segments of small bodies, so that records and nothing else cost time. On the file
 //! system of `path`: a store of so many TB of bodies as registries have them, 25 MB on average.
 //! Every file, page and record of it that a start reads is real; the bodies, which it does not

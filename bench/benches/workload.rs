@@ -1,9 +1,10 @@
 //! Write amplification and byte-hit ratio of the whole store under a registry workload.
 //!
 //! One writer, one compactor and the real code over a disk in memory; a request a second of store
-//! time. `cargo bench -p entrepot-bench --bench workload -- requests=100000 scale=16 cache=10`:
-//! so many requests, lengths and geometry divided by `scale`, a cache of that many per cent of
-//! the bytes of all blobs. Everything is reported once the store was first full.
+//! time. `cargo bench -p entrepot-bench --bench workload -- requests=100000 scale=16 cache=10
+//! reuse=even`: so many requests, lengths and geometry divided by `scale`, a cache of that many
+//! per cent of the bytes of all blobs. Reported for the whole run, and from when the store was
+//! first full.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::time::Instant;
 
 use entrepot_bench::lru::Lru;
 use entrepot_bench::memory::MemoryDisk;
-use entrepot_bench::trace::{Content, Trace};
+use entrepot_bench::trace::{Content, Reuse, Trace};
 use entrepot_bench::{argument, block_on, measured};
 use entrepot_storage::{
     Body, Compactor, Digest, Exchange, FillSpec, Options, Refusal, Store, VolumeSpec, Writer,
@@ -32,6 +33,7 @@ struct Asked {
     scale: u64,
     cache_percent: u64,
     segment_len: u64,
+    reuse: Reuse,
 }
 
 impl Asked {
@@ -49,6 +51,11 @@ impl Asked {
             scale,
             cache_percent: number("cache", 10),
             segment_len: number("segment", SEGMENT_LEN / scale),
+            reuse: match argument("reuse", "even").as_str() {
+                "even" => Reuse::Even,
+                "skewed" => Reuse::Skewed,
+                other => panic!("reuse is even or skewed, not {other}"),
+            },
         }
     }
 }
@@ -239,7 +246,7 @@ impl Run {
 
 fn main() {
     let asked = Asked::new();
-    let trace = Trace::new(asked.requests, asked.scale, SEED);
+    let trace = Trace::new(asked.requests, asked.scale, asked.reuse, SEED);
     let capacity = trace.footprint() * asked.cache_percent / 100;
     line("blobs", trace.lens.len());
     line("bytes of all blobs, MB", trace.footprint() / 1_000_000);

@@ -85,7 +85,7 @@ impl Content {
 
     fn read(&self, offset: u64, len: usize) -> Vec<u8> {
         let end = self.len.min(offset.saturating_add(len as u64));
-        let mut bytes = Vec::with_capacity(len);
+        let mut bytes = Vec::with_capacity(end.saturating_sub(offset) as usize);
         for (number, part) in parts(offset, end) {
             bytes.extend_from_slice(&self.page(number)[part]);
         }
