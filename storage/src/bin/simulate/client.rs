@@ -13,7 +13,7 @@ use entrepot_storage::{
 };
 
 use super::fills::{Feed, Source};
-use super::model::{BodyState, Model, Presence};
+use super::model::{BodyState, FileId, Model, Presence};
 use super::plan::{Media, Plan};
 use super::steps::Counts;
 use super::values::repository;
@@ -81,11 +81,15 @@ impl Process {
     /// Whether the body may be gone: the drive it was seen on last has failed, or the media
     /// damaged its file.
     pub fn lost(&self, body: &BodyState) -> bool {
-        let Some((drive, number)) = body.file else {
+        if body.files.is_empty() {
             return self.plan.media != Media::Sound || self.lenient();
-        };
+        }
+        body.files.iter().any(|file| self.file_lost(*file))
+    }
+
+    fn file_lost(&self, (drive, number): FileId) -> bool {
         let moved = self.moved || self.store.exchange().compaction().written_bytes > 0;
-        let moved = moved && drive == self.plan.rotten;
+        let moved = moved && drive == self.plan.weak;
         let damaged = moved || self.world.file_damaged(drive, number);
         self.failed(drive) || self.plan.media != Media::Sound && damaged
     }
@@ -249,7 +253,8 @@ impl Process {
         let file = body.lease.file();
         let disk = &self.disks[file.drive()];
         let read = disk.read(file, body.lease.offset(), expected.len()).await;
-        self.model.borrow_mut().bodies[content].file = Some((file.drive(), file.number()));
+        let place = (file.drive(), file.number());
+        self.model.borrow_mut().seen(content, place);
         if let Ok(read) = read
             && !body.lease.revoked()
         {
@@ -348,7 +353,8 @@ impl Process {
         let since = self.world.issued();
         let digest = self.digest(content);
         let file = body.lease.file();
-        self.model.borrow_mut().bodies[content].file = Some((file.drive(), file.number()));
+        let place = (file.drive(), file.number());
+        self.model.borrow_mut().seen(content, place);
         let (before, purges) = {
             let model = self.model.borrow();
             (model.bodies[content].version, model.bodies[content].purges)

@@ -187,7 +187,7 @@ impl Process {
             let mut model = self.model.borrow_mut();
             model.finished(content);
             model.used(content);
-            model.bodies[content].file = Some((file.drive(), file.number()));
+            model.seen(content, (file.drive(), file.number()));
         }
     }
 

@@ -43,8 +43,8 @@ pub struct BodyState {
     pub fills: u64,
     /// When it was used: by the latest and the earliest that the store's age clock may say.
     pub uses: Vec<Use>,
-    /// Where it was seen last.
-    pub file: Option<FileId>,
+    /// Where it was seen since it was purged last: an older copy may be the durable one.
+    pub files: Vec<FileId>,
 }
 
 /// A moment, by the clocks of `Ages`.
@@ -154,7 +154,7 @@ impl Model {
             shaky: false,
             fills: 0,
             uses: Vec::new(),
-            file: None,
+            files: Vec::new(),
         };
         Model {
             bodies: vec![body; contents.len()],
@@ -221,6 +221,7 @@ impl Model {
         if body.forgets == 0 && body.fills == fills_before {
             body.now = Presence::Absent;
             body.possible &= !durable;
+            body.files.clear();
         }
     }
 
@@ -311,6 +312,13 @@ impl Model {
             .entry(key)
             .or_insert_with(ValueState::absent)
             .put(value);
+    }
+
+    pub fn seen(&mut self, content: usize, file: FileId) {
+        let files = &mut self.bodies[content].files;
+        if !files.contains(&file) {
+            files.push(file);
+        }
     }
 
     pub fn used(&mut self, content: usize) {
@@ -410,7 +418,14 @@ impl ValueState {
         self.possible = vec![None];
     }
 
-    pub fn found(&mut self, what: &str, found: Option<Value>, lenient: bool, amnesia: bool) {
+    pub fn found(
+        &mut self,
+        what: &str,
+        found: Option<Value>,
+        lenient: bool,
+        amnesia: bool,
+        whole: bool,
+    ) {
         let right = self.possible.contains(&found) || (lenient && found.is_none()) || amnesia;
         assert!(
             right,
@@ -418,7 +433,7 @@ impl ValueState {
             self.possible
         );
         self.shaky = lenient;
-        if lenient {
+        if lenient || !whole {
             self.possible.push(found.clone());
         } else {
             self.possible = vec![found.clone()];

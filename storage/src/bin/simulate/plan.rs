@@ -37,8 +37,9 @@ pub struct Plan {
     /// What is no error: late, in parts, past the cache; and what the media do.
     noise: Faults,
     pub media: Media,
-    /// The one drive whose media are not sound.
-    pub rotten: usize,
+    /// The one drive that fails, leaves, or whose media are not sound: of two that are stale by
+    /// turns neither could know.
+    pub weak: usize,
     /// The store or its file system is small enough to become full.
     pub tight: bool,
     pub withheld_len: u64,
@@ -73,7 +74,7 @@ impl Plan {
             uncached: noise.uncached,
             ..errors
         };
-        if drive != self.rotten {
+        if drive != self.weak {
             return faults;
         }
         Faults {
@@ -121,7 +122,7 @@ impl Plan {
     pub fn draw(random: &mut Random) -> Plan {
         let tight = random.chance(350);
         let capacity = if tight {
-            (1 << 20) + random.below(3 << 20)
+            (1 << 20) + random.below(5 << 20)
         } else {
             256 << 20
         };
@@ -136,30 +137,19 @@ impl Plan {
         options.scrub_every = *random.pick(&[1000, 30 * 24 * 3600]);
         options.withheld_len = *random.pick(&[512, 4 << 10, 16 << 10]);
         let drives = *random.pick(&[1, 1, 1, 2, 2, 3]);
-        let alone = drives == 1;
-        let errors = (0..drives)
-            .map(|_| {
-                if alone {
-                    draw_errors(random)
-                } else {
-                    Faults::NONE
-                }
-            })
-            .collect();
-        let media = if alone {
-            Media::draw(random)
-        } else {
-            Media::Sound
-        };
+        let weak = random.index(drives);
+        let mut errors = vec![Faults::NONE; drives];
+        errors[weak] = draw_errors(random);
+        let media = Media::draw(random);
         Plan {
             errors,
             noise: draw_noise(random, media),
             media,
-            rotten: random.index(drives),
+            weak,
             tight,
             withheld_len: options.withheld_len,
             weights: draw_weights(random),
-            leaves: if alone && drives > 1 && random.chance(300) {
+            leaves: if drives > 1 && random.chance(300) {
                 300
             } else {
                 0
@@ -226,7 +216,7 @@ fn draw_noise(random: &mut Random, media: Media) -> Faults {
 /// Kinds of operations are switched off and up by run.
 fn draw_weights(random: &mut Random) -> [u64; 21] {
     let mut weights = [
-        30, 4, 3, 3, 5, 10, 25, 15, 5, 8, 6, 3, 3, 25, 2, 1, 4, 20, 10, 1, 5,
+        30, 4, 3, 3, 5, 10, 25, 15, 5, 8, 6, 3, 3, 25, 2, 1, 4, 25, 15, 1, 5,
     ];
     for weight in weights.iter_mut().skip(1) {
         *weight = match random.below(10) {

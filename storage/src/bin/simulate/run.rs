@@ -31,6 +31,8 @@ struct Run {
     random: Random,
     /// The last process ended with the machine.
     rebooted: bool,
+    /// It was opened with all its drives.
+    founded: Rc<Cell<bool>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +70,7 @@ pub fn run(seed: u64) -> Counts {
         clock: Rc::new(Cell::new(1_800_000_000)),
         random,
         rebooted: true,
+        founded: Rc::default(),
     };
     run.all()
 }
@@ -100,9 +103,12 @@ impl Run {
     /// A process from its start to its end, bad or, if `last`, good.
     fn process(&mut self, operations: u64, last: bool) -> End {
         let faulty = !last || self.random.chance(300);
-        let leaves = !last && self.random.chance(self.plan.leaves);
-        let away = leaves.then(|| self.random.index(self.plan.drives()));
+        // A new store is made where all drives are: what is on a missing one is not known.
+        let leaves = !last && self.founded.get() && self.random.chance(self.plan.leaves);
+        let away = leaves.then_some(self.plan.weak);
         for drive in 0..self.plan.drives() {
+            let alone = self.plan.drives() == 1;
+            let faulty = faulty && (alone || self.founded.get());
             let mut faults = self.plan.faults(drive, faulty);
             faults.gone = away == Some(drive);
             self.world.set_drive_faults(drive, faults);
@@ -151,7 +157,7 @@ impl Run {
 
     fn drive(&mut self, executor: &Rc<Executor>, watch: &Watch, last: bool) -> End {
         let target = *self.random.pick(&steps::ALL);
-        let mut countdown = 1 + self.random.below(6);
+        let mut countdown = 1 + self.random.below(target.often());
         let mut issued = 0;
         for _ in 0..STEPS_MAX {
             let ran = executor.step(&self.world);
@@ -211,6 +217,7 @@ impl Run {
         let (model, counts) = (Rc::clone(&self.model), Rc::clone(&self.counts));
         let (clock, watch) = (Rc::clone(&self.clock), Rc::clone(watch));
         let mut random = self.random.fork();
+        let founded = Rc::clone(&self.founded);
         let disks: Vec<SimDisk> = (0..plan.drives())
             .map(|drive| SimDisk::of_drive(&world, executor, drive))
             .collect();
@@ -220,6 +227,7 @@ impl Run {
             let shards = 1 + random.index(3);
             let options = Options {
                 shards,
+                uuid: std::array::from_fn(|_| random.draw() as u8),
                 ..plan.options.clone()
             };
             watch.opening.set(true);
@@ -248,6 +256,7 @@ impl Run {
                 }
                 Err(error) => panic!("not opened: {error}"),
             };
+            founded.set(founded.get() || recovered.away.is_empty());
             let strange = recovered.invalid + recovered.foreign.len() as u64;
             let sound = plan.media == Media::Sound;
             assert!(strange == 0 || !sound, "{recovered:?}");
@@ -305,6 +314,8 @@ async fn check_recovered(process: &Rc<Process>, recovered: &Recovered) {
     let doubtful = |drive| process.failed(drive) || process.model.borrow().lenient[drive];
     // Small records are on every drive: one that never failed has them all.
     let lenient = process.drives().all(doubtful);
+    // What is on a drive that is not there may be news.
+    let whole = recovered.away.is_empty();
     let count = process.model.borrow().contents.len();
     for content in 0..count {
         let digest = process.model.borrow().contents[content]
@@ -314,9 +325,13 @@ async fn check_recovered(process: &Rc<Process>, recovered: &Recovered) {
         let found = process.store.body(&digest);
         let state = process.model.borrow().bodies[content].clone();
         let lost = process.lost(&state);
-        let drive = state.file.map(|(drive, _)| drive);
-        let away = drive.is_some_and(|drive| recovered.away.contains(&drive));
-        let lenient = drive.map_or_else(|| process.drives().any(doubtful), doubtful);
+        let drives = || state.files.iter().map(|(drive, _)| *drive);
+        let away = drives().any(|drive| recovered.away.contains(&drive));
+        let lenient = if state.files.is_empty() {
+            process.drives().any(doubtful)
+        } else {
+            drives().any(doubtful)
+        };
         process
             .model
             .borrow_mut()
@@ -341,14 +356,14 @@ async fn check_recovered(process: &Rc<Process>, recovered: &Recovered) {
             );
         }
         let state = model.tags.get_mut(&key).expect("just listed");
-        state.found(&format!("tag {key}"), found, lenient, amnesia);
+        state.found(&format!("tag {key}"), found, lenient, amnesia, whole);
     }
     let links: Vec<(String, usize)> = process.model.borrow().links.keys().cloned().collect();
     for key in links {
         let found = process.found_link(&key);
         let mut model = process.model.borrow_mut();
         let state = model.links.get_mut(&key).expect("just listed");
-        state.found(&format!("link {key:?}"), found, lenient, amnesia);
+        state.found(&format!("link {key:?}"), found, lenient, amnesia, whole);
     }
 }
 

@@ -69,7 +69,8 @@ pub const ALL: [Step; 24] = [
 ];
 
 /// What some run must meet.
-const INJECTED: [Fault; 17] = [
+const INJECTED: [Fault; 18] = [
+    Fault::Gone,
     Fault::ReadFailed,
     Fault::WriteFailed,
     Fault::SyncFailed,
@@ -88,6 +89,16 @@ const INJECTED: [Fault; 17] = [
     Fault::NameLost,
     Fault::LengthLost,
 ];
+
+impl Step {
+    /// Of so many hits a crash takes one.
+    pub fn often(self) -> u64 {
+        match self {
+            Step::CompactRead | Step::CompactCreate | Step::CompactWrite | Step::CompactSync => 2,
+            _ => 6,
+        }
+    }
+}
 
 /// What the driver knows and the disk does not.
 #[derive(Clone, Copy, Debug, Default)]
