@@ -295,7 +295,9 @@ impl Process {
     /// Bodies that the store gave up for others: as many may be missing as it says.
     pub fn note_evicted(&self) {
         let evicted = self.evicted();
-        if evicted == self.evicted.get() {
+        // What the media cost is missing too, and is counted with them.
+        let strict = !self.lenient() && self.plan.media == Media::Sound;
+        if strict && evicted == self.evicted.get() {
             return;
         }
         let count = self.model.borrow().contents.len();

@@ -156,7 +156,10 @@ impl Run {
     }
 
     fn drive(&mut self, executor: &Rc<Executor>, watch: &Watch, last: bool) -> End {
-        let target = *self.random.pick(&steps::ALL);
+        let rare = self.random.chance(250);
+        let target = *self
+            .random
+            .pick(if rare { &steps::RARE[..] } else { &steps::ALL });
         let mut countdown = 1 + self.random.below(target.often());
         let mut issued = 0;
         for _ in 0..STEPS_MAX {
