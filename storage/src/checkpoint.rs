@@ -271,8 +271,10 @@ impl<D: Disk> Shared<D> {
         let members = self.store.members();
         for (number, volume) in (0..).zip(&self.store.volumes) {
             if volume.online() {
-                // TODO offline
-                let _ = volume.write_superblock(self.disk(number), &members).await;
+                let written = volume.write_superblock(self.disk(number), &members).await;
+                if written.is_err() {
+                    self.store.take_offline(number);
+                }
             }
         }
     }

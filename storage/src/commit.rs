@@ -164,7 +164,8 @@ impl<D: Disk> Shared<D> {
 
     /// Meanwhile a body's write may have failed, or a purge have taken all there was.
     fn check(&self, segment: &Rc<Segment<D>>, outcome: io::Result<()>) -> Result<(), Stop> {
-        if outcome.is_err() {
+        if let Err(error) = &outcome {
+            self.store.disk_failed(segment.file.volume, error);
             self.quarantine(segment);
         }
         match segment.state.get() {
@@ -192,7 +193,8 @@ impl<D: Disk> Shared<D> {
         outcome.and(self.end_small().await)
     }
 
-    pub(crate) fn write_failed(&self, progress: &Progress<D>) {
+    pub(crate) fn write_failed(&self, progress: &Progress<D>, error: &io::Error) {
+        self.store.disk_failed(progress.file.volume, error);
         match &progress.segment {
             Some(segment) => self.quarantine(segment),
             None => self.end_fill(progress, FillFailure::DiskFailed),
@@ -204,7 +206,8 @@ impl<D: Disk> Shared<D> {
         if matches!(segment.state.get(), State::GivenUp | State::Sealed) {
             return;
         }
-        self.store.volume(segment.file.volume).count_quarantined();
+        self.store
+            .segment_failed(segment.file.volume, self.now.get());
         segment.file.revoke();
         for (digest, sequence) in segment.bodies() {
             // Its own sequence: a later body of this digest elsewhere is not meant.
@@ -222,6 +225,12 @@ impl<D: Disk> Shared<D> {
         if segment.state.replace(State::GivenUp) == State::GivenUp {
             return;
         }
+        self.drop_waiting(segment);
+        self.unlink(&segment.file);
+    }
+
+    /// What waits in a segment that was given up waits no more.
+    pub(crate) fn drop_waiting(&self, segment: &Rc<Segment<D>>) {
         for finished in segment.finished.take() {
             self.remove_uncommitted(finished.waiting());
         }
@@ -229,7 +238,6 @@ impl<D: Disk> Shared<D> {
             self.remove_uncommitted(entered.waiting);
         }
         self.remove(segment);
-        self.unlink(&segment.file);
     }
 
     fn remove(&self, segment: &Rc<Segment<D>>) {

@@ -175,7 +175,7 @@ impl<D: Disk> Progress<D> {
             }
             match outcome {
                 Ok(()) => progress.completed(number, disk),
-                Err(_) => task_shared.write_failed(&progress),
+                Err(error) => task_shared.write_failed(&progress, &error),
             }
         });
     }

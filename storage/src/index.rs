@@ -322,6 +322,24 @@ impl<D: Disk> Index<D> {
         }
     }
 
+    /// Removes the bodies of a slice whose volume went offline.
+    pub(crate) fn remove_abandoned(&self, slice: usize) {
+        let mut gone = Vec::new();
+        self.bodies.write(slice).retain(|body| {
+            let stays = !body.lease.file.abandoned();
+            if !stays {
+                body.lease.file.lost(body.lease.len());
+                gone.push(body.bytes.take());
+            }
+            stays
+        });
+        self.counts[BODIES].fetch_sub(gone.len() as u64, Ordering::Relaxed);
+        for bytes in gone.into_iter().flatten() {
+            let len = bytes.len() as u64;
+            self.small_used.fetch_sub(len, Ordering::Relaxed);
+        }
+    }
+
     /// Whether a body of this length is to be held in RAM; if so, its bytes are counted.
     pub(crate) fn admit_small(&self, len: u64) -> bool {
         len <= self.small_max

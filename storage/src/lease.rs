@@ -26,6 +26,8 @@ pub(crate) struct SegmentFile<D: Disk> {
     /// Its bodies are to be checked before they are served.
     unverified: AtomicBool,
     revoked: AtomicBool,
+    /// Its volume went offline.
+    abandoned: AtomicBool,
     counts: Mutex<Counts>,
     budget: Arc<Budget>,
 }
@@ -88,6 +90,7 @@ impl<D: Disk> SegmentFile<D> {
             floor: AtomicU64::new(place.floor),
             unverified: AtomicBool::new(false),
             revoked: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
             counts: Mutex::new(Counts {
                 stage,
                 charged,
@@ -228,6 +231,15 @@ impl<D: Disk> SegmentFile<D> {
 
     pub(crate) fn charged(&self) -> u64 {
         self.counts().charged
+    }
+
+    /// Nothing is looked for in it any more.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Acquire)
     }
 
     pub(crate) fn revoke(&self) {

@@ -3,6 +3,7 @@
 //! No sockets, no HTTP, no clock, no randomness of its own: time is a parameter and the world is
 //! a [`Disk`]. `storage/README.md` draws the bytes on disk and lists the invariants S1-S8.
 
+mod bring_back;
 mod budget;
 mod check;
 mod checkpoint;
@@ -30,6 +31,7 @@ mod media;
 mod member;
 mod mirror;
 mod mix;
+mod offline;
 mod open;
 mod page;
 mod pick;
@@ -55,6 +57,7 @@ mod wait;
 mod watermark;
 mod writer;
 
+pub use bring_back::BringBackError;
 pub use compact::Compactor;
 pub use digest::{Algorithm, Digest, DigestError, Hasher, SLICES, owner};
 pub use disk::Disk;

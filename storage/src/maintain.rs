@@ -73,6 +73,7 @@ impl<D: Disk> Shared<D> {
         if self.shard() == PLANNER {
             self.plan_reclaim().await;
         }
+        self.lose_offline().await;
         self.checkpoints().await;
     }
 

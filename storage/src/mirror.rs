@@ -178,12 +178,13 @@ impl<D: Disk> Shared<D> {
         segment: &Rc<Segment<D>>,
         outcome: &io::Result<()>,
     ) -> Result<(), WriteError> {
-        if outcome.is_ok() {
+        let Err(error) = outcome else {
             return Ok(());
-        }
+        };
         let volume = segment.file.volume;
+        self.store.disk_failed(volume, error);
         if segment.state.replace(State::GivenUp) != State::GivenUp {
-            self.store.volume(volume).count_quarantined();
+            self.store.segment_failed(volume, self.now.get());
         }
         let mut segments = self.small.segments.borrow_mut();
         let current = segments.get(&volume);

@@ -77,10 +77,10 @@ pub(crate) async fn open<D: Disk>(
 }
 
 /// A place of a volume as it was found; nothing in it was changed but its lock taken.
-struct Place<D: Disk> {
-    lock: D::File,
-    names: Vec<String>,
-    superblock: Option<(Superblock, SuperblockFile<D>)>,
+pub(crate) struct Place<D: Disk> {
+    pub(crate) lock: D::File,
+    pub(crate) names: Vec<String>,
+    pub(crate) superblock: Option<(Superblock, SuperblockFile<D>)>,
 }
 
 /// Of each volume, or why it is away. What more than one disk can't mend is an error.
@@ -110,7 +110,7 @@ fn one_at_least<T>(volumes: &mut Vec<Result<T, OpenError>>) -> Result<(), OpenFa
     }
 }
 
-async fn look<D: Disk>(disk: &D) -> Result<Place<D>, OpenError> {
+pub(crate) async fn look<D: Disk>(disk: &D) -> Result<Place<D>, OpenError> {
     let lock = disk.lock().await.map_err(|source| match source.kind() {
         io::ErrorKind::WouldBlock => OpenError::Locked,
         _ => failed("taking the lock", source),

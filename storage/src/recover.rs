@@ -233,7 +233,7 @@ pub(crate) fn merge<D: Disk>(
 }
 
 /// The lowest sequence of a record that a forget record can kill.
-fn lowest(records: &[Record]) -> u64 {
+pub(crate) fn lowest(records: &[Record]) -> u64 {
     let kills = |record: &&Record| !matches!(record.kind, Kind::Forget(_) | Kind::Area { .. });
     let sequences = records.iter().filter(kills).map(|record| record.sequence);
     sequences.min().unwrap_or(u64::MAX)

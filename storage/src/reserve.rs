@@ -4,6 +4,7 @@
 //! done one after another, as a task that goes on if its caller stops waiting. Files are allocated
 //! before a body begins, so that a full disk is met here and not in the middle of one.
 
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -206,7 +207,7 @@ impl<D: Disk> Shared<D> {
             Ok(file) => file,
             Err(error) => {
                 budget.give_back(draft.len, purpose);
-                return Err(refusal(&error));
+                return Err(self.create_failed(volume, &error));
             }
         };
         let id = place.id;
@@ -221,15 +222,25 @@ impl<D: Disk> Shared<D> {
             area_len: draft.area.end - draft.area.offset,
         };
         let header = header.encode().into();
-        if disk.write(&segment.file.file, 0, header).await.is_err() {
+        if let Err(error) = disk.write(&segment.file.file, 0, header).await {
             // Nothing is in it yet: what stays of it is removed by the next recovery.
             let _ = disk.unlink(&name).await;
-            return Err(Refusal::DiskFailed);
+            return Err(self.create_failed(volume, &error));
         }
         self.store
             .volume(volume)
             .register(Arc::clone(&segment.file));
         Ok(segment)
+    }
+
+    /// A segment that could not be made is one that was given up, unless the disk is only full.
+    fn create_failed(&self, volume: u8, error: &io::Error) -> Refusal {
+        let refusal = refusal(error);
+        if refusal != Refusal::Full {
+            self.store.disk_failed(volume, error);
+            self.store.segment_failed(volume, self.now.get());
+        }
+        refusal
     }
 
     /// Lengthens a segment's file to `needed`, and by a step if it may become that long.

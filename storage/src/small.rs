@@ -191,6 +191,8 @@ impl<D: Disk> Shared<D> {
 
     fn forget_one(&self, what: ForgetKey) {
         let sequence = self.store.next_sequence();
+        // Before the index: what a returning volume brings is checked after it is in the index.
+        self.store.forgets.note(&what, sequence);
         match &what {
             ForgetKey::Body(digest) => self.forget_body(digest),
             ForgetKey::Tag(key) => {

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
@@ -246,6 +246,10 @@ pub struct Store<D: Disk> {
     /// Writers there are: each owns its part of all keys.
     pub(crate) owners: usize,
     generation: u64,
+    /// How often a volume went offline.
+    offline_changes: Mutex<u64>,
+    /// How often a writer noticed that, all together.
+    pub(crate) losers: AtomicU64,
     /// Small records of a later program: kept as they are.
     unknown: Mutex<Vec<Record>>,
     /// Members that may be at a place that could not be read at the start.
@@ -309,6 +313,8 @@ impl<D: Disk> Store<D> {
             exchange: Exchange::new(plan.uuid, options.shards),
             scrub_every: options.scrub_every,
             owners: options.shards.max(1),
+            offline_changes: Mutex::default(),
+            losers: AtomicU64::new(0),
             unknown: Mutex::default(),
             segments_made: AtomicU64::new(0),
             records_made: AtomicU64::new(0),
@@ -445,6 +451,24 @@ impl<D: Disk> Store<D> {
         drop(missing);
         let floors = self.volumes.iter().map(Volume::floors);
         floors.fold(Floors::NONE, Floors::lowest)
+    }
+
+    pub(crate) fn offline_changes(&self) -> MutexGuard<'_, u64> {
+        let changes = self.offline_changes.lock();
+        changes.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The member is there after all.
+    pub(crate) fn not_missing(&self, id: &Uuid) {
+        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        missing.retain(|member| member.id != *id);
+        if self
+            .volumes
+            .iter()
+            .all(|volume| volume.member().is_some() || volume.online())
+        {
+            missing.clear();
+        }
     }
 
     /// Every volume has its own copy of the record: one of them is enough.

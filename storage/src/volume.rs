@@ -9,6 +9,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::Seconds;
 use crate::budget::Budget;
 use crate::checkpoint::Checkpoint;
 use crate::clock::Age;
@@ -78,6 +79,7 @@ pub(crate) struct Volume<D: Disk> {
     /// Counts the times that small records could not be written here.
     pub(crate) lacking: AtomicU64,
     checkpoint: Mutex<Checkpoint>,
+    failures: Mutex<Vec<Seconds>>,
     quarantined: AtomicU64,
     own: Mutex<Option<Own<D>>>,
 }
@@ -148,6 +150,7 @@ impl<D: Disk> Volume<D> {
             unread: AtomicBool::new(false),
             lacking: AtomicU64::new(0),
             checkpoint: Mutex::default(),
+            failures: Mutex::default(),
             quarantined: AtomicU64::new(0),
             own: Mutex::new(own),
         }
@@ -250,6 +253,41 @@ impl<D: Disk> Volume<D> {
         floors
     }
 
+    /// Whether it was online before. Its segments are not known any more.
+    pub(crate) fn go_offline(&self) -> bool {
+        let mut registry = self.registry();
+        if self.offline.swap(true, Ordering::AcqRel) {
+            return false;
+        }
+        for file in std::mem::take(&mut *registry).into_values() {
+            file.abandon();
+        }
+        drop(registry);
+        self.leaving().clear();
+        self.lacks_records();
+        true
+    }
+
+    /// What is on it is registered.
+    pub(crate) fn go_online(&self) {
+        self.failures().clear();
+        self.unread.store(false, Ordering::Release);
+        self.offline.store(false, Ordering::Release);
+    }
+
+    /// When segments on it were given up.
+    pub(crate) fn failures(&self) -> MutexGuard<'_, Vec<Seconds>> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn superblock(&self) -> Option<Superblock> {
+        self.own().as_ref().map(|own| own.superblock.clone())
+    }
+
+    pub(crate) fn set_own(&self, own: Own<D>) {
+        self.own().replace(own);
+    }
+
     pub(crate) fn complete(&self) -> bool {
         self.complete.load(Ordering::Acquire)
     }
@@ -306,6 +344,16 @@ impl<D: Disk> Volume<D> {
     }
 
     pub(crate) fn register(&self, file: Arc<SegmentFile<D>>) {
+        let mut registry = self.registry();
+        if self.online() {
+            registry.insert(file.id, file);
+        } else {
+            file.abandon();
+        }
+    }
+
+    /// Of a volume that is being brought back.
+    pub(crate) fn register_returning(&self, file: Arc<SegmentFile<D>>) {
         self.registry().insert(file.id, file);
     }
 

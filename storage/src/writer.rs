@@ -101,6 +101,8 @@ pub(crate) struct Shared<D: Disk> {
     /// The latest time it was told.
     pub(crate) now: Cell<Seconds>,
     pub(crate) reclaim: Reclaim<D>,
+    /// `Store::offline_changes` as this writer last saw it.
+    pub(crate) offline_seen: Cell<u64>,
     pub(crate) shard: usize,
 }
 
@@ -123,6 +125,7 @@ impl<D: Disk> Writer<D> {
                 upkeep: Upkeep::default(),
                 now,
                 reclaim: Reclaim::default(),
+                offline_seen: Cell::new(0),
                 shard,
             }),
         }

@@ -7,14 +7,26 @@ use std::sync::Arc;
 
 use entrepot_storage::disk::sim::{Ending, Executor, Faults, Random, SimDisk, SimWorld, Step};
 use entrepot_storage::{
-    Digest, FillSpec, ForgetKey, OpenError, OpenFailure, Options, Recovered, Store, TagKey,
-    TagKeyRef, TagKind, TagRecord, VolumeSpec, VolumeState, Writer,
+    BringBackError, Digest, FillSpec, ForgetKey, OpenError, OpenFailure, Options, Recovered, Store,
+    TagKey, TagKeyRef, TagKind, TagRecord, VolumeSpec, VolumeState, Writer,
 };
 
 const NOW: u64 = 1_800_000_000;
 const CAPACITY: u64 = 64 << 20;
 /// Longer than a shared segment allows, so that each has its own and they spread.
 const BODY_LEN: usize = 100 << 10;
+
+const NO_FAULTS: Faults = Faults::NONE;
+const ALL_FAILS: Faults = Faults {
+    write: 1000,
+    sync: 1000,
+    sync_dir: 1000,
+    ..NO_FAULTS
+};
+const ALL_READS_FAIL: Faults = Faults {
+    read: 1000,
+    ..NO_FAULTS
+};
 
 fn world(drives: usize) -> SimWorld {
     SimWorld::with_drives(Random::new(7), &vec![CAPACITY * 2; drives])
@@ -209,13 +221,7 @@ fn a_volume_that_cannot_be_read_is_away_and_belongs_again_later() {
         let opened = machine.open(&[0, 1], 1).await;
         opened.put(0..6).await;
     });
-    let fails = Faults {
-        read: 1000,
-        write: 1000,
-        sync: 1000,
-        ..Faults::default()
-    };
-    world.set_drive_faults(1, fails);
+    world.set_drive_faults(1, ALL_READS_FAIL);
     process(&world, |machine| async move {
         let opened = machine.open(&[0, 1], 2).await;
         assert_eq!(opened.recovered.away, [1]);
@@ -229,7 +235,7 @@ fn a_volume_that_cannot_be_read_is_away_and_belongs_again_later() {
         }
         opened.put([9]).await;
     });
-    world.set_drive_faults(1, Faults::default());
+    world.set_drive_faults(1, NO_FAULTS);
     process(&world, |machine| async move {
         let opened = machine.open(&[0, 1], 3).await;
         assert!(opened.recovered.away.is_empty() && opened.recovered.emptied.is_empty());
@@ -321,5 +327,129 @@ fn a_checkpoint_bounds_the_small_log_and_keeps_what_lives() {
         assert_eq!(opened.present(0..4), [0, 1, 2]);
         let tag = opened.store.tag(TagKeyRef::from(&key("t")));
         assert_eq!(tag.map(|tag| tag.checked), Some(NOW + 599 * 100));
+    });
+}
+
+/// Makes the second drive fail until the store gives it up.
+async fn fail_second(machine: &Machine, opened: &Opened) {
+    machine.world.set_drive_faults(1, ALL_FAILS);
+    for number in 100..130 {
+        let spec = FillSpec {
+            digest: digest(number),
+            length: Some(BODY_LEN as u64),
+            media_type: None,
+        };
+        if let Ok(mut fill) = opened.writer.fill(spec).await {
+            let _ = fill.write(content(number)).await;
+            let _ = fill.finish(NOW).await;
+        }
+        let _ = opened.writer.commit(NOW).await;
+        opened.writer.maintain(NOW).await;
+    }
+    let states: Vec<_> = opened.store.volumes().iter().map(|v| v.state).collect();
+    assert_eq!(states, [VolumeState::Online, VolumeState::Offline]);
+}
+
+#[test]
+fn a_disk_that_keeps_failing_is_offline_and_comes_back() {
+    let world = world(2);
+    process(&world, |machine| async move {
+        let opened = machine.open(&[0, 1], 1).await;
+        opened.put(0..8).await;
+        opened.tag("before", 0, NOW).await;
+        opened.commit().await;
+        let held = (0..8).filter_map(|n| opened.store.body(&digest(n)));
+        let held: Vec<_> = held.collect();
+        fail_second(&machine, &opened).await;
+        let left = opened.present(0..8);
+        assert!(!left.is_empty() && left.len() < 8, "{left:?}");
+        assert!(held.iter().all(|body| !body.lease.revoked()));
+        // Purges and new bodies go on, on the other one.
+        opened.forget(0).await;
+        opened.forget(1).await;
+        opened.put([50]).await;
+        opened.tag("meanwhile", 50, NOW).await;
+        opened.commit().await;
+        let busy = opened.writer.bring_back(0).await;
+        assert!(matches!(busy, Err(BringBackError::Online)));
+        let early = opened.writer.bring_back(1).await;
+        assert!(matches!(early, Err(BringBackError::Volume(_))), "{early:?}");
+
+        machine.world.set_drive_faults(1, NO_FAULTS);
+        opened.writer.bring_back(1).await.expect("repaired");
+        assert_eq!(opened.present(0..8), [2, 3, 4, 5, 6, 7]);
+        assert!(
+            opened
+                .store
+                .volumes()
+                .iter()
+                .all(|v| v.state == VolumeState::Online)
+        );
+        for _ in 0..3 {
+            opened.writer.maintain(NOW + 60).await;
+        }
+    });
+    // The one that was away has everything by now: alone it serves what it has.
+    process(&world, |machine| async move {
+        let opened = machine.open(&[1], 2).await;
+        assert!(opened.tagged("before") && opened.tagged("meanwhile"));
+        assert!(!opened.has(0) && !opened.has(1));
+        assert!(!opened.present(2..8).is_empty());
+    });
+}
+
+#[test]
+fn what_was_purged_while_a_disk_was_offline_stays_purged_after_a_crash() {
+    let world = world(2);
+    process(&world, |machine| async move {
+        let opened = machine.open(&[0, 1], 1).await;
+        opened.put(0..8).await;
+        fail_second(&machine, &opened).await;
+        for number in 0..8 {
+            opened.forget(number).await;
+        }
+    });
+    world.set_drive_faults(1, NO_FAULTS);
+    process(&world, |machine| async move {
+        let opened = machine.open(&[0, 1], 2).await;
+        assert!(opened.present(0..8).is_empty());
+        assert!(opened.recovered.forgotten > 0);
+    });
+}
+
+#[test]
+fn the_last_volume_stays_online() {
+    let world = world(1);
+    process(&world, |machine| async move {
+        let opened = machine.open(&[0], 1).await;
+        opened.put(0..4).await;
+        opened.writer.seal_all(NOW).await.expect("sealed");
+        machine.world.set_drive_faults(0, ALL_FAILS);
+        for number in 10..20 {
+            let key = ForgetKey::Body(digest(number));
+            assert!(opened.writer.forget(key).await.is_err());
+            opened.writer.maintain(NOW).await;
+        }
+        assert_eq!(opened.present(0..4), [0, 1, 2, 3]);
+        machine.world.set_drive_faults(0, NO_FAULTS);
+        opened.put([4]).await;
+    });
+}
+
+#[test]
+fn a_volume_that_was_away_at_the_start_comes_back_without_a_restart() {
+    let world = world(2);
+    process(&world, |machine| async move {
+        machine.open(&[0, 1], 1).await.put(0..8).await;
+    });
+    world.set_drive_faults(1, ALL_READS_FAIL);
+    process(&world, |machine| async move {
+        let opened = machine.open(&[0, 1], 2).await;
+        assert_eq!(opened.recovered.away, [1]);
+        opened.forget(0).await;
+        machine.world.set_drive_faults(1, NO_FAULTS);
+        let back = opened.writer.bring_back(1).await.expect("readable again");
+        assert!(back > 0);
+        assert_eq!(opened.present(0..8), [1, 2, 3, 4, 5, 6, 7]);
     });
 }
