@@ -66,9 +66,10 @@ impl<D: Disk> Shared<D> {
             self.lose(segment);
         }
         let online = |volume: &u8| self.store.volume(*volume).online();
-        let mut small = self.small.segments.borrow_mut();
-        small.retain(|volume, _| online(volume));
-        drop(small);
+        self.small
+            .segments
+            .borrow_mut()
+            .retain(|volume, _| online(volume));
         for slice in self.slices() {
             self.store.index.remove_abandoned(slice);
             yield_now().await;
