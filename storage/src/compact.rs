@@ -47,7 +47,7 @@ enum Stage<B: BulkDisk> {
     Read,
     /// Questions that wait for room, and how many answers are to come.
     Ask(Vec<(usize, ToOwner)>, usize),
-    Copy(Copying<B>),
+    Copy(Box<Copying<B>>),
     /// Findings and a report that wait for room.
     Tell(Vec<(usize, ToOwner)>, Report),
 }
@@ -150,10 +150,8 @@ impl<B: BulkDisk> Work<B> {
         count(&exchange.counters.failed, 1);
         let job = self.job.number;
         let stage = std::mem::replace(&mut self.stage, Stage::Read);
-        if let Stage::Copy(Copying {
-            survivor: Some(survivor),
-            ..
-        }) = stage
+        if let Stage::Copy(copying) = stage
+            && let Some(survivor) = copying.survivor
         {
             survivor.give_up(disk).await;
         }

@@ -191,7 +191,7 @@ fn world(seed: u64) -> SimWorld {
 const BODIES: u64 = 60;
 
 fn purged(number: u64) -> bool {
-    number % 3 != 0
+    !number.is_multiple_of(3)
 }
 
 fn kept() -> impl Iterator<Item = u64> {

@@ -26,12 +26,12 @@ impl<B: BulkDisk> Work<B> {
             Some(target) => Some(Survivor::create(disk, exchange.uuid, target, &layout).await?),
             None => None,
         };
-        self.stage = Stage::Copy(Copying {
+        self.stage = Stage::Copy(Box::new(Copying {
             survivor,
             next: 0,
             body: None,
             moves: Vec::new(),
-        });
+        }));
         Ok(())
     }
 

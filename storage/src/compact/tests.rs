@@ -47,7 +47,9 @@ fn entry(number: u64) -> BodyEntry {
         offset: 0,
         len: content.len() as u64,
         created: CREATED,
-        media_type: (number % 2 == 0).then(|| "application/x".repeat(number as usize % 30).into()),
+        media_type: number
+            .is_multiple_of(2)
+            .then(|| "application/x".repeat(number as usize % 30).into()),
         crcs: content
             .chunks(CRC_STRIDE_BYTES as usize)
             .map(crate::codec::crc)
