@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{self, Config, Flag, FlagValue, Loaded, Problems, Sources};
 use crate::preflight;
 
-pub use remote::{purge, volumes};
+pub use remote::{bring_back, purge, volumes};
 
 const ABOUT: &str = "A pull-through cache for OCI registries";
 
@@ -81,6 +81,8 @@ pub enum Command {
     Purge(remote::Purge),
     /// Shows the disks of the running server
     Volumes(remote::Reach),
+    /// Takes a disk that went offline into use again
+    BringBack(remote::BringBack),
 }
 
 #[derive(Args, Clone, Debug, Default)]

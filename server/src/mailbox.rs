@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use entrepot_storage::{Digest, LinkKey, LinkRecord, TagKey, TagRecord, WriteError};
+use entrepot_storage::{
+    BringBackError, Digest, LinkKey, LinkRecord, TagKey, TagRecord, WriteError,
+};
 
 use crate::access::ProofAsk;
 use crate::failure::Failure;
@@ -59,6 +61,12 @@ pub enum Message {
     Load {
         digest: Digest,
         reply: Reply<Option<Bytes>>,
+    },
+    /// Takes a volume that went offline into use again; for the first shard. The answer is how
+    /// many bodies came back.
+    BringBack {
+        number: usize,
+        reply: Reply<Result<u64, BringBackError>>,
     },
     /// Reads a body and says whether it may be served.
     Verify {

@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         Command::PrintConfig(given) => cli::print_config(&given),
         Command::Purge(purge) => cli::purge(&purge),
         Command::Volumes(reach) => cli::volumes(&reach),
+        Command::BringBack(asked) => cli::bring_back(&asked),
     }
 }
 

@@ -333,6 +333,12 @@ impl Owner {
                     let _ = reply.try_send(writer.load(&digest).await);
                 });
             }
+            Message::BringBack { number, reply } => {
+                let writer = self.writer.clone();
+                monoio::spawn(async move {
+                    let _ = reply.try_send(writer.bring_back(number).await);
+                });
+            }
             Message::Verify { digest, why, reply } => self.checks.check(digest, why, reply),
             Message::Purge { step, reply } => {
                 let purge = self.purge.clone();

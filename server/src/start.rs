@@ -159,6 +159,7 @@ pub fn control(parts: &Parts) -> Result<Option<SocketFile>, StartError> {
         purger: Purger::new(parts.mailboxes.clone(), parts.projects.clone()),
         store: parts.store.clone(),
         paths: parts.config.store.paths.clone(),
+        mailboxes: parts.mailboxes.clone(),
     };
     match server::start(path, control) {
         Err(error @ BindError::Failed { .. }) if away => {

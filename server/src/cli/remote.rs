@@ -38,6 +38,14 @@ pub struct Reach {
 }
 
 #[derive(Args, Clone, Debug)]
+pub struct BringBack {
+    /// Path of the volume, as `entrepot volumes` shows it
+    volume: PathBuf,
+    #[command(flatten)]
+    reach: Reach,
+}
+
+#[derive(Args, Clone, Debug)]
 pub struct Purge {
     #[command(subcommand)]
     what: What,
@@ -115,6 +123,22 @@ impl Reach {
 pub fn volumes(reach: &Reach) -> ExitCode {
     match reach.ask(&Request::Volumes {}) {
         Ok(Answer::Volumes(volumes)) => written(&table(&volumes)),
+        Ok(other) => unexpected(&other),
+        Err(code) => code,
+    }
+}
+
+/// Has a volume that went offline taken into use again, with what is on it.
+pub fn bring_back(asked: &BringBack) -> ExitCode {
+    let path = std::path::absolute(&asked.volume).unwrap_or_else(|_| asked.volume.clone());
+    match asked.reach.ask(&Request::BringBack(path)) {
+        Ok(Answer::BroughtBack { volume, bodies }) => {
+            let path = volume.path.display().to_string();
+            written(&format!(
+                "{path}: back with {bodies} bodies\n{}",
+                table(&[volume])
+            ))
+        }
         Ok(other) => unexpected(&other),
         Err(code) => code,
     }

@@ -26,6 +26,8 @@ const READ_LEN: usize = 4 << 10;
 pub enum Request {
     Purge(Target),
     Volumes {},
+    /// Takes a volume that went offline into use again: its path.
+    BringBack(PathBuf),
 }
 
 /// What is to be forgotten for good, as the operator names it.
@@ -48,6 +50,11 @@ pub enum Answer {
     Purged(Purged),
     /// In the order of `store.paths`.
     Volumes(Vec<VolumeLine>),
+    /// With how many bodies.
+    BroughtBack {
+        volume: VolumeLine,
+        bodies: u64,
+    },
     Error(String),
 }
 

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use entrepot_storage::disk::uring::UringDisk;
 use entrepot_storage::{Store, VolumeState, VolumeUsage};
@@ -17,12 +17,17 @@ use rustix::fs::Mode;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{Answer, BindError, Request, VolumeLine, read_line, write_line};
+use crate::mailbox::{Mailboxes, Message};
 use crate::purge::Purger;
 
 /// How long an asker may take to send its line or to take the answer: it is on this machine.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Askers that may wait for the one before.
 const BACKLOG: i32 = 16;
+/// The shard whose writer takes a volume back.
+const BRINGS_BACK: usize = 0;
+/// All of the disk's segments are read, a second for each TB or so.
+const BRING_BACK_PATIENCE: Duration = Duration::from_secs(300);
 /// Pause after a failed accept: out of descriptors, it would fail again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -32,6 +37,7 @@ pub struct Control {
     pub store: Arc<Store<UringDisk>>,
     /// Of the store's volumes, in their order.
     pub paths: Vec<PathBuf>,
+    pub mailboxes: Arc<Mailboxes>,
 }
 
 /// The socket's file; unlinked on drop, so that nobody connects to a server that ends.
@@ -128,6 +134,10 @@ impl Control {
                 Err(error) => Answer::Error(error.to_string()),
             },
             Request::Volumes {} => Answer::Volumes(self.volumes()),
+            Request::BringBack(path) => match self.bring_back(path) {
+                Ok(answer) => answer,
+                Err(error) => Answer::Error(error),
+            },
         };
         tracing::info!(?request, ?answer, "control");
         answer
@@ -135,6 +145,23 @@ impl Control {
 }
 
 impl Control {
+    /// The store looks for itself whether the disk is well.
+    fn bring_back(&self, path: &Path) -> Result<Answer, String> {
+        let number = self.paths.iter().position(|known| known == path);
+        let number = number.ok_or_else(|| format!("{} is not a volume", path.display()))?;
+        let (reply, answer) = flume::bounded(1);
+        let deadline = Instant::now() + BRING_BACK_PATIENCE;
+        let message = Message::BringBack { number, reply };
+        let stuck = || "the server is stopping or does not get on".to_owned();
+        if !self.mailboxes.send_by(BRINGS_BACK, message, deadline) {
+            return Err(stuck());
+        }
+        let brought = answer.recv_deadline(deadline).map_err(|_| stuck())?;
+        let bodies = brought.map_err(|error| format!("{}: {error}", path.display()))?;
+        let volume = self.volumes().swap_remove(number);
+        Ok(Answer::BroughtBack { volume, bodies })
+    }
+
     fn volumes(&self) -> Vec<VolumeLine> {
         let volumes = self.paths.iter().zip(self.store.volumes());
         let line = |(path, volume): (&PathBuf, VolumeUsage)| VolumeLine {
