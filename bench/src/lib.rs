@@ -9,6 +9,7 @@ pub mod trace;
 /// Runs what the store needs a runtime for.
 pub fn block_on<T>(work: impl Future<Output = T>) -> T {
     monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
+        .enable_timer()
         .build()
         .expect("io_uring is available")
         .block_on(work)

@@ -40,6 +40,7 @@ impl Drop for Directory {
 
 fn block_on<T>(work: impl Future<Output = T>) -> T {
     monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
+        .enable_timer()
         .build()
         .expect("io_uring is available")
         .block_on(work)
