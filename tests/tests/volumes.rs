@@ -170,6 +170,69 @@ fn a_disk_that_is_away_at_the_start_is_missed_by_nobody_and_comes_back() {
 }
 
 #[test]
+fn a_disk_that_fails_goes_offline_and_comes_back_with_its_bodies() {
+    let origin = Origin::start();
+    let dir = TempDir::new("volumes");
+    let disk = Disk::new(FileSystem::Ext4, DISK_LEN);
+    let (good, bad) = (dir.join("good"), disk.path().join("store"));
+    let setup = Setup::new(&Config::one(origin.url()))
+        .store(&good)
+        .capacity("256MiB");
+    let server = setup
+        .args(&["--store", bad.to_str().expect("text")])
+        .start();
+    let mut bodies: Vec<Held> = (0..16).map(|seed| blob(&origin, seed)).collect();
+    for body in &bodies {
+        pull(&server, body);
+    }
+    server.wait_committed();
+    let there = server.metric("entrepot_volume_live_bytes", &[&on(&bad)]);
+    assert!(there > 0.0);
+
+    disk.break_writes();
+    let mut seed = 1_000;
+    let online = || server.metric("entrepot_volume_online", &[&on(&bad)]);
+    until_within(WELL_AGAIN_AFTER, "the broken disk is taken offline", || {
+        seed += 1;
+        let body = blob(&origin, seed);
+        // The first of them may be on their way to the disk when it breaks.
+        let hashed = get_hashed(server.addr(), &target(&body.digest)).expect("a head");
+        assert!(hashed.broken.is_some() || hashed.digest == body.digest);
+        (online() == 0.0).then_some(())
+    });
+    let said = server.ask_ok(&["volumes"]);
+    assert!(
+        said.contains("offline") && said.contains("online"),
+        "{said}"
+    );
+    for body in &bodies {
+        pull(&server, body);
+    }
+    bodies.push(blob(&origin, 5_000));
+    pull(&server, &bodies[16]);
+    let purged = bodies.remove(0);
+    server.ask_ok(&["purge", "digest", &purged.digest]);
+
+    let refused = server.ask(&["bring-back", bad.to_str().expect("text")]);
+    assert_eq!(refused.status.code(), Some(1), "it is still broken");
+    disk.mend();
+    server.ask_ok(&["bring-back", bad.to_str().expect("text")]);
+    assert_eq!(online(), 1.0);
+    until_true("all is durable", || {
+        server.metric("entrepot_store_uncommitted_records", &[]) == 0.0
+    });
+    origin.go_down();
+    for body in &bodies {
+        pull(&server, body);
+    }
+    assert_eq!(
+        server.get(&target(&purged.digest)).status(),
+        502,
+        "purged meanwhile"
+    );
+}
+
+#[test]
 fn a_body_that_cannot_be_read_is_fetched_anew() {
     let origin = Origin::start();
     let disk = Disk::new(FileSystem::Ext4, DISK_LEN);
