@@ -357,7 +357,12 @@ async fn settle<D: Disk>(
         let written = volume
             .write_superblock(&specs[number].disk, &store.members())
             .await;
-        written.map_err(|source| failed("writing the superblock", source).at(number))?;
+        if let Err(source) = written {
+            store.take_offline(number as u8);
+            if volume.online() {
+                return Err(failed("writing the superblock", source).at(number));
+            }
+        }
     }
     Ok(())
 }
