@@ -191,9 +191,7 @@ impl<D: Disk> Shared<D> {
             let _turn = self.small.writing.turn().await;
             let mut pages = Pages::new(floor);
             let unknown = self.store.unknown();
-            unknown
-                .iter()
-                .for_each(|record| pages.add(&record.encoded()));
+            unknown.iter().for_each(|encoded| pages.add(encoded));
             pages.add(&self.clock_record().encoded());
             self.write_pages(volume, &pages).await?;
         }

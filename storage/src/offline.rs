@@ -16,8 +16,8 @@ use crate::wait::yield_now;
 use crate::watermark::FillFailure;
 use crate::writer::Shared;
 
-/// So many segments given up
-pub(crate) const FAILURES_MAX: usize = 3;
+/// So many segments given up and bodies not read
+const FAILURES_MAX: usize = 3;
 /// within this time are a failing disk and not a bad block.
 const FAILURES_WINDOW: Seconds = 600;
 
@@ -34,6 +34,13 @@ impl<D: Disk> Store<D> {
         let volume = self.volume(number);
         volume.count_quarantined();
         if too_many(&mut volume.failures(), now) {
+            self.take_offline(number);
+        }
+    }
+
+    /// A body could not be read. It is dropped, so each counts once.
+    pub(crate) fn read_failed(&self, number: u8, now: Seconds) {
+        if too_many(&mut self.volume(number).failures(), now) {
             self.take_offline(number);
         }
     }

@@ -221,7 +221,7 @@ pub(crate) fn merge<D: Disk>(
         recovered.segments += 1;
         for record in records.into_iter().filter(live) {
             if class == Class::Small && matches!(record.kind, Kind::Unknown { .. }) {
-                store.keep_unknown(record);
+                store.keep_unknown(&record);
                 continue;
             }
             index(store, record, (&file, was_sealed), &remembered, recovered);

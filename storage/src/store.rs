@@ -4,6 +4,7 @@
 //! short lock. Ids and sequences begin with the generation, which every open raises: none is ever
 //! used twice, whatever was lost in a crash.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -251,7 +252,7 @@ pub struct Store<D: Disk> {
     /// How often a writer noticed that, all together.
     pub(crate) losers: AtomicU64,
     /// Small records of a later program: kept as they are.
-    unknown: Mutex<Vec<Record>>,
+    unknown: Mutex<BTreeSet<Vec<u8>>>,
     /// Members that may be at a place that could not be read at the start.
     missing: Mutex<Vec<Member>>,
     segments_made: AtomicU64,
@@ -472,14 +473,13 @@ impl<D: Disk> Store<D> {
     }
 
     /// Every volume has its own copy of the record: one of them is enough.
-    pub(crate) fn keep_unknown(&self, record: Record) {
+    pub(crate) fn keep_unknown(&self, record: &Record) {
         let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
-        if !unknown.contains(&record) {
-            unknown.push(record);
-        }
+        unknown.insert(record.encoded());
     }
 
-    pub(crate) fn unknown(&self) -> Vec<Record> {
+    /// Encoded.
+    pub(crate) fn unknown(&self) -> BTreeSet<Vec<u8>> {
         let unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
         unknown.clone()
     }

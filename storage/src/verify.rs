@@ -56,7 +56,11 @@ impl<D: Disk> Shared<D> {
         if !found.unverified && !anew {
             return true;
         }
-        let sound = self.sound(digest, &found).await.unwrap_or(false);
+        let sound = self.sound(digest, &found).await.unwrap_or_else(|_| {
+            let volume = found.lease.file.volume;
+            self.store.read_failed(volume, self.now.get());
+            false
+        });
         if sound {
             self.store.index.set_verified(digest, found.sequence);
         } else {

@@ -324,6 +324,9 @@ impl<D: Disk> Shared<D> {
         let len = usize::try_from(lease.len()).ok()?;
         let disk = self.disk(lease.file.volume);
         let read = disk.read(lease.file(), lease.offset(), len).await;
+        if read.is_err() {
+            self.store.read_failed(lease.file.volume, self.now.get());
+        }
         let bytes = Bytes::from(read.unwrap_or_default());
         let mut hasher = Hasher::new(digest.algorithm());
         hasher.update(&bytes);

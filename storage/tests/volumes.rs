@@ -453,3 +453,40 @@ fn a_volume_that_was_away_at_the_start_comes_back_without_a_restart() {
         assert_eq!(opened.present(0..8), [1, 2, 3, 4, 5, 6, 7]);
     });
 }
+
+#[test]
+fn a_read_only_file_system_is_offline_at_once() {
+    let world = world(2);
+    process(&world, |machine| async move {
+        let opened = machine.open(&[0, 1], 1).await;
+        opened.put(0..4).await;
+        let read_only = Faults {
+            read_only: true,
+            ..NO_FAULTS
+        };
+        machine.world.set_drive_faults(1, read_only);
+        opened.forget(3).await;
+        let states: Vec<_> = opened.store.volumes().iter().map(|v| v.state).collect();
+        assert_eq!(states, [VolumeState::Online, VolumeState::Offline]);
+        opened.writer.maintain(NOW).await;
+        assert!(!opened.has(3));
+        opened.put([7]).await;
+    });
+}
+
+#[test]
+fn bodies_that_cannot_be_read_count_against_their_disk() {
+    let world = world(2);
+    process(&world, |machine| async move {
+        let opened = machine.open(&[0, 1], 1).await;
+        opened.put(0..8).await;
+        machine.world.set_drive_faults(1, ALL_READS_FAIL);
+        for number in 0..8 {
+            opened.writer.suspect(&digest(number)).await;
+        }
+        opened.writer.maintain(NOW).await;
+        let states: Vec<_> = opened.store.volumes().iter().map(|v| v.state).collect();
+        assert_eq!(states, [VolumeState::Online, VolumeState::Offline]);
+        assert!(!opened.present(0..8).is_empty(), "the other disk is well");
+    });
+}
