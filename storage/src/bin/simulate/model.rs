@@ -382,7 +382,8 @@ impl Model {
         // It returns with its drive.
         body.durable = found && !lenient || body.durable && away;
         body.shaky = found && lenient;
-        body.possible = found || (body.possible && (lenient || lost));
+        let alone = self.lenient.len() == 1;
+        body.possible = found || (body.possible && (lenient || lost || !alone));
         body.version += 1;
     }
 }
@@ -424,7 +425,7 @@ impl ValueState {
         found: Option<Value>,
         lenient: bool,
         amnesia: bool,
-        whole: bool,
+        alone: bool,
     ) {
         let right = self.possible.contains(&found) || (lenient && found.is_none()) || amnesia;
         assert!(
@@ -433,7 +434,7 @@ impl ValueState {
             self.possible
         );
         self.shaky = lenient;
-        if lenient || !whole {
+        if lenient || !alone {
             self.possible.push(found.clone());
         } else {
             self.possible = vec![found.clone()];

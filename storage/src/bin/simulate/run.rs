@@ -317,8 +317,8 @@ async fn check_recovered(process: &Rc<Process>, recovered: &Recovered) {
     let doubtful = |drive| process.failed(drive) || process.model.borrow().lenient[drive];
     // Small records are on every drive: one that never failed has them all.
     let lenient = process.drives().all(doubtful);
-    // What is on a drive that is not there may be news.
-    let whole = recovered.away.is_empty();
+    // Of several drives one may have had a record that was never said to be durable, and leave.
+    let alone = process.drives().len() == 1;
     let count = process.model.borrow().contents.len();
     for content in 0..count {
         let digest = process.model.borrow().contents[content]
@@ -359,14 +359,14 @@ async fn check_recovered(process: &Rc<Process>, recovered: &Recovered) {
             );
         }
         let state = model.tags.get_mut(&key).expect("just listed");
-        state.found(&format!("tag {key}"), found, lenient, amnesia, whole);
+        state.found(&format!("tag {key}"), found, lenient, amnesia, alone);
     }
     let links: Vec<(String, usize)> = process.model.borrow().links.keys().cloned().collect();
     for key in links {
         let found = process.found_link(&key);
         let mut model = process.model.borrow_mut();
         let state = model.links.get_mut(&key).expect("just listed");
-        state.found(&format!("link {key:?}"), found, lenient, amnesia, whole);
+        state.found(&format!("link {key:?}"), found, lenient, amnesia, alone);
     }
 }
 
