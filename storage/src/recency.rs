@@ -16,7 +16,7 @@ use crate::writer::{Shared, WriteError};
 
 /// The age clock is written this often though nobody asked for anything, so that a restart of an
 /// idle store loses no more of it.
-const CLOCK_STEP_S: Age = 3600;
+const CLOCK_STEP_S: Age = 300;
 /// Records between two groups: bounds the memory they take together, 1.5 MiB.
 const GROUP_RECORDS: usize = 64;
 

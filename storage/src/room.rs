@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::clock::Age;
 use crate::disk::Disk;
-use crate::evict::Cause;
+use crate::evict::{Cause, SMALL};
 use crate::index::{Flags, Seen};
 use crate::lease::SegmentFile;
 use crate::segment::file_name;
@@ -22,6 +22,8 @@ const CLOSE_WAITS_MAX: usize = 4;
 struct Holding<D: Disk> {
     file: Arc<SegmentFile<D>>,
     bodies: u64,
+    /// Small bodies are among them: they are many, and go last.
+    small: bool,
     /// When one of them was last asked for.
     newest: Age,
 }
@@ -48,7 +50,7 @@ impl<D: Disk> Shared<D> {
         held.retain(|_, holding| holding.can_go());
         let sizes: Vec<_> = held
             .iter()
-            .map(|(id, holding)| (holding.newest, holding.file.charged(), *id))
+            .map(|(id, held)| ((held.small, held.newest), held.file.charged(), *id))
             .collect();
         let Some(going) = oldest(sizes, len) else {
             return false;
@@ -77,9 +79,11 @@ impl<D: Disk> Shared<D> {
                 let holding = held.entry(file.id).or_insert_with(|| Holding {
                     file: Arc::clone(file),
                     bodies: 0,
+                    small: false,
                     newest: 0,
                 });
                 holding.bodies += 1;
+                holding.small |= self.store.eviction.class_of(body.lease.len()) == SMALL;
                 holding.newest = holding.newest.max(body.recency());
             });
             self.tasks().give_way().await;
@@ -127,8 +131,9 @@ impl<D: Disk> Shared<D> {
     }
 }
 
-/// Of {newest, bytes, id}, the ids of the longest unused that make `len` bytes together.
-fn oldest(mut sizes: Vec<(Age, u64, u64)>, len: u64) -> Option<Vec<u64>> {
+/// Of {(small, newest), bytes, id}, the ids of the first that make `len` bytes together: without
+/// small bodies before those with, and the longest unused first.
+fn oldest(mut sizes: Vec<((bool, Age), u64, u64)>, len: u64) -> Option<Vec<u64>> {
     sizes.sort_unstable();
     let (mut bytes, mut ids) = (0, Vec::new());
     for (_, size, id) in sizes {
@@ -147,10 +152,14 @@ mod tests {
 
     #[test]
     fn the_longest_unused_go_and_no_more_than_needed() {
-        let sizes = vec![(30, 10, 1), (10, 10, 2), (20, 10, 3)];
+        let sizes = vec![
+            ((false, 30), 10, 1),
+            ((false, 10), 10, 2),
+            ((true, 5), 10, 3),
+        ];
         assert_eq!(oldest(sizes.clone(), 1), Some(vec![2]));
-        assert_eq!(oldest(sizes.clone(), 11), Some(vec![2, 3]));
-        assert_eq!(oldest(sizes.clone(), 30), Some(vec![2, 3, 1]));
+        assert_eq!(oldest(sizes.clone(), 11), Some(vec![2, 1]));
+        assert_eq!(oldest(sizes.clone(), 30), Some(vec![2, 1, 3]));
         assert_eq!(oldest(sizes, 31), None, "nothing is given for nothing");
     }
 }
