@@ -111,8 +111,8 @@ impl<B: BulkDisk> Compactor<B> {
         };
         let progress = match outcome {
             Ok(progress) => progress,
-            Err(_) => {
-                work.fail(disk, &self.exchange).await;
+            Err(error) => {
+                work.fail(disk, &self.exchange, error.kind()).await;
                 true
             }
         };
@@ -146,7 +146,7 @@ impl<B: BulkDisk> Work<B> {
     }
 
     /// Gives the target up: what is in the sources stays there.
-    async fn fail(&mut self, disk: &B, exchange: &Exchange) {
+    async fn fail(&mut self, disk: &B, exchange: &Exchange, kind: io::ErrorKind) {
         count(&exchange.counters.failed, 1);
         let job = self.job.number;
         let stage = std::mem::replace(&mut self.stage, Stage::Read);
@@ -155,7 +155,7 @@ impl<B: BulkDisk> Work<B> {
         {
             survivor.give_up(disk).await;
         }
-        self.conclude(exchange, Report::Failed { job });
+        self.conclude(exchange, Report::Failed { job, kind });
     }
 
     fn conclude(&mut self, exchange: &Exchange, report: Report) {

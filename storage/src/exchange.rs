@@ -174,6 +174,7 @@ pub(crate) enum Report {
     /// Nothing is left of the target.
     Failed {
         job: u64,
+        kind: std::io::ErrorKind,
     },
     Switched {
         job: u64,

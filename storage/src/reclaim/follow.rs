@@ -1,6 +1,7 @@
 //! What becomes of a job after it was given: the planner takes the reports of the compactor and of
 //! the owners, and lets go of the segments at the end.
 
+use std::io::ErrorKind;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -45,8 +46,24 @@ impl<D: Disk> Shared<D> {
                 self.note_verified(job);
                 self.end(job, true);
             }
-            Report::Failed { job } => self.end(job, false),
+            Report::Failed { job, kind } => {
+                self.note_failure(job, kind);
+                self.end(job, false);
+            }
             Report::Switched { job } => self.switched(job),
+        }
+    }
+
+    /// A full disk is no failing one.
+    fn note_failure(&self, job: u64, kind: ErrorKind) {
+        let pending = self.reclaim.pending.borrow();
+        let failed = pending.iter().find(|pending| pending.is(job));
+        let Some(volume) = failed.map(|pending| pending.volume) else {
+            return;
+        };
+        if !matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+            self.store.disk_failed(volume, &kind.into());
+            self.store.segment_failed(volume, self.now.get());
         }
     }
 
