@@ -5,6 +5,8 @@
 //! has switched; what has no live body then goes. Which segments are worth it: `pick`, `scrub`.
 
 mod follow;
+#[cfg(test)]
+mod tests;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,6 +42,7 @@ pub(crate) struct Reclaim<D: Disk> {
     avoided: RefCell<BTreeMap<u64, Age>>,
     /// Segments without a readable footer: their bodies go elsewhere.
     drained: RefCell<BTreeSet<u64>>,
+    leftovers: RefCell<Vec<Leftover>>,
     pace: RefCell<Pace>,
 }
 
@@ -51,6 +54,7 @@ impl<D: Disk> Default for Reclaim<D> {
             planned: Cell::new(None),
             avoided: RefCell::default(),
             drained: RefCell::default(),
+            leftovers: RefCell::default(),
             pace: RefCell::default(),
         }
     }
@@ -69,6 +73,14 @@ struct Pending<D: Disk> {
     /// Switches that an owner's queue had no room for, and those that are not acknowledged.
     outgoing: Vec<(usize, ToOwner)>,
     switching: usize,
+}
+
+/// The target of a job that was given up. There may be a file of it, even a whole one.
+struct Leftover {
+    volume: u8,
+    segment: u64,
+    /// From the budget.
+    taken: u64,
 }
 
 impl<D: Disk> Pending<D> {
@@ -96,10 +108,15 @@ impl<D: Disk> Shared<D> {
         };
         let planned = self.reclaim.planned.get();
         let due = planned.is_none_or(|planned| now >= planned.saturating_add(every));
-        if !due || !self.store.exchange.attended() {
+        if !due {
             return;
         }
         self.reclaim.planned.set(Some(now));
+        self.unlink_leftovers().await;
+        self.unlink_dead();
+        if !self.store.exchange.attended() {
+            return;
+        }
         self.reclaim
             .avoided
             .borrow_mut()
@@ -140,12 +157,23 @@ impl<D: Disk> Shared<D> {
         self.reclaim.pending.borrow().len() < max
     }
 
+    /// Whatever kept them when their last body went, nothing does now.
+    fn unlink_dead(&self) {
+        for volume in self.volumes().filter(|volume| self.online(*volume)) {
+            for file in self.settled(volume) {
+                self.reclaim(&file);
+            }
+        }
+    }
+
     /// The sealed segments of bodies that no job has, in the order of their ids.
     fn settled(&self, volume: u8) -> Vec<Arc<SegmentFile<D>>> {
         let pending = self.reclaim.pending.borrow();
         let busy: BTreeSet<u64> = pending
             .iter()
-            .flat_map(|pending| pending.victims.iter().map(|kept| kept.file().id))
+            // A survivor segment fills while the owners switch: what it seems to be now it is not.
+            .flat_map(|pending| pending.victims.iter().chain(&pending.survivor))
+            .map(|kept| kept.file().id)
             .collect();
         let avoided = self.reclaim.avoided.borrow();
         let free = |file: &&Arc<SegmentFile<D>>| {

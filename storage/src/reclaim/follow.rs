@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::Pending;
+use super::{Leftover, Pending};
 use crate::budget::Purpose;
 use crate::clock::Age;
 use crate::disk::Disk;
@@ -105,8 +105,6 @@ impl<D: Disk> Shared<D> {
             false => None,
         };
         let Some((file, _)) = opened else {
-            // What is in it is in the victims too; its name is removed by the next recovery.
-            let _ = self.disk(volume).unlink(&name).await;
             return self.end(job, false);
         };
         let budget = Arc::clone(&self.store.volume(volume).budget);
@@ -158,6 +156,44 @@ impl<D: Disk> Shared<D> {
         }
     }
 
+    /// Gives back what was taken for a target that never came to be, or is to be removed first.
+    fn leave_target(&self, ended: &Pending<D>, well: bool) {
+        let Some((segment, taken)) = ended.target else {
+            return;
+        };
+        let volume = self.store.volume(ended.volume);
+        if well {
+            return volume.budget.give_back(taken, Purpose::Survivors);
+        }
+        // Should it outlive its victims, purges of what is in it must outlive it.
+        let floors = ended.victims.iter().map(|kept| kept.file().floor());
+        volume.leave(segment, Class::Shared, floors.min().unwrap_or(0));
+        self.reclaim.leftovers.borrow_mut().push(Leftover {
+            volume: ended.volume,
+            segment,
+            taken,
+        });
+    }
+
+    /// Removes what there is of targets that were given up. What stays is tried again later.
+    pub(super) async fn unlink_leftovers(&self) {
+        for leftover in self.reclaim.leftovers.take() {
+            let volume = self.store.volume(leftover.volume);
+            let name = file_name(leftover.segment, Class::Shared);
+            // A volume that was away and is back has made a segment of it.
+            let ours = volume.online() && self.store.file(leftover.segment).is_none();
+            if ours {
+                let removed = self.disk(leftover.volume).unlink(&name).await;
+                if removed.is_err_and(|error| error.kind() != ErrorKind::NotFound) {
+                    self.reclaim.leftovers.borrow_mut().push(leftover);
+                    continue;
+                }
+                volume.left(leftover.segment);
+            }
+            volume.budget.give_back(leftover.taken, Purpose::Survivors);
+        }
+    }
+
     /// Only now may the victims go: every owner has what it needs of them elsewhere.
     fn end(self: &Rc<Self>, job: u64, well: bool) {
         let mut all = self.reclaim.pending.borrow_mut();
@@ -166,10 +202,7 @@ impl<D: Disk> Shared<D> {
         };
         let ended = all.swap_remove(at);
         drop(all);
-        if let Some((_, taken)) = ended.target {
-            let budget = &self.store.volume(ended.volume).budget;
-            budget.give_back(taken, Purpose::Survivors);
-        }
+        self.leave_target(&ended, well);
         let until = self.store.clock.now().saturating_add(AVOID);
         for kept in &ended.victims {
             let segment = kept.file().id;
