@@ -14,9 +14,13 @@ use crate::member::{self, Membership, Standing, decide};
 use crate::page::Uuid;
 use crate::recover::{Gathered, Source, gather, merge};
 use crate::segment::parse_file_name;
-use crate::store::{OpenError, OpenFailure, Options, Recovered, Store};
+use crate::store::{GENERATION_SHIFT, OpenError, OpenFailure, Options, Recovered, Store};
 use crate::superblock::{self, Member, Opening, Superblock, SuperblockFile};
 use crate::volume::{Own, VOLUMES_MAX, Volume, VolumeSpec};
+
+/// Opens in a row of which a drive may lose the superblocks. A segment whose name is of a later
+/// one is somebody else's, and must not use up the generations there can be.
+const LOST_OPENS_MAX: u64 = 64;
 
 pub(crate) async fn open<D: Disk>(
     specs: &[VolumeSpec<D>],
@@ -31,6 +35,9 @@ pub(crate) async fn open<D: Disk>(
     let geometry = Geometry::new(&capacities, options)?;
     let mut places = look_at(specs).await?;
     let membership = decide(&found(&places))?;
+    if membership.newest.is_none() {
+        all_are_there(&mut places)?;
+    }
     let plan = Plan::new(&places, &membership, options, now);
     let mut recovered = Recovered {
         uuid: plan.uuid,
@@ -110,6 +117,20 @@ fn one_at_least<T>(volumes: &mut Vec<Result<T, OpenError>>) -> Result<(), OpenFa
     }
 }
 
+/// A new store is made of all its volumes: two that were made while each time another one was
+/// away would never be one store again.
+fn all_are_there<D: Disk>(
+    places: &mut Vec<Result<Place<D>, OpenError>>,
+) -> Result<(), OpenFailure> {
+    let Some(number) = places.iter().position(Result::is_err) else {
+        return Ok(());
+    };
+    match places.swap_remove(number) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(OpenError::AwayFromNew(Box::new(error)).at(number)),
+    }
+}
+
 pub(crate) async fn look<D: Disk>(disk: &D) -> Result<Place<D>, OpenError> {
     let lock = disk.lock().await.map_err(|source| match source.kind() {
         io::ErrorKind::WouldBlock => OpenError::Locked,
@@ -145,6 +166,15 @@ fn found<D: Disk>(places: &[Result<Place<D>, OpenError>]) -> Vec<member::Found<'
     found
 }
 
+/// The last generation that wrote anything: a drive that lied about a sync may have lost the
+/// superblock of it, and no id may be used twice.
+fn last_generation<D: Disk>(known: u64, places: &[Result<Place<D>, OpenError>]) -> u64 {
+    let names = places.iter().flatten().flat_map(|place| &place.names);
+    let generations = names.filter_map(|name| Some(parse_file_name(name)? >> GENERATION_SHIFT));
+    let believed = generations.filter(|generation| *generation <= known + LOST_OPENS_MAX);
+    believed.max().map_or(known, |highest| highest.max(known))
+}
+
 /// What every superblock will say.
 pub(crate) struct Plan {
     pub(crate) uuid: Uuid,
@@ -170,7 +200,7 @@ impl Plan {
             place.superblock.as_ref().map(|(superblock, _)| superblock)
         };
         let newest = membership.newest.and_then(superblock);
-        let generation = newest.map_or(0, |newest| newest.generation) + 1;
+        let generation = newest.map_or(0, |newest| last_generation(newest.generation, places)) + 1;
         let opening = Opening {
             generation,
             stamp: member::stamp(&options.uuid, generation),

@@ -228,6 +228,8 @@ pub enum OpenError {
         doing: &'static str,
         source: std::io::Error,
     },
+    #[error("a new store is not made without this volume: {0}")]
+    AwayFromNew(#[source] Box<OpenError>),
 }
 
 pub struct Store<D: Disk> {

@@ -237,6 +237,38 @@ fn one_copy_of_the_superblock_is_enough() {
 }
 
 #[test]
+fn a_superblock_that_went_back_in_time_does_not_name_two_segments_alike() {
+    let world = SimWorld::new(Random::new(7), CAPACITY * 2);
+    let old = process(&world, |disk| async move {
+        open(&disk).await.expect("opens");
+        let (file, len) = disk.open("STORE").await.expect("there");
+        let read = disk.read(&file, 0, len as usize).await;
+        read.expect("no faults")
+    });
+    let highest = process(&world, |disk| async move {
+        let (store, recovered) = open(&disk).await.expect("opens");
+        let writer = store.writer(vec![disk.clone()], 0);
+        let purged = writer.forget(ForgetKey::Body(digest(9))).await;
+        purged.expect("durable");
+        recovered.generation
+    });
+    assert!(!names(&world, ".rec").is_empty());
+    process(&world, |disk| async move {
+        disk.unlink("STORE").await.expect("there");
+        let len = old.len() as u64;
+        let file = disk.create("STORE", len).await.expect("room");
+        disk.write(&file, 0, old.into()).await.expect("no faults");
+        // Of nobody here: there is no end to what a name may say.
+        let stray = disk.create("ffffffffffffffff.seg", 100).await;
+        stray.expect("room");
+    });
+    let generation = process(&world, |disk| async move {
+        open(&disk).await.expect("opens").1.generation
+    });
+    assert_eq!(generation, highest + 1);
+}
+
+#[test]
 fn a_second_process_is_refused() {
     let world = world();
     process(&world, |disk| async move {

@@ -27,6 +27,10 @@ const ALL_READS_FAIL: Faults = Faults {
     read: 1000,
     ..NO_FAULTS
 };
+const GONE: Faults = Faults {
+    gone: true,
+    ..NO_FAULTS
+};
 
 fn world(drives: usize) -> SimWorld {
     SimWorld::with_drives(Random::new(7), &vec![CAPACITY * 2; drives])
@@ -241,6 +245,25 @@ fn a_volume_that_cannot_be_read_is_away_and_belongs_again_later() {
         assert!(opened.recovered.away.is_empty() && opened.recovered.emptied.is_empty());
         assert_eq!(opened.present(0..10), [9], "purged while it was away");
         assert!(opened.recovered.forgotten > 0, "it had some of them");
+    });
+}
+
+#[test]
+fn a_new_store_is_not_made_while_a_volume_is_away() {
+    let world = world(2);
+    world.set_drive_faults(1, GONE);
+    process(&world, |machine| async move {
+        let failure = machine.try_open(&[0, 1], 1).await.map(|_| ());
+        let failure = failure.expect_err("refused");
+        assert_eq!(failure.volume, 1);
+        assert!(matches!(failure.error, OpenError::AwayFromNew(_)));
+        let files = machine.world.drive_files(0);
+        assert!(!files.iter().any(|(name, _)| name == "STORE"), "{files:?}");
+    });
+    world.set_drive_faults(1, NO_FAULTS);
+    process(&world, |machine| async move {
+        let opened = machine.open(&[0, 1], 2).await;
+        assert!(opened.recovered.away.is_empty());
     });
 }
 

@@ -254,7 +254,9 @@ impl Run {
                 {
                     return watch.refused.set(true);
                 }
-                Err(OpenError::SmallRecordsUnreadable { .. }) if faults => {
+                Err(OpenError::SmallRecordsUnreadable { .. } | OpenError::AwayFromNew(_))
+                    if faults =>
+                {
                     return watch.refused.set(true);
                 }
                 Err(error) => panic!("not opened: {error}"),
