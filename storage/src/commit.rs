@@ -48,6 +48,8 @@ impl<D: Disk> Shared<D> {
 
     async fn commit_segment(&self, segment: &Rc<Segment<D>>) -> Result<(), Stop> {
         let finished = segment.finished.take();
+        let syncing = finished.iter().map(|body| body.entry.digest);
+        segment.syncing.replace(syncing.collect());
         let entered = segment.entered.take();
         let entered_bytes = entered
             .iter()
@@ -213,7 +215,10 @@ impl<D: Disk> Shared<D> {
             // Its own sequence: a later body of this digest elsewhere is not meant.
             self.queue_forget(ForgetKey::Body(digest), sequence);
         }
-        self.store.index.remove_segment(&segment.file);
+        for digest in segment.indexed() {
+            let index = &self.store.index;
+            index.remove_body(&digest, |body| Arc::ptr_eq(&body.lease.file, &segment.file));
+        }
         self.give_up(segment);
         for progress in self.running(|progress| progress.is_in(segment)) {
             self.end_fill(&progress, FillFailure::DiskFailed);

@@ -8,7 +8,7 @@ mod sweep;
 pub(crate) use sweep::Seen;
 
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
 use hashbrown::HashTable;
@@ -21,7 +21,7 @@ use crate::key::{
     LinkKey, LinkKeyRef, LinkRecord, RepositoryKey, RepositoryKeyRef, Statistics, TagKey,
     TagKeyRef, TagRecord,
 };
-use crate::lease::{Kept, Lease, SegmentFile};
+use crate::lease::{Kept, Lease};
 use crate::media::{MediaId, MediaTypes};
 use crate::record::{Kind, Record};
 use crate::store::Body;
@@ -182,13 +182,13 @@ impl<D: Disk> Index<D> {
         }
     }
 
-    /// How many bodies, tags and links there are.
     /// Bytes of one entry, and of the tables that hold them.
     pub(crate) fn body_memory(&self) -> (usize, usize) {
         let tables = (0..SLICES).map(|slice| self.bodies.read(slice).allocation_size());
         (size_of::<IndexedBody<D>>(), tables.sum())
     }
 
+    /// How many bodies, tags and links there are.
     pub(crate) fn counts(&self) -> (u64, u64, u64) {
         let count = |kind: usize| self.counts[kind].load(Ordering::Relaxed);
         (count(BODIES), count(TAGS), count(LINKS))
@@ -300,26 +300,6 @@ impl<D: Disk> Index<D> {
         self.counts[BODIES].fetch_sub(1, Ordering::Relaxed);
         self.release_small(&removed);
         Some(removed)
-    }
-
-    /// Removes every body of a segment that was given up.
-    pub(crate) fn remove_segment(&self, file: &Arc<SegmentFile<D>>) {
-        for slice in 0..SLICES {
-            let mut gone = Vec::new();
-            self.bodies.write(slice).retain(|body| {
-                let stays = !Arc::ptr_eq(&body.lease.file, file);
-                if !stays {
-                    file.lost(body.lease.len());
-                    gone.push(body.bytes.take());
-                }
-                stays
-            });
-            self.counts[BODIES].fetch_sub(gone.len() as u64, Ordering::Relaxed);
-            for bytes in gone.into_iter().flatten() {
-                self.small_used
-                    .fetch_sub(bytes.len() as u64, Ordering::Relaxed);
-            }
-        }
     }
 
     /// Removes the bodies of a slice whose volume went offline.
@@ -626,11 +606,13 @@ fn put<K: PartialEq, V>(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::budget::Budget;
     use crate::disk::sim::{Executor, Random, SimDisk, SimFile, SimWorld};
     use crate::key::{Proof, TagKind};
-    use crate::lease::Place;
+    use crate::lease::{Place, SegmentFile};
     use crate::page::Class;
 
     fn file() -> SimFile {
@@ -696,7 +678,10 @@ mod tests {
         let found = |name: u64| index.body(&Digest::sha256(&name.to_le_bytes()), 7);
         assert!((0..1000).all(|name| found(name).is_some_and(|body| body.len == 2)));
         assert!(found(1000).is_none());
-        index.remove_segment(&file);
+        for name in 0..1000_u64 {
+            let removed = index.remove_body(&Digest::sha256(&name.to_le_bytes()), |_| true);
+            assert!(removed.is_some());
+        }
         assert_eq!(index.counts().0, 0);
     }
 
@@ -723,7 +708,9 @@ mod tests {
                 .map(|b| b.len()),
             Some(100)
         );
-        index.remove_segment(&file);
+        assert!(index.remove_body(&digest, |_| true).is_some());
+        let digest = Digest::sha256(&1_u64.to_le_bytes());
+        assert!(index.remove_body(&digest, |_| true).is_some());
         assert!((0..2).all(|_| index.admit_small(100)), "all was given back");
     }
 

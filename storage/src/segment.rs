@@ -107,6 +107,8 @@ pub(crate) struct Segment<D: Disk> {
     pub(crate) changed: Waiters,
     pub(crate) finished: RefCell<Vec<Finished<D>>>,
     pub(crate) entered: RefCell<Vec<Entered<D>>>,
+    /// Bodies of the group that is being synced, in neither of these.
+    pub(crate) syncing: RefCell<Vec<Digest>>,
     end: Cell<u64>,
     area: Cell<Area>,
     areas: RefCell<VecDeque<Area>>,
@@ -168,6 +170,7 @@ impl<D: Disk> Segment<D> {
             changed: Waiters::default(),
             finished: RefCell::default(),
             entered: RefCell::default(),
+            syncing: RefCell::default(),
             end: Cell::new(area.end),
             area: Cell::new(area),
             areas: RefCell::default(),
@@ -262,6 +265,14 @@ impl<D: Disk> Segment<D> {
             _ => None,
         };
         records.into_iter().filter_map(body).collect()
+    }
+
+    /// All bodies that the index may have in this segment.
+    pub(crate) fn indexed(&self) -> Vec<Digest> {
+        let mut indexed = self.syncing.borrow().clone();
+        indexed.extend(self.finished.borrow().iter().map(|body| body.entry.digest));
+        indexed.extend(self.bodies().into_iter().map(|(digest, _)| digest));
+        indexed
     }
 
     pub(crate) fn has_records(&self) -> bool {
