@@ -324,13 +324,25 @@ impl<D: Disk> Shared<D> {
             if let (Ok(()), SmallKey::Tag(tag)) = (&outcome, &key) {
                 self.small.written(tag, &pending, superseded);
             }
-            if outcome.is_err() && !superseded {
+            // Nor must what was forgotten meanwhile be written once its forget record is let go.
+            if outcome.is_err() && !superseded && !self.killed(&key, pending.sequence) {
                 self.small.pending.borrow_mut().insert(key, pending);
             } else {
                 self.remove_uncommitted(len);
             }
         }
         outcome
+    }
+
+    /// Whether a forget record that came later meant this record.
+    fn killed(&self, key: &SmallKey, sequence: u64) -> bool {
+        let forget = match key {
+            SmallKey::Tag(key) => ForgetKey::Tag(key.clone()),
+            SmallKey::Link(key) => ForgetKey::Link(key.clone()),
+            SmallKey::Statistics(key) => ForgetKey::Statistics(key.clone()),
+            SmallKey::Forget(_) | SmallKey::Recency(_) => return false,
+        };
+        self.store.forgets.kills(&forget, sequence)
     }
 
     /// The records that may be written now, oldest first. Tags whose body is gone are given up.
