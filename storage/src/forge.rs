@@ -65,6 +65,7 @@ pub fn segment(uuid: Uuid, number: u64, first: u64, bodies: &[(Digest, u64)]) ->
         records_offset: end,
         records_len: footer.len() as u64,
         records_crc: crc(&footer),
+        by_recovery: false,
     };
     Forged {
         name: file_name(id, class),

@@ -269,6 +269,8 @@ pub(crate) struct Trailer {
     pub(crate) records_offset: u64,
     pub(crate) records_len: u64,
     pub(crate) records_crc: u32,
+    /// Written by a recovery: nobody knows of the bodies that they were written as a whole.
+    pub(crate) by_recovery: bool,
 }
 
 impl Trailer {
@@ -280,6 +282,7 @@ impl Trailer {
         out.u64(self.records_offset);
         out.u64(self.records_len);
         out.u32(self.records_crc);
+        out.u8(u8::from(self.by_recovery));
         end(out)
     }
 
@@ -294,6 +297,8 @@ impl Trailer {
             records_offset: reader.u64()?,
             records_len: reader.u64()?,
             records_crc: reader.u32()?,
+            // What older programs wrote has a zero here.
+            by_recovery: reader.u8()? != 0,
         })
     }
 }
@@ -356,6 +361,7 @@ mod tests {
             records_offset: 4096,
             records_len: 4096,
             records_crc: 77,
+            by_recovery: true,
         };
         assert_eq!(Trailer::decode(&trailer.encode()), Some(trailer));
         let page = records_page();

@@ -29,7 +29,9 @@ pub(crate) struct Scanned {
     pub(crate) len: u64,
     pub(crate) records: Vec<Record>,
     pub(crate) sealed_now: bool,
-    /// Its trailer was there, so what it covers was written and synced as a whole.
+    /// Its writer's trailer was there, so what it covers was written and synced as a whole. Not
+    /// so if a recovery sealed it: its bodies are unverified at every start, until a compaction
+    /// copied them.
     pub(crate) was_sealed: bool,
     /// Some of its pages are not what its trailer knows.
     pub(crate) damaged: bool,
@@ -122,7 +124,7 @@ impl<D: Disk> Own<'_, D> {
             },
         };
         let mut scanned = self.scanned(trailer.class, records, false);
-        scanned.was_sealed = true;
+        scanned.was_sealed = !trailer.by_recovery;
         scanned.damaged = !whole;
         Ok(Some(Scan::Ours(scanned)))
     }
@@ -296,6 +298,7 @@ impl<D: Disk> Own<'_, D> {
             records_offset,
             records_len,
             records_crc,
+            by_recovery: true,
         };
         self.disk
             .write(self.file, offset, Bytes::from(trailer.encode()))

@@ -432,6 +432,7 @@ impl<D: Disk> Segment<D> {
             records_offset,
             records_len,
             records_crc: crc,
+            by_recovery: false,
         };
         Slot {
             offset,

@@ -241,6 +241,7 @@ impl<B: BulkDisk> Survivor<B> {
             records_offset: offset,
             records_len: footer.len() as u64,
             records_crc: crate::codec::crc(&footer),
+            by_recovery: false,
         };
         self.write(disk, trailer_offset, &trailer.encode()).await
     }

@@ -1,9 +1,11 @@
 //! The store on a disk that fails or decays in one chosen way.
 
 use std::cell::RefCell;
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 
 use entrepot_storage::disk::sim::{Ending, Executor, Faults, Random, SimDisk, SimWorld, Step};
 use entrepot_storage::{
@@ -262,6 +264,103 @@ fn small_records_of_a_failed_segment_are_written_again() {
             store.body(&digest(1)).is_none(),
             "the purge was durable before"
         );
+    });
+}
+
+/// Polls both until both are done.
+async fn both<A: Future, B: Future>(first: A, second: B) -> (A::Output, B::Output) {
+    let (mut first, mut second) = (pin!(first), pin!(second));
+    let (mut one, mut other) = (None, None);
+    poll_fn(move |cx| {
+        if one.is_none()
+            && let Poll::Ready(output) = first.as_mut().poll(cx)
+        {
+            one = Some(output);
+        }
+        if other.is_none()
+            && let Poll::Ready(output) = second.as_mut().poll(cx)
+        {
+            other = Some(output);
+        }
+        match (one.take(), other.take()) {
+            (Some(first), Some(second)) => Poll::Ready((first, second)),
+            (first, second) => {
+                (one, other) = (first, second);
+                Poll::Pending
+            }
+        }
+    })
+    .await
+}
+
+#[test]
+fn what_is_forgotten_while_its_write_fails_is_not_written_again() {
+    let world = world();
+    process(&world, |disk, world| async move {
+        let (store, writer, _) = open(&disk).await;
+        put_durably(&writer, [2]).await;
+        let key = TagKey {
+            project: "p".into(),
+            repository: "r".into(),
+            kind: TagKind::Tag,
+            name: "t".into(),
+        };
+        let tag = TagRecord {
+            digest: digest(2),
+            origin: "o".into(),
+            checked: NOW,
+            note: "".into(),
+        };
+        writer.put_tag(key.clone(), tag).await.expect("queued");
+        world.set_faults(WRITE_FAILS);
+        // Once the first was polled the tag is being written.
+        let forget = writer.forget(ForgetKey::Tag(key));
+        let (commit, forget) = both(writer.commit(NOW), forget).await;
+        assert_eq!(
+            (commit, forget),
+            (Err(WriteError::DiskFailed), Err(WriteError::DiskFailed))
+        );
+        let waiting = store.usage().uncommitted_records;
+        assert_eq!(waiting, 1, "the forget record and not the tag");
+        world.set_faults(NO_FAULTS);
+        writer.commit(NOW).await.expect("elsewhere");
+        assert_eq!(writer.uncommitted(), 0);
+    });
+}
+
+#[test]
+fn what_a_recovery_sealed_is_unverified_at_every_start() {
+    let world = world();
+    process(&world, |disk, _| async move {
+        let (_store, writer, _) = open(&disk).await;
+        put_durably(&writer, [1]).await;
+        writer.seal_all(NOW).await.expect("sealed");
+        put_durably(&writer, [2]).await;
+    });
+    for start in 0..3 {
+        process(&world, move |disk, _| async move {
+            let (store, _, recovered) = open(&disk).await;
+            assert_eq!(recovered.sealed > 0, start == 0);
+            let body = |number| store.body(&digest(number)).expect("there");
+            assert!(!body(1).unverified, "its writer sealed it");
+            assert!(body(2).unverified, "start {start}");
+        });
+    }
+}
+
+#[test]
+fn a_body_whose_group_is_being_synced_goes_with_its_segment() {
+    let world = world();
+    process(&world, |disk, world| async move {
+        let (store, writer, _) = open(&disk).await;
+        put(&writer, 1).await.expect("verified");
+        // While the first group is being synced a second body is finished in the segment.
+        let second = async { put(&writer, 2).await };
+        world.set_faults(SYNC_FAILS);
+        let (commit, _) = both(writer.commit(NOW), second).await;
+        assert_eq!(commit, Err(WriteError::DiskFailed));
+        assert!(store.body(&digest(1)).is_none());
+        assert_eq!(writer.uncommitted(), 0);
     });
 }
 
