@@ -53,6 +53,7 @@ mod survivor;
 mod switch;
 mod verify;
 mod volume;
+mod volumes;
 mod wait;
 mod watermark;
 mod writer;

@@ -12,7 +12,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 use crate::Seconds;
-use crate::budget::{Purpose, leaves_room};
 use crate::clock::AgeClock;
 use crate::digest::Digest;
 use crate::disk::Disk;
@@ -33,7 +32,7 @@ use crate::open::Plan;
 use crate::page::Uuid;
 use crate::record::Record;
 use crate::superblock::Member;
-use crate::volume::{Floors, Volume, VolumeSpec, VolumeUsage};
+use crate::volume::{Volume, VolumeSpec, VolumeUsage};
 use crate::writer::{Refusal, Writer};
 
 /// Bodies from this length on get a segment of their own.
@@ -228,6 +227,7 @@ pub enum OpenError {
         doing: &'static str,
         source: std::io::Error,
     },
+    /// Of a store that does not exist yet.
     #[error("a new store is not made without this volume: {0}")]
     AwayFromNew(#[source] Box<OpenError>),
 }
@@ -256,7 +256,7 @@ pub struct Store<D: Disk> {
     /// Small records of a later program: kept as they are.
     unknown: Mutex<BTreeSet<Vec<u8>>>,
     /// Members that may be at a place that could not be read at the start.
-    missing: Mutex<Vec<Member>>,
+    pub(crate) missing: Mutex<Vec<Member>>,
     segments_made: AtomicU64,
     records_made: AtomicU64,
 }
@@ -406,72 +406,9 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    /// Of each volume, by number.
-    pub fn volumes(&self) -> Vec<VolumeUsage> {
-        let now = self.clock.now();
-        self.volumes
-            .iter()
-            .map(|volume| volume.usage(now))
-            .collect()
-    }
-
-    /// As the superblocks name them.
-    pub(crate) fn members(&self) -> Vec<Member> {
-        let missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = self.volumes.iter().filter_map(Volume::member);
-        known.chain(missing.iter().copied()).collect()
-    }
-
-    pub(crate) fn volume(&self, number: u8) -> &Volume<D> {
-        &self.volumes[usize::from(number)]
-    }
-
-    /// The volumes that take writes, the one with the largest free share first.
-    pub(crate) fn writable(&self) -> Vec<u8> {
-        let mut writable: Vec<(u64, u8)> = (0..)
-            .zip(&self.volumes)
-            .filter(|(_, volume)| volume.online())
-            .map(|(number, volume)| (volume.free_share(), number))
-            .collect();
-        // Of equal ones the first: a run must not depend on anything else (S7).
-        writable.sort_by_key(|(share, number)| (std::cmp::Reverse(*share), *number));
-        writable.into_iter().map(|(_, number)| number).collect()
-    }
-
-    /// The volumes that take small records.
-    pub(crate) fn online(&self) -> Vec<u8> {
-        let numbers = (0..).zip(&self.volumes);
-        let online = numbers.filter(|(_, volume)| volume.online());
-        online.map(|(number, _)| number).collect()
-    }
-
-    /// Of all volumes, those that are away included.
-    pub(crate) fn floors(&self) -> Floors {
-        let missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
-        if !missing.is_empty() {
-            return Floors::UNKNOWN;
-        }
-        drop(missing);
-        let floors = self.volumes.iter().map(Volume::floors);
-        floors.fold(Floors::NONE, Floors::lowest)
-    }
-
     pub(crate) fn offline_changes(&self) -> MutexGuard<'_, u64> {
         let changes = self.offline_changes.lock();
         changes.unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The member is there after all.
-    pub(crate) fn not_missing(&self, id: &Uuid) {
-        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
-        missing.retain(|member| member.id != *id);
-        if self
-            .volumes
-            .iter()
-            .all(|volume| volume.member().is_some() || volume.online())
-        {
-            missing.clear();
-        }
     }
 
     /// Every volume has its own copy of the record: one of them is enough.
@@ -504,44 +441,8 @@ impl<D: Disk> Store<D> {
         (self.generation << GENERATION_SHIFT) + self.records_made.load(Ordering::Acquire)
     }
 
-    /// The longest file of bodies that any volume can ever hold.
-    pub(crate) fn bodies_max(&self) -> u64 {
-        let max = |volume: &Volume<D>| volume.budget.bodies_max();
-        self.volumes.iter().map(max).max().unwrap_or(0)
-    }
-
-    pub(crate) fn staging_max(&self) -> u64 {
-        let max = |volume: &Volume<D>| volume.budget.staging_max();
-        self.volumes.iter().map(max).max().unwrap_or(0)
-    }
-
     fn number(&self, made: &AtomicU64) -> u64 {
         (self.generation << GENERATION_SHIFT) + made.fetch_add(1, Ordering::AcqRel)
-    }
-
-    /// Takes `bytes` from the budget of a volume if its file system has them too.
-    pub(crate) async fn allocate(
-        &self,
-        disk: &D,
-        volume: u8,
-        bytes: u64,
-        purpose: Purpose,
-    ) -> Result<(), Refusal> {
-        let budget = &self.volume(volume).budget;
-        if !budget.take(bytes, purpose) {
-            return Err(Refusal::Full);
-        }
-        match disk.space().await {
-            Ok(space) if leaves_room(space, bytes, purpose) => Ok(()),
-            Ok(_) => {
-                budget.give_back(bytes, purpose);
-                Err(Refusal::Full)
-            }
-            Err(_) => {
-                budget.give_back(bytes, purpose);
-                Err(Refusal::DiskFailed)
-            }
-        }
     }
 }
 
