@@ -35,6 +35,10 @@ impl Forgets {
         slice.get(key).is_some_and(|forget| sequence <= *forget)
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        (0..SLICES).all(|slice| self.lock(slice).is_empty())
+    }
+
     pub(crate) fn of_slice(&self, slice: usize) -> Vec<(ForgetKey, u64)> {
         let slice = self.lock(slice);
         let mut all: Vec<(ForgetKey, u64)> = slice.iter().map(|(k, s)| (k.clone(), *s)).collect();

@@ -169,7 +169,7 @@ const STATISTICS: usize = 3;
 impl<D: Disk> Index<D> {
     pub(crate) fn new(uuid: &[u8; 16], small_max: u32, small_budget: u64) -> Index<D> {
         Index {
-            seed: u64::from_le_bytes(uuid[..8].try_into().expect("eight bytes")),
+            seed: mix::seed(uuid),
             bodies: Stripes::new(),
             tags: Stripes::new(),
             links: Stripes::new(),
@@ -254,6 +254,19 @@ impl<D: Disk> Index<D> {
     /// Shows every body of a slice, under its lock.
     pub(crate) fn each_body(&self, slice: usize, look: impl FnMut(&IndexedBody<D>)) {
         self.bodies.read(slice).iter().for_each(look);
+    }
+
+    pub(crate) fn body_hash(&self, digest: &Digest) -> u64 {
+        mix::digest(self.seed, digest)
+    }
+
+    /// Makes room for so many bodies of each slice: a table that doubles as it fills moves them
+    /// all each time.
+    pub(crate) fn reserve_bodies(&self, slices: &[usize; SLICES]) {
+        for (slice, bodies) in slices.iter().enumerate() {
+            let mut table = self.bodies.write(slice);
+            table.reserve(*bodies, |body| self.body_hash(&body.digest));
+        }
     }
 
     /// The highest sequence wins, whatever the order of insertion. What was replaced is kept on

@@ -22,7 +22,14 @@ impl MediaId {
 
 pub(crate) struct MediaTypes {
     texts: Box<[OnceLock<Arc<str>>]>,
-    ids: Mutex<HashMap<Arc<str>, MediaId>>,
+    ids: Mutex<Ids>,
+}
+
+#[derive(Default)]
+struct Ids {
+    all: HashMap<Arc<str>, MediaId>,
+    /// Records of one page share their texts: most questions are the last one again.
+    last: Option<(Arc<str>, MediaId)>,
 }
 
 impl Default for MediaTypes {
@@ -46,16 +53,22 @@ impl MediaTypes {
             return MediaId::NONE;
         };
         let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(id) = ids.get(text) {
+        if let Some((last, id)) = &ids.last
+            && Arc::ptr_eq(last, text)
+        {
             return *id;
         }
-        let at = ids.len();
+        if let Some(id) = ids.all.get(text).copied() {
+            ids.last = Some((Arc::clone(text), id));
+            return id;
+        }
+        let at = ids.all.len();
         let Some(slot) = self.texts.get(at) else {
             return MediaId::NONE;
         };
         slot.get_or_init(|| Arc::clone(text));
         let id = MediaId(at as u16 + 1);
-        ids.insert(Arc::clone(text), id);
+        ids.all.insert(Arc::clone(text), id);
         id
     }
 }

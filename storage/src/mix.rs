@@ -7,6 +7,10 @@ use crate::digest::Digest;
 
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
+pub(crate) fn seed(uuid: &[u8; 16]) -> u64 {
+    u64::from_le_bytes(uuid[..8].try_into().expect("eight bytes"))
+}
+
 /// Folds one word into a hash: a 64 x 64 -> 128-bit product, both halves kept.
 pub(crate) fn word(hash: u64, word: u64) -> u64 {
     let product = u128::from(hash ^ word ^ MULTIPLIER) * u128::from(MULTIPLIER ^ 0xff51_afd7);

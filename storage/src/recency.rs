@@ -3,14 +3,18 @@
 //! A lost record makes some bodies look as old as their last one says, or as new as the start of
 //! the process; nothing else depends on it.
 
-use std::collections::HashMap;
 use std::rc::Rc;
+
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 
 use crate::clock::Age;
 use crate::digest::Digest;
 use crate::disk::Disk;
 use crate::index::{Flags, IndexedBody};
 use crate::maintain::PLANNER;
+use crate::mix;
+use crate::page::Uuid;
 use crate::record::Recency;
 use crate::writer::{Shared, WriteError};
 
@@ -21,20 +25,37 @@ const CLOCK_STEP_S: Age = 300;
 const GROUP_RECORDS: usize = 64;
 
 /// What all recency records of a store say together.
-#[derive(Default)]
 pub(crate) struct Remembered {
     clock: Age,
-    seen: HashMap<Digest, Age>,
+    seed: u64,
+    seen: HashTable<(Digest, Age)>,
 }
 
 impl Remembered {
+    pub(crate) fn new(uuid: &Uuid) -> Remembered {
+        Remembered {
+            clock: 0,
+            seed: mix::seed(uuid),
+            seen: HashTable::new(),
+        }
+    }
+
     pub(crate) fn learn(&mut self, recency: &Recency) {
         self.clock = self
             .clock
             .max(Age::try_from(recency.clock).unwrap_or(Age::MAX));
         for (digest, age) in &recency.seen {
-            let known = self.seen.entry(*digest).or_insert(*age);
-            *known = (*known).max(*age);
+            let (seed, hash) = (self.seed, mix::digest(self.seed, digest));
+            let same = |known: &(Digest, Age)| known.0 == *digest;
+            match self
+                .seen
+                .entry(hash, same, |known| mix::digest(seed, &known.0))
+            {
+                Entry::Occupied(mut known) => known.get_mut().1 = known.get().1.max(*age),
+                Entry::Vacant(empty) => {
+                    empty.insert((*digest, *age));
+                }
+            }
         }
     }
 
@@ -45,7 +66,9 @@ impl Remembered {
 
     /// When the body was last asked for, if somebody wrote it down.
     pub(crate) fn of(&self, digest: &Digest) -> Option<Age> {
-        self.seen.get(digest).map(|age| self.clock.min(*age))
+        let hash = mix::digest(self.seed, digest);
+        let known = self.seen.find(hash, |known| known.0 == *digest);
+        known.map(|(_, age)| self.clock.min(*age))
     }
 
     /// What nobody wrote down is as new as the process.
@@ -125,7 +148,7 @@ mod tests {
                 seen: older,
             },
         ];
-        let mut remembered = Remembered::default();
+        let mut remembered = Remembered::new(&[0; 16]);
         records.iter().rev().for_each(|r| remembered.learn(r));
         assert_eq!(remembered.clock(), 70);
         assert_eq!(remembered.of(&a), Some(60));

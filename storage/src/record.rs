@@ -4,6 +4,7 @@
 //! is kept as it is. Among records of one key the highest sequence wins, on whatever disk; a
 //! forget record kills those with a lower one.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::Seconds;
@@ -113,20 +114,26 @@ impl Record {
 
     /// `None`: the bytes end within a record, or a known kind is malformed.
     pub(crate) fn decode(reader: &mut Reader<'_>) -> Option<Record> {
+        Record::decode_with(reader, &mut MediaTexts::default())
+    }
+
+    fn decode_with(reader: &mut Reader<'_>, media: &mut MediaTexts) -> Option<Record> {
         let code = reader.u8()?;
         reader.raw(3)?;
         let len = usize::try_from(reader.u32()?).ok()?;
         let sequence = reader.u64()?;
         let mut payload = Reader::new(reader.raw(len)?);
-        let kind = Kind::decode(code, &mut payload)?;
+        let kind = Kind::decode(code, &mut payload, media)?;
         payload.is_empty().then_some(Record { sequence, kind })
     }
 
     pub(crate) fn decode_all(bytes: &[u8], count: u32) -> Option<Vec<Record>> {
         let mut reader = Reader::new(bytes);
-        let mut records = Vec::new();
+        // Believed as far as there are bytes: foreign ones may claim any count.
+        let room = (count as usize).min(bytes.len() / PREFIX_LEN);
+        let (mut records, mut media) = (Vec::with_capacity(room), MediaTexts::default());
         for _ in 0..count {
-            records.push(Record::decode(&mut reader)?);
+            records.push(Record::decode_with(&mut reader, &mut media)?);
         }
         reader.is_empty().then_some(records)
     }
@@ -187,9 +194,9 @@ impl Kind {
         }
     }
 
-    fn decode(code: u8, reader: &mut Reader<'_>) -> Option<Kind> {
+    fn decode(code: u8, reader: &mut Reader<'_>, media: &mut MediaTexts) -> Option<Kind> {
         Some(match code {
-            KIND_BODY => Kind::Body(decode_body(reader)?),
+            KIND_BODY => Kind::Body(decode_body(reader, media)?),
             KIND_TAG => {
                 let key = decode_tag_key(reader)?;
                 let tag = TagRecord {
@@ -233,6 +240,29 @@ impl Kind {
     }
 }
 
+/// The media types of the last records of a page, which share them: one text each, not one for
+/// each record.
+#[derive(Default)]
+struct MediaTexts(VecDeque<Arc<str>>);
+
+impl MediaTexts {
+    /// Most pages have manifests, configs and layers of one or two kinds.
+    const MAX: usize = 8;
+
+    fn share(&mut self, text: &str) -> Option<Arc<str>> {
+        if text.is_empty() {
+            return None;
+        }
+        if let Some(known) = self.0.iter().find(|known| &***known == text) {
+            return Some(Arc::clone(known));
+        }
+        self.0.truncate(MediaTexts::MAX - 1);
+        let shared = Arc::<str>::from(text);
+        self.0.push_front(Arc::clone(&shared));
+        Some(shared)
+    }
+}
+
 fn encode_body(entry: &BodyEntry, out: &mut Encoder) {
     out.digest(&entry.digest);
     out.u64(entry.offset);
@@ -245,17 +275,17 @@ fn encode_body(entry: &BodyEntry, out: &mut Encoder) {
     }
 }
 
-fn decode_body(reader: &mut Reader<'_>) -> Option<BodyEntry> {
+fn decode_body(reader: &mut Reader<'_>, media: &mut MediaTexts) -> Option<BodyEntry> {
     let digest = reader.digest()?;
     let (offset, len, created) = (reader.u64()?, reader.u64()?, reader.u64()?);
-    let media_type = Some(reader.shared()?).filter(|text| !text.is_empty());
+    let media_type = media.share(reader.text()?);
     let count = reader.u32()?;
     if u64::from(count) != len.div_ceil(CRC_STRIDE_BYTES) {
         return None;
     }
-    let crcs = (0..count)
-        .map(|_| reader.u32())
-        .collect::<Option<Vec<u32>>>()?;
+    let crcs = reader.raw(usize::try_from(count).ok()?.checked_mul(4)?)?;
+    let crcs = crcs.as_chunks::<4>().0.iter();
+    let crcs = crcs.map(|crc| u32::from_le_bytes(*crc)).collect();
     Some(BodyEntry {
         digest,
         offset,

@@ -6,20 +6,23 @@
 //! crash within it, finds the same.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-use crate::digest::Digest;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
+
+use crate::digest::{Digest, SLICES};
 use crate::disk::Disk;
 use crate::index::{Flags, IndexedBody};
 use crate::key::ForgetKey;
 use crate::lease::{Lease, Place, SegmentFile};
 use crate::page::{Class, Uuid};
 use crate::recency::Remembered;
-use crate::record::{BodyEntry, Kind, Record};
+use crate::record::{Kind, Record};
 use crate::scan::{Candidate, Scan, Scanned, scan};
 use crate::segment::{is_small, parse_file_name};
 use crate::store::{GENERATION_SHIFT, Recovered, Store};
@@ -175,7 +178,7 @@ pub(crate) fn merge<D: Disk>(
     found: Vec<Found<D>>,
     recovered: &mut Recovered,
 ) -> Vec<(u8, u64, String)> {
-    let mut remembered = Remembered::default();
+    let mut remembered = Remembered::new(&store.uuid);
     for record in found.iter().flat_map(|found| &found.scanned.records) {
         match &record.kind {
             Kind::Forget(key) => store.forgets.note(key, record.sequence),
@@ -184,9 +187,9 @@ pub(crate) fn merge<D: Disk>(
         }
     }
     store.clock.resume(remembered.clock());
-    let newest = newest_bodies(store, &found, recovered);
+    let live = live_records(store, &found, recovered);
     let mut unlinked = Vec::new();
-    for found in found {
+    for (found, live) in found.into_iter().zip(live) {
         let volume = store.volume(found.volume);
         let Scanned {
             segment,
@@ -197,12 +200,7 @@ pub(crate) fn merge<D: Disk>(
             ..
         } = found.scanned;
         let floor = lowest(&records);
-        let live = |record: &Record| match &record.kind {
-            Kind::Body(entry) => newest.get(&entry.digest) == Some(&(record.sequence, segment)),
-            Kind::Area { .. } => false,
-            _ => true,
-        };
-        if !records.iter().any(live) {
+        if !live.contains(&true) {
             volume.leave(segment, class, floor);
             unlinked.push((found.volume, segment, found.name));
             continue;
@@ -219,7 +217,8 @@ pub(crate) fn merge<D: Disk>(
         file.set_unverified(!was_sealed);
         volume.register(Arc::clone(&file));
         recovered.segments += 1;
-        for record in records.into_iter().filter(live) {
+        let live = records.into_iter().zip(live).filter(|(_, live)| *live);
+        for (record, _) in live {
             if class == Class::Small && matches!(record.kind, Kind::Unknown { .. }) {
                 store.keep_unknown(&record);
                 continue;
@@ -239,38 +238,77 @@ pub(crate) fn lowest(records: &[Record]) -> u64 {
     sequences.min().unwrap_or(u64::MAX)
 }
 
-/// Of each digest that is not forgotten, the highest sequence, and of copies of one record the
-/// one in the later segment.
-fn newest_bodies<D: Disk>(
+/// Where a record is: the place of its segment among those found, and its own in there.
+type At = (u32, u32);
+
+/// Of each segment's records, which are live: of each digest that is not forgotten the one with
+/// the highest sequence, of copies of one record the one in the later segment, and all that are
+/// not of bodies. Makes room in the index for them.
+fn live_records<D: Disk>(
     store: &Store<D>,
     found: &[Found<D>],
     recovered: &mut Recovered,
-) -> HashMap<Digest, (u64, u64)> {
-    let mut newest = HashMap::new();
-    for Scanned {
-        segment, records, ..
-    } in found.iter().map(|found| &found.scanned)
-    {
-        for record in records {
-            let Kind::Body(BodyEntry { digest, .. }) = &record.kind else {
+) -> Vec<Vec<bool>> {
+    let scanned = |at: At| &found[at.0 as usize].scanned;
+    let record = |at: At| &scanned(at).records[at.1 as usize];
+    let rank = |at: At| (record(at).sequence, scanned(at).segment);
+    let digest = |at: At| body_digest(record(at)).expect("only bodies are in the table");
+    let hash = |digest: &Digest| store.index.body_hash(digest);
+    let any_forgets = !store.forgets.is_empty();
+    let bodies = found
+        .iter()
+        .filter(|found| found.scanned.class != Class::Small);
+    // Places, not digests: a table that grew with its keys would cost more than all the rest.
+    let mut newest = HashTable::with_capacity(bodies.map(|f| f.scanned.records.len()).sum());
+    let mut live = Vec::with_capacity(found.len());
+    let mut slices = [0; SLICES];
+    for (segment, found) in (0_u32..).zip(found) {
+        let records = &found.scanned.records;
+        live.push(records.iter().map(lives_by_itself).collect::<Vec<bool>>());
+        for (number, this) in (0_u32..).zip(records) {
+            let Some(name) = body_digest(this) else {
                 continue;
             };
-            if store
-                .forgets
-                .kills(&ForgetKey::Body(*digest), record.sequence)
-            {
+            if any_forgets && store.forgets.kills(&ForgetKey::Body(*name), this.sequence) {
                 recovered.forgotten += 1;
                 continue;
             }
-            let this = (record.sequence, *segment);
-            let newer = |other: &mut (u64, u64)| {
-                recovered.superseded += 1;
-                *other = (*other).max(this);
-            };
-            newest.entry(*digest).and_modify(newer).or_insert(this);
+            let at = (segment, number);
+            match newest.entry(
+                hash(name),
+                |other| digest(*other) == name,
+                |o| hash(digest(*o)),
+            ) {
+                Entry::Occupied(mut other) => {
+                    recovered.superseded += 1;
+                    if rank(at) > rank(*other.get()) {
+                        *other.get_mut() = at;
+                    }
+                }
+                Entry::Vacant(empty) => {
+                    empty.insert(at);
+                    slices[name.slice()] += 1;
+                }
+            }
         }
     }
-    newest
+    store.index.reserve_bodies(&slices);
+    for (segment, number) in newest {
+        live[segment as usize][number as usize] = true;
+    }
+    live
+}
+
+fn body_digest(record: &Record) -> Option<&Digest> {
+    match &record.kind {
+        Kind::Body(entry) => Some(&entry.digest),
+        _ => None,
+    }
+}
+
+/// Bodies live if no other record of theirs is newer.
+fn lives_by_itself(record: &Record) -> bool {
+    !matches!(record.kind, Kind::Body(_) | Kind::Area { .. })
 }
 
 fn index<D: Disk>(
@@ -285,11 +323,9 @@ fn index<D: Disk>(
         Kind::Body(entry) => {
             recovered.bodies += 1;
             recovered.body_bytes += entry.len;
+            let age = remembered.of(&entry.digest);
             // Written with the next times, or every restart would make it new again.
-            let unknown = match remembered.of(&entry.digest) {
-                Some(_) => 0,
-                None => Flags::TOUCHED,
-            };
+            let unknown = if age.is_some() { 0 } else { Flags::TOUCHED };
             let unverified = if verified { 0 } else { Flags::UNVERIFIED };
             let flags = Flags::DURABLE | unverified | unknown;
             store.index.insert_body(IndexedBody {
@@ -298,7 +334,7 @@ fn index<D: Disk>(
                 lease: Lease::new(Arc::clone(file), entry.offset, entry.len),
                 media_type: store.index.media_types.intern(entry.media_type.as_ref()),
                 bytes: None,
-                recency: AtomicU32::new(remembered.or_now(&entry.digest)),
+                recency: AtomicU32::new(age.unwrap_or(remembered.clock())),
                 flags: Flags::new(flags),
             });
         }
