@@ -161,6 +161,21 @@ pub(crate) struct Index<D: Disk> {
 /// In place of a time: the value is in memory only.
 const NOT_WRITTEN: Seconds = 0;
 
+/// When a value of which only the time changed is not written again.
+#[derive(Clone, Copy)]
+pub(crate) struct TouchLimit {
+    /// The record on disk has this sequence at least,
+    pub(crate) first: u64,
+    /// and its time is less than this away.
+    pub(crate) step: Seconds,
+}
+
+impl TouchLimit {
+    fn passed(self, sequence: u64, written: Seconds, time: Seconds) -> bool {
+        sequence < self.first || written.abs_diff(time) >= self.step
+    }
+}
+
 const BODIES: usize = 0;
 const TAGS: usize = 1;
 const LINKS: usize = 2;
@@ -379,8 +394,8 @@ impl<D: Disk> Index<D> {
         Some(found.value.clone())
     }
 
-    /// Takes over the time if nothing else changed and the one on disk is less than `step` away.
-    pub(crate) fn touch_tag(&self, key: &TagKey, value: &TagRecord, step: Seconds) -> bool {
+    /// Takes over the time if nothing else changed and what is on disk is within the limit.
+    pub(crate) fn touch_tag(&self, key: &TagKey, value: &TagRecord, limit: TouchLimit) -> bool {
         let key = TagKeyRef::from(key);
         let mut table = self.tags.write(key.slice());
         let same = |tag: &Valued<TagKey, _>| TagKeyRef::from(&tag.key) == key;
@@ -389,7 +404,7 @@ impl<D: Disk> Index<D> {
         };
         let mut touched = found.value.clone();
         touched.checked = value.checked;
-        if touched != *value || found.written.abs_diff(value.checked) >= step {
+        if touched != *value || limit.passed(found.sequence, found.written, value.checked) {
             return false;
         }
         found.value = touched;
@@ -448,7 +463,7 @@ impl<D: Disk> Index<D> {
     }
 
     /// The same as `touch_tag`.
-    pub(crate) fn touch_link(&self, key: &LinkKey, value: &LinkRecord, step: Seconds) -> bool {
+    pub(crate) fn touch_link(&self, key: &LinkKey, value: &LinkRecord, limit: TouchLimit) -> bool {
         let key = LinkKeyRef::from(key);
         let mut table = self.links.write(key.slice());
         let same = |link: &Valued<LinkKey, _>| LinkKeyRef::from(&link.key) == key;
@@ -457,7 +472,7 @@ impl<D: Disk> Index<D> {
         };
         let mut touched = found.value.clone();
         touched.at = value.at;
-        if touched != *value || found.written.abs_diff(value.at) >= step {
+        if touched != *value || limit.passed(found.sequence, found.written, value.at) {
             return false;
         }
         found.value = touched;
@@ -791,23 +806,32 @@ mod tests {
             checked,
             note: "".into(),
         };
-        assert!(!index.touch_tag(&key, &at(100), 60));
+        let limit = TouchLimit { first: 1, step: 60 };
+        assert!(!index.touch_tag(&key, &at(100), limit));
         index.put_tag(key.clone(), at(100), 1, 0);
-        assert!(index.touch_tag(&key, &at(159), 60));
+        assert!(index.touch_tag(&key, &at(159), limit));
         assert_eq!(
             index.tag(TagKeyRef::from(&key), 0).map(|tag| tag.checked),
             Some(159)
         );
         assert!(
-            !index.touch_tag(&key, &at(160), 60),
+            !index.touch_tag(&key, &at(160), limit),
             "from the one that was written"
         );
         let moved = TagRecord {
             digest: Digest::sha256(b"e"),
             ..at(101)
         };
-        assert!(!index.touch_tag(&key, &moved, 60));
+        assert!(!index.touch_tag(&key, &moved, limit));
+        let reopened = TouchLimit { first: 2, ..limit };
+        assert!(
+            !index.touch_tag(&key, &at(159), reopened),
+            "who has what recovery found is not known"
+        );
         index.tag_not_written(&key);
-        assert!(!index.touch_tag(&key, &at(120), 60), "nothing is on disk");
+        assert!(
+            !index.touch_tag(&key, &at(120), limit),
+            "nothing is on disk"
+        );
     }
 }

@@ -14,6 +14,7 @@ use crate::checkpoint::Part;
 use crate::codec::Reader;
 use crate::digest::Digest;
 use crate::disk::Disk;
+use crate::index::TouchLimit;
 use crate::key::{ForgetKey, LinkKey, LinkRecord, RepositoryKey, Statistics, TagKey, TagRecord};
 use crate::mirror::Pages;
 use crate::record::{Kind, Recency, Record, SMALL_RECORD_LEN_MAX};
@@ -116,7 +117,7 @@ impl<D: Disk> SmallLog<D> {
 
 impl<D: Disk> Shared<D> {
     pub(crate) fn put_tag(&self, key: TagKey, tag: TagRecord) -> Result<(), WriteError> {
-        if self.store.index.touch_tag(&key, &tag, TIME_STEP) {
+        if self.store.index.touch_tag(&key, &tag, self.touch_limit()) {
             return Ok(());
         }
         let sequence = self.store.next_sequence();
@@ -129,6 +130,15 @@ impl<D: Disk> Shared<D> {
         let age = self.store.clock.now();
         self.store.index.put_tag(key.clone(), tag, sequence, age);
         self.queue(SmallKey::Tag(key), &record, needs)
+    }
+
+    /// What recovery found may be on one volume only, never said to be durable: the first put
+    /// after it is always written.
+    fn touch_limit(&self) -> TouchLimit {
+        TouchLimit {
+            first: self.store.first_sequence(),
+            step: TIME_STEP,
+        }
     }
 
     /// The index is about to have a value that is not on disk.
@@ -145,7 +155,7 @@ impl<D: Disk> Shared<D> {
     }
 
     pub(crate) fn put_link(&self, key: LinkKey, link: LinkRecord) -> Result<(), WriteError> {
-        if self.store.index.touch_link(&key, &link, TIME_STEP) {
+        if self.store.index.touch_link(&key, &link, self.touch_limit()) {
             return Ok(());
         }
         let sequence = self.store.next_sequence();

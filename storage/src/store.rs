@@ -436,6 +436,11 @@ impl<D: Disk> Store<D> {
         self.number(&self.records_made)
     }
 
+    /// Records from this one on were made since the store was opened.
+    pub(crate) fn first_sequence(&self) -> u64 {
+        self.generation << GENERATION_SHIFT
+    }
+
     /// That of the next record: all that were made before have a lower one.
     pub(crate) fn sequence(&self) -> u64 {
         (self.generation << GENERATION_SHIFT) + self.records_made.load(Ordering::Acquire)
