@@ -89,6 +89,9 @@ pub struct ValueState {
     pub forgetting: bool,
     /// As of bodies.
     pub shaky: bool,
+    /// Was not put since the start: no group writes it, so a drive that comes back may bring a
+    /// later value of which nobody was told that it is durable.
+    pub found: bool,
     pub version: u64,
     /// When it was put, its body was there and had been purged so often.
     pub body_purges: Option<u64>,
@@ -400,6 +403,7 @@ impl ValueState {
         let same = |now: &Value| now.says_the_same(&value);
         // Of a value that says the same nothing may be written.
         self.shaky &= self.now.as_ref().is_some_and(same);
+        self.found = false;
         self.possible.push(Some(value.clone()));
         self.now = Some(value);
         self.version += 1;
@@ -407,7 +411,7 @@ impl ValueState {
 
     /// Only what says the same as `value` can be found from now on.
     fn settle(&mut self, value: &Value) {
-        if self.forgetting || self.shaky {
+        if self.forgetting || self.shaky || self.found {
             return;
         }
         self.possible
@@ -434,6 +438,7 @@ impl ValueState {
             self.possible
         );
         self.shaky = lenient;
+        self.found = true;
         if lenient || !alone {
             self.possible.push(found.clone());
         } else {
