@@ -16,29 +16,45 @@ use std::sync::Arc;
 
 use crate::check::Check;
 use crate::disk::bulk::BulkDisk;
-use crate::exchange::{Exchange, Finding, Job, Move, Report, ToOwner, count, offer};
+use crate::exchange::{Exchange, Finding, Job, Move, Place, Report, ToOwner, count, offer};
 use crate::record::{BodyEntry, Record};
 use crate::survivor::Survivor;
 
 /// Bytes of bodies read in one step, about: bounds how long a step takes.
 const STEP_BYTES: u64 = 1 << 20;
+/// So many reads of one job that fail are a failing disk, and not one of its sectors.
+const FAILED_READS_MAX: usize = 3;
+/// Bodies that could not be read once. Of more the oldest are given another chance.
+const SUSPECTS_MAX: usize = 1024;
+/// Entries of one job's segments, live or not: they and the questions take some 64 MiB.
+const ENTRIES_MAX: usize = 1 << 18;
 
 pub struct Compactor<B: BulkDisk> {
     exchange: Arc<Exchange>,
     /// By the number of their volume.
     disks: Vec<B>,
     work: Option<Work<B>>,
+    /// Where one more failed read means that the body is lost.
+    suspects: Vec<Place>,
+    entries_max: usize,
 }
 
 /// A job under way.
 struct Work<B: BulkDisk> {
     job: Job,
-    /// By source; `None`: it is gone, and so is what was in it.
+    /// By source; `None`: it could not be opened.
     files: Vec<Option<B::File>>,
     bodies: Vec<Found>,
     /// Records that are no bodies, kept as they are.
     others: Vec<Record>,
+    /// So many of the segments are read that their entries stay within this, about.
+    entries_max: usize,
     unlisted: Vec<u64>,
+    /// Segments that could not be read in full.
+    unread: Vec<u64>,
+    failed_reads: usize,
+    unreadable: Vec<Place>,
+    suspects: Vec<Place>,
     findings: Vec<Finding>,
     stage: Stage<B>,
 }
@@ -82,19 +98,25 @@ impl<B: BulkDisk> Compactor<B> {
     /// `disks`: one of each volume, in their order.
     pub fn new(exchange: Arc<Exchange>, disks: Vec<B>) -> Compactor<B> {
         exchange.set_attended(true);
+        exchange.ask_for(0);
         Compactor {
             exchange,
             disks,
             work: None,
+            suspects: Vec::new(),
+            entries_max: ENTRIES_MAX,
         }
     }
 
     /// Does the next piece of work, about a MiB of it. `false`: there is nothing to do before an
     /// owner or the planner has done something. A future that is dropped loses the job.
     pub async fn step(&mut self) -> bool {
-        let next = || self.exchange.jobs.pop().map(Work::new);
-        let Some(mut work) = self.work.take().or_else(next) else {
-            return false;
+        let mut work = match self.work.take() {
+            Some(work) => work,
+            None => match self.exchange.jobs.pop() {
+                Some(job) => Work::new(job, std::mem::take(&mut self.suspects), self.entries_max),
+                None => return false,
+            },
         };
         let disk = &self.disks[usize::from(work.job.volume)];
         let outcome = match work.stage {
@@ -103,7 +125,9 @@ impl<B: BulkDisk> Compactor<B> {
             Stage::Copy(_) => work.copy(disk, &self.exchange).await.map(|()| true),
             Stage::Tell(..) => {
                 let told = work.tell(&self.exchange);
-                if !told.done {
+                if told.done {
+                    self.suspects = work.suspects;
+                } else {
                     self.work = Some(work);
                 }
                 return told.progress;
@@ -112,7 +136,7 @@ impl<B: BulkDisk> Compactor<B> {
         let progress = match outcome {
             Ok(progress) => progress,
             Err(error) => {
-                work.fail(disk, &self.exchange, error.kind()).await;
+                work.fail(disk, &self.exchange, &error).await;
                 true
             }
         };
@@ -133,20 +157,25 @@ struct Told {
 }
 
 impl<B: BulkDisk> Work<B> {
-    fn new(job: Job) -> Work<B> {
+    fn new(job: Job, suspects: Vec<Place>, entries_max: usize) -> Work<B> {
         Work {
             job,
             files: Vec::new(),
             bodies: Vec::new(),
             others: Vec::new(),
+            entries_max,
             unlisted: Vec::new(),
+            unread: Vec::new(),
+            failed_reads: 0,
+            unreadable: Vec::new(),
+            suspects,
             findings: Vec::new(),
             stage: Stage::Read,
         }
     }
 
     /// Gives the target up: what is in the sources stays there.
-    async fn fail(&mut self, disk: &B, exchange: &Exchange, kind: io::ErrorKind) {
+    async fn fail(&mut self, disk: &B, exchange: &Exchange, error: &io::Error) {
         count(&exchange.counters.failed, 1);
         let job = self.job.number;
         let stage = std::mem::replace(&mut self.stage, Stage::Read);
@@ -155,7 +184,46 @@ impl<B: BulkDisk> Work<B> {
         {
             survivor.give_up(disk).await;
         }
-        self.conclude(exchange, Report::Failed { job, kind });
+        let mut unread = std::mem::take(&mut self.unread);
+        if !transient(error) && self.failed_reads < FAILED_READS_MAX {
+            // It was something else: no source is to blame.
+            unread.clear();
+        }
+        let kind = match transient(error) {
+            true => io::ErrorKind::Interrupted,
+            false => error.kind(),
+        };
+        self.conclude(exchange, Report::Failed { job, unread, kind });
+    }
+
+    /// What is in this source stays there for now. `Err`: it is not the only one.
+    fn read_failed(&mut self, source: usize, error: io::Error) -> io::Result<()> {
+        let segment = self.job.sources[source].segment;
+        if !self.unread.contains(&segment) {
+            self.unread.push(segment);
+        }
+        self.failed_reads += 1;
+        if transient(&error) || self.failed_reads >= FAILED_READS_MAX {
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Bodies that could not be read while the rest of the job could: those of which it is known
+    /// from an earlier job are lost, the others get another chance.
+    fn judge_unreadable(&mut self) {
+        for place in std::mem::take(&mut self.unreadable) {
+            if let Some(at) = self.suspects.iter().position(|known| *known == place) {
+                self.suspects.remove(at);
+                let sound = false;
+                self.findings.push(Finding { place, sound });
+                continue;
+            }
+            if self.suspects.len() == SUSPECTS_MAX {
+                self.suspects.remove(0);
+            }
+            self.suspects.push(place);
+        }
     }
 
     fn conclude(&mut self, exchange: &Exchange, report: Report) {
@@ -198,10 +266,14 @@ impl<B: BulkDisk> Work<B> {
     }
 }
 
-/// An error that says nothing of the bytes that were to be read.
-fn transient(error: &io::Error) -> bool {
-    matches!(
+/// An error that says nothing of the bytes that were to be read, nor of their disk.
+pub(crate) fn transient(error: &io::Error) -> bool {
+    let kind = matches!(
         error.kind(),
         io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory
-    )
+    );
+    let files = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS];
+    kind || error
+        .raw_os_error()
+        .is_some_and(|number| files.contains(&number))
 }

@@ -26,6 +26,8 @@ pub struct Exchange {
     pub(crate) reports: ArrayQueue<Report>,
     pub(crate) counters: Counters,
     urgent: AtomicBool,
+    /// The job whose questions are to be answered; 0: none.
+    asking: AtomicU64,
     /// There is a compactor: without one a job would only keep its segments.
     attended: AtomicBool,
 }
@@ -166,14 +168,19 @@ pub(crate) enum Report {
         job: u64,
         copied: Option<Copied>,
         unlisted: Vec<u64>,
+        unread: Vec<u64>,
     },
     Scrubbed {
         job: u64,
         unlisted: Vec<u64>,
+        unread: Vec<u64>,
     },
-    /// Nothing is left of the target.
+    /// Nothing is left of the target, or it could not be removed.
     Failed {
         job: u64,
+        /// Segments that could not be read in full: to be left alone for a while.
+        unread: Vec<u64>,
+        /// `Interrupted`: nothing that the disk is to blame for.
         kind: std::io::ErrorKind,
     },
     Switched {
@@ -200,10 +207,12 @@ impl Exchange {
             owners: (0..shards)
                 .map(|_| ArrayQueue::new(OWNER_QUEUE_MAX))
                 .collect(),
-            answers: ArrayQueue::new(shards),
+            // Of each owner, and what it was about to say to a compactor that is gone.
+            answers: ArrayQueue::new(2 * shards),
             reports: ArrayQueue::new(JOBS_MAX * (shards + 1)),
             counters: Counters::default(),
             urgent: AtomicBool::new(false),
+            asking: AtomicU64::new(0),
             attended: AtomicBool::new(false),
         })
     }
@@ -224,6 +233,16 @@ impl Exchange {
 
     pub(crate) fn set_attended(&self, attended: bool) {
         self.attended.store(attended, Ordering::Relaxed);
+    }
+
+    /// From now on answers to another job's questions are of no use.
+    pub(crate) fn ask_for(&self, job: u64) {
+        self.asking.store(job, Ordering::Release);
+        while self.answers.pop().is_some() {}
+    }
+
+    pub(crate) fn asks_for(&self, job: u64) -> bool {
+        self.asking.load(Ordering::Acquire) == job
     }
 
     pub(crate) fn owner(&self, digest: &Digest) -> usize {

@@ -234,6 +234,13 @@ impl<D: Disk> Shared<D> {
     /// Drops one record of a body that turned out to be unreadable; a fill that replaces it goes
     /// on. Losing a record costs a miss (S4).
     pub(crate) async fn drop_body(self: &Rc<Self>, digest: &Digest, sequence: u64) {
+        self.drop_record(digest, sequence);
+        // If this cannot be written the body is out of the index all the same.
+        let _ = self.commit_small().await;
+    }
+
+    /// The same, for good with the next `commit_small`.
+    pub(crate) fn drop_record(&self, digest: &Digest, sequence: u64) {
         let removed = self
             .store
             .index
@@ -241,8 +248,6 @@ impl<D: Disk> Shared<D> {
         let Some(removed) = removed else { return };
         self.withdraw(removed.sequence, &removed.lease.file);
         self.queue_forget(ForgetKey::Body(*digest), sequence);
-        // If this cannot be written the body is out of the index all the same.
-        let _ = self.commit_small().await;
     }
 
     /// Kills records of the key up to `sequence`, now and at every recovery.

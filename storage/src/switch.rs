@@ -33,6 +33,8 @@ impl<D: Disk> Shared<D> {
         };
         while let Some(message) = inbox.pop() {
             match message {
+                // Whoever asked may be gone.
+                ToOwner::Ask(question) if !exchange.asks_for(question.job) => {}
                 ToOwner::Ask(question) => {
                     let answer = self.answer(question).await;
                     let answered = exchange.answers.push(answer);
@@ -125,27 +127,32 @@ impl<D: Disk> Shared<D> {
     }
 
     async fn judge(self: &Rc<Self>, findings: Vec<Finding>) {
-        for Finding { place, sound } in findings {
-            let found = |body: &IndexedBody<D>| place.is(body);
-            if !self
-                .store
-                .index
-                .with_body(&place.digest, found)
-                .unwrap_or(false)
-            {
-                continue;
+        let index = &self.store.index;
+        for batch in findings.chunks(BATCH) {
+            let mut dropped = false;
+            for Finding { place, sound } in batch {
+                let found = |body: &IndexedBody<D>| place.is(body);
+                if !index.with_body(&place.digest, found).unwrap_or(false) {
+                    continue;
+                }
+                if *sound {
+                    index.set_verified(&place.digest, place.sequence);
+                } else {
+                    self.drop_broken(&place.digest, place.sequence);
+                    dropped = true;
+                }
             }
-            if sound {
-                self.store.index.set_verified(&place.digest, place.sequence);
-            } else {
-                self.drop_broken(&place.digest, place.sequence).await;
+            if dropped {
+                // What cannot be written is out of the index all the same.
+                let _ = self.commit_small().await;
             }
+            self.tasks().give_way().await;
         }
     }
 
-    /// Forgets a body whose bytes are not what was written.
-    pub(crate) async fn drop_broken(self: &Rc<Self>, digest: &Digest, sequence: u64) {
+    /// Forgets a body whose bytes are not what was written, for good with the next `commit_small`.
+    pub(crate) fn drop_broken(&self, digest: &Digest, sequence: u64) {
         count(&self.store.exchange.counters.mismatches, 1);
-        self.drop_body(digest, sequence).await;
+        self.drop_record(digest, sequence);
     }
 }

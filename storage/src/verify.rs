@@ -5,6 +5,7 @@ use std::io;
 use std::rc::Rc;
 
 use crate::check::Check;
+use crate::compact::transient;
 use crate::digest::Digest;
 use crate::disk::Disk;
 use crate::footer::{self, Sealed};
@@ -24,7 +25,8 @@ struct Indexed<D: Disk> {
 impl<D: Disk> Writer<D> {
     /// Whether the body may be served, which needs to be asked only of one that is `unverified`:
     /// it is read, MiB by MiB, and compared with the checksums of its commit entry. One that is
-    /// not what was written, or cannot be read, is forgotten. By the owner of the digest.
+    /// not what was written, or cannot be read, is forgotten; not so where the machine was merely
+    /// short of something. By the owner of the digest.
     pub async fn verify(&self, digest: &Digest) -> bool {
         self.checked(digest, false).await
     }
@@ -56,15 +58,22 @@ impl<D: Disk> Shared<D> {
         if !found.unverified && !anew {
             return true;
         }
-        let sound = self.sound(digest, &found).await.unwrap_or_else(|_| {
-            let volume = found.lease.file.volume;
-            self.store.read_failed(volume, self.now.get());
-            false
-        });
+        let sound = match self.sound(digest, &found).await {
+            Ok(sound) => sound,
+            // It may be asked for again.
+            Err(error) if transient(&error) => return false,
+            Err(_) => {
+                let volume = found.lease.file.volume;
+                self.store.read_failed(volume, self.now.get());
+                false
+            }
+        };
         if sound {
             self.store.index.set_verified(digest, found.sequence);
         } else {
-            self.drop_broken(digest, found.sequence).await;
+            self.drop_broken(digest, found.sequence);
+            // If this cannot be written the body is out of the index all the same.
+            let _ = self.commit_small().await;
         }
         sound
     }

@@ -13,6 +13,7 @@ use std::sync::atomic::AtomicU32;
 use bytes::Bytes;
 
 use crate::Seconds;
+use crate::compact::transient;
 use crate::digest::{Digest, Hasher};
 use crate::disk::Disk;
 use crate::fill::{Fill, Progress};
@@ -324,6 +325,9 @@ impl<D: Disk> Shared<D> {
         let len = usize::try_from(lease.len()).ok()?;
         let disk = self.disk(lease.file.volume);
         let read = disk.read(lease.file(), lease.offset(), len).await;
+        if read.as_ref().is_err_and(transient) {
+            return None;
+        }
         if read.is_err() {
             self.store.read_failed(lease.file.volume, self.now.get());
         }

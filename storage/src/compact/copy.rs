@@ -3,13 +3,23 @@
 use std::io;
 use std::sync::Arc;
 
-use super::{Body, Copying, Found, STEP_BYTES, Stage, Work, transient};
+use super::{Body, Copying, Found, STEP_BYTES, Stage, Work};
 use crate::check::Check;
 use crate::disk::bulk::BulkDisk;
 use crate::exchange::{Copied, Exchange, Finding, Move, Place, Report, count};
 use crate::page::{PAGE_LEN, round_up};
 use crate::record::{BodyEntry, CRC_STRIDE_BYTES, Kind, Record};
 use crate::survivor::{Layout, Survivor};
+
+/// What a body is found to be when it was read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Sound,
+    /// Not what was written.
+    Broken,
+    /// The disk did not say.
+    Unread,
+}
 
 impl<B: BulkDisk> Work<B> {
     /// Makes the survivor segment, if there is anything to put into it.
@@ -67,7 +77,7 @@ impl<B: BulkDisk> Work<B> {
             }),
         };
         let len = (found.entry.len - body.read).min(CRC_STRIDE_BYTES);
-        let mut sound = true;
+        let (mut outcome, mut failed) = (Outcome::Sound, None);
         if len > 0 {
             let read = match &self.files[found.source] {
                 Some(file) => {
@@ -79,20 +89,30 @@ impl<B: BulkDisk> Work<B> {
             match read {
                 Ok(read) => {
                     let piece = &read.as_ref()[..len as usize];
-                    sound = body.check.update(piece);
-                    if sound && let Some(survivor) = &mut copying.survivor {
+                    if !body.check.update(piece) {
+                        outcome = Outcome::Broken;
+                    } else if let Some(survivor) = &mut copying.survivor {
                         survivor.append(disk, piece).await?;
                     }
                 }
-                Err(error) if transient(&error) => return Err(error),
-                Err(_) => sound = false,
+                // The file was cut.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    outcome = Outcome::Broken;
+                }
+                Err(error) => {
+                    outcome = Outcome::Unread;
+                    failed = Some((found.source, error));
+                }
             }
             body.read += len;
             count(&exchange.counters.read, len);
         }
-        let ended = !sound || body.read == found.entry.len;
+        let ended = outcome != Outcome::Sound || body.read == found.entry.len;
+        if let Some((source, error)) = failed {
+            self.read_failed(source, error)?;
+        }
         if ended {
-            self.end_body(disk, exchange, sound).await?;
+            self.end_body(disk, exchange, outcome).await?;
         }
         let moved = PAGE_LEN + len;
         let both = matches!(&self.stage, Stage::Copy(copying) if copying.survivor.is_some());
@@ -101,7 +121,12 @@ impl<B: BulkDisk> Work<B> {
     }
 
     /// The body was read to its end, or to where it is not what was written.
-    async fn end_body(&mut self, disk: &B, exchange: &Exchange, sound: bool) -> io::Result<()> {
+    async fn end_body(
+        &mut self,
+        disk: &B,
+        exchange: &Exchange,
+        outcome: Outcome,
+    ) -> io::Result<()> {
         let Stage::Copy(copying) = &mut self.stage else {
             unreachable!("called while copying");
         };
@@ -114,8 +139,10 @@ impl<B: BulkDisk> Work<B> {
         };
         copying.next += 1;
         let body = copying.body.take().expect("a body is being read");
-        let crcs = body.check.finish().filter(|_| sound);
-        if crcs.is_none() || (copying.survivor.is_none() && source.unverified) {
+        let crcs = body.check.finish().filter(|_| outcome == Outcome::Sound);
+        if outcome == Outcome::Unread {
+            self.unreadable.push(place);
+        } else if crcs.is_none() || (copying.survivor.is_none() && source.unverified) {
             let sound = crcs.is_some();
             self.findings.push(Finding { place, sound });
         }
@@ -160,7 +187,9 @@ impl<B: BulkDisk> Work<B> {
             let moves = moves.into_iter().map(Arc::from).collect();
             copied = Some(Copied { len, floor, moves });
         }
+        self.judge_unreadable();
         let job = self.job.number;
+        let unread = std::mem::take(&mut self.unread);
         let unlisted = std::mem::take(&mut self.unlisted);
         let sources = self.job.sources.len() as u64;
         let report = if self.job.target.is_some() {
@@ -169,10 +198,15 @@ impl<B: BulkDisk> Work<B> {
                 job,
                 copied,
                 unlisted,
+                unread,
             }
         } else {
             count(&exchange.counters.scrubbed, sources);
-            Report::Scrubbed { job, unlisted }
+            Report::Scrubbed {
+                job,
+                unlisted,
+                unread,
+            }
         };
         self.conclude(exchange, report);
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{Found, Stage, Work, transient};
+use super::{Found, Stage, Work};
 use crate::disk::bulk::BulkDisk;
 use crate::exchange::{Answer, Exchange, Place, Question, Source, ToOwner, count, offer};
 use crate::footer::{self, Sealed};
@@ -13,19 +13,22 @@ impl<B: BulkDisk> Work<B> {
     /// Opens the next source and reads its footer.
     pub(super) async fn read(&mut self, disk: &B, exchange: &Exchange) -> io::Result<()> {
         let number = self.files.len();
+        if number > 0 && self.bodies.len() + self.others.len() >= self.entries_max {
+            // The others are for another job.
+            self.job.sources.truncate(number);
+        }
         let Some(source) = self.job.sources.get(number).copied() else {
             self.stage = self.questions(exchange);
             return Ok(());
         };
         let file = match disk.open(&file_name(source.segment, source.class)).await {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(error) => {
                 self.files.push(None);
-                return Ok(());
+                return self.read_failed(number, error);
             }
-            Err(error) => return Err(error),
         };
-        let records = match self.listed(disk, &file, &source, exchange).await? {
+        let records = match self.listed(disk, &file, number, exchange).await? {
             Some(records) => records,
             None => {
                 self.unlisted.push(source.segment);
@@ -50,12 +53,13 @@ impl<B: BulkDisk> Work<B> {
     }
 
     async fn listed(
-        &self,
+        &mut self,
         disk: &B,
         file: &B::File,
-        source: &Source,
+        number: usize,
         exchange: &Exchange,
     ) -> io::Result<Option<Vec<Record>>> {
+        let source = self.job.sources[number];
         if source.unlisted {
             return Ok(None);
         }
@@ -66,8 +70,11 @@ impl<B: BulkDisk> Work<B> {
         };
         let listed = match footer::read(disk, file, &sealed).await {
             Ok(listed) => listed,
-            Err(error) if transient(&error) => return Err(error),
-            Err(_) => None,
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => None,
+            Err(error) => {
+                self.read_failed(number, error)?;
+                None
+            }
         };
         if listed.is_none() {
             count(&exchange.counters.unlisted, 1);
@@ -78,6 +85,7 @@ impl<B: BulkDisk> Work<B> {
     /// One question to each owner that may have something to say.
     fn questions(&self, exchange: &Exchange) -> Stage<B> {
         let job = self.job.number;
+        exchange.ask_for(job);
         let question = |_| Question {
             job,
             places: Vec::new(),

@@ -1,5 +1,7 @@
 //! The compactor against owners made up by the test, on the simulated disk and on a real one.
 
+mod unread;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::Future;

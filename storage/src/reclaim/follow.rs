@@ -34,34 +34,51 @@ impl<D: Disk> Shared<D> {
                 job,
                 copied,
                 unlisted,
+                unread,
             } => {
                 self.note_unlisted(unlisted);
+                self.avoid(&unread);
                 match copied {
                     Some(copied) => self.take_survivor(job, copied).await,
                     None => self.end(job, true),
                 }
             }
-            Report::Scrubbed { job, unlisted } => {
+            Report::Scrubbed {
+                job,
+                unlisted,
+                unread,
+            } => {
                 self.note_unlisted(unlisted);
-                self.note_verified(job);
+                self.note_verified(job, &unread);
+                self.avoid(&unread);
                 self.end(job, true);
             }
-            Report::Failed { job, kind } => {
+            Report::Failed { job, unread, kind } => {
                 self.note_failure(job, kind);
+                // Where it is known who is to blame, the others of the job are not.
+                match unread.is_empty() {
+                    true => self.avoid(&self.victims_of(job)),
+                    false => self.avoid(&unread),
+                }
                 self.end(job, false);
             }
             Report::Switched { job } => self.switched(job),
         }
     }
 
-    /// A full disk is no failing one.
+    /// A full disk is no failing one, nor is one that was not asked.
     fn note_failure(&self, job: u64, kind: ErrorKind) {
         let pending = self.reclaim.pending.borrow();
         let failed = pending.iter().find(|pending| pending.is(job));
         let Some(volume) = failed.map(|pending| pending.volume) else {
             return;
         };
-        if !matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+        let blameless = [
+            ErrorKind::StorageFull,
+            ErrorKind::QuotaExceeded,
+            ErrorKind::Interrupted,
+        ];
+        if !blameless.contains(&kind) {
             self.store.disk_failed(volume, &kind.into());
             self.store.segment_failed(volume, self.now.get());
         }
@@ -71,13 +88,28 @@ impl<D: Disk> Shared<D> {
         self.reclaim.drained.borrow_mut().extend(unlisted);
     }
 
-    /// All that was live in the segments of a scrub has been read.
-    fn note_verified(&self, job: u64) {
+    /// What is left alone for a while.
+    fn avoid(&self, segments: &[u64]) {
+        let until = self.store.clock.now().saturating_add(AVOID);
+        let mut avoided = self.reclaim.avoided.borrow_mut();
+        avoided.extend(segments.iter().map(|segment| (*segment, until)));
+    }
+
+    fn victims_of(&self, job: u64) -> Vec<u64> {
+        let pending = self.reclaim.pending.borrow();
+        let pending = pending.iter().filter(|pending| pending.is(job));
+        let victims = pending.flat_map(|pending| &pending.victims);
+        victims.map(|kept| kept.file().id).collect()
+    }
+
+    /// All that was live in the segments of a scrub has been read, but in those that were not.
+    fn note_verified(&self, job: u64, unread: &[u64]) {
         let pending = self.reclaim.pending.borrow();
         for kept in pending
             .iter()
             .filter(|p| p.is(job))
             .flat_map(|p| &p.victims)
+            .filter(|kept| !unread.contains(&kept.file().id))
         {
             kept.file().set_unverified(false);
         }
@@ -105,6 +137,7 @@ impl<D: Disk> Shared<D> {
             false => None,
         };
         let Some((file, _)) = opened else {
+            self.avoid(&self.victims_of(job));
             return self.end(job, false);
         };
         let budget = Arc::clone(&self.store.volume(volume).budget);
@@ -188,8 +221,8 @@ impl<D: Disk> Shared<D> {
                     self.reclaim.leftovers.borrow_mut().push(leftover);
                     continue;
                 }
-                volume.left(leftover.segment);
             }
+            volume.left(leftover.segment);
             volume.budget.give_back(leftover.taken, Purpose::Survivors);
         }
     }
@@ -203,13 +236,6 @@ impl<D: Disk> Shared<D> {
         let ended = all.swap_remove(at);
         drop(all);
         self.leave_target(&ended, well);
-        let until = self.store.clock.now().saturating_add(AVOID);
-        for kept in &ended.victims {
-            let segment = kept.file().id;
-            if !well {
-                self.reclaim.avoided.borrow_mut().insert(segment, until);
-            }
-        }
         self.reclaim.planned.set(None);
         self.release(ended.victims);
         self.release(ended.survivor.into_iter().collect());

@@ -10,6 +10,8 @@ use super::Pending;
 use crate::compact::Compactor;
 use crate::digest::Digest;
 use crate::disk::sim::{Ending, Executor, Faults, Random, SimDisk, SimWorld, Step};
+use crate::exchange::{Finding, Place, ToOwner};
+use crate::index::IndexedBody;
 use crate::key::ForgetKey;
 use crate::lease::SegmentFile;
 use crate::page::Class;
@@ -51,6 +53,9 @@ impl Process {
         &self.writers[crate::owner(digest(number).slice(), self.writers.len())]
     }
 
+    fn new_compactor(&self) -> Compactor<SimDisk> {
+        Compactor::new(self.store.exchange(), vec![self.disk.clone()])
+    }
 
     async fn put(&self, number: u64) {
         let content = content(number);
@@ -268,5 +273,96 @@ fn the_target_of_a_failed_job_is_removed_and_outlived_by_purges_of_what_is_in_it
         assert_eq!(process.segments().len(), 0);
         process.quiet().await;
         assert!(process.used() < used);
+    });
+}
+
+#[test]
+fn what_a_disk_does_not_read_for_a_while_is_there_afterwards() {
+    process(1, |process| async move {
+        process.decayed().await;
+        let live = process.live();
+        process.world.set_faults(Faults {
+            read: 1000,
+            ..Faults::NONE
+        });
+        let compaction = |process: &Process| process.store.exchange().compaction();
+        process.work(|process| compaction(process).failed > 0).await;
+        process.world.set_faults(Faults::NONE);
+        assert_eq!(process.live(), live);
+        process.later(1000);
+        process
+            .work(|process| compaction(process).segments > 0)
+            .await;
+        assert_eq!(process.live(), live);
+        assert_eq!(compaction(&process).mismatches, 0);
+    });
+}
+
+#[test]
+fn a_verification_that_was_short_of_something_drops_nothing() {
+    process(1, |process| async move {
+        process.put(1).await;
+        process.seal().await;
+        let busy = 1000;
+        process.world.set_faults(Faults {
+            busy,
+            ..Faults::NONE
+        });
+        assert!(!process.writers[0].suspect(&digest(1)).await);
+        assert!(process.store.body(&digest(1)).is_some());
+        process.world.set_faults(Faults::NONE);
+        assert!(process.writers[0].suspect(&digest(1)).await);
+    });
+}
+
+#[test]
+fn many_broken_bodies_cost_few_syncs() {
+    process(1, |process| async move {
+        process.decayed().await;
+        let findings = process.live().into_iter().map(|number| {
+            let found = |body: &IndexedBody<SimDisk>| (body.sequence, body.lease.file.id);
+            let body = process.store.index.with_body(&digest(number), found);
+            let (sequence, segment) = body.expect("there");
+            let digest = digest(number);
+            let place = Place {
+                digest,
+                sequence,
+                segment,
+            };
+            let sound = false;
+            Finding { place, sound }
+        });
+        let findings: Vec<_> = findings.collect();
+        let syncs = |process: &Process| process.world.issued();
+        let (count, before) = (findings.len() as u64, syncs(&process));
+        let told = process.store.exchange().owners[0].push(ToOwner::Found(findings));
+        assert!(told.is_ok());
+        process.planner().serve_compactor().await;
+        assert!(process.live().is_empty());
+        let issued = syncs(&process) - before;
+        // Segments are unlinked beside it.
+        assert!(issued < 2 * count, "{issued} operations for {count}");
+    });
+}
+
+#[test]
+fn the_questions_of_a_compactor_that_is_gone_are_not_answered() {
+    process(2, |process| async move {
+        process.decayed().await;
+        let inbox = |owner: usize| process.store.exchange().owners[owner].len();
+        process.planner().plan_reclaim().await;
+        while inbox(0) + inbox(1) < 2 {
+            process.compactor.borrow_mut().step().await;
+        }
+        process.compactor.replace(process.new_compactor());
+        process.planner().reclaim.pending.borrow_mut().clear();
+        process.later(60);
+        process.planner().plan_reclaim().await;
+        while inbox(0) + inbox(1) < 4 {
+            process.compactor.borrow_mut().step().await;
+        }
+        process
+            .work(|process| process.store.exchange().compaction().segments > 0)
+            .await;
     });
 }

@@ -143,6 +143,9 @@ impl Drive {
                 direct,
             } => {
                 self.fail(random, self.faults.read, Fault::ReadFailed)?;
+                if self.faults.busy > 0 && random.below(1000) < self.faults.busy {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
                 let inode = file.lock();
                 let start = (offset as usize).min(inode.cache.len());
                 let end = (start + len).min(inode.cache.len());

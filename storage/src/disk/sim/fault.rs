@@ -8,6 +8,8 @@ use super::Random;
 #[derive(Clone, Copy, Debug)]
 pub struct Faults {
     pub read: u64,
+    /// Reads the machine has no room for just now.
+    pub busy: u64,
     /// A part may still have reached the cache.
     pub write: u64,
     pub sync: u64,
@@ -40,6 +42,7 @@ pub struct Faults {
 impl Faults {
     pub const NONE: Faults = Faults {
         read: 0,
+        busy: 0,
         write: 0,
         sync: 0,
         sync_dir: 0,
