@@ -287,6 +287,9 @@ fn what_a_disk_does_not_read_for_a_while_is_there_afterwards() {
         });
         let compaction = |process: &Process| process.store.exchange().compaction();
         process.work(|process| compaction(process).failed > 0).await;
+        // Its report, which has the segments left alone.
+        process.turn().await;
+        process.planner().plan_reclaim().await;
         process.world.set_faults(Faults::NONE);
         assert_eq!(process.live(), live);
         process.later(1000);
@@ -355,6 +358,8 @@ fn the_questions_of_a_compactor_that_is_gone_are_not_answered() {
             process.compactor.borrow_mut().step().await;
         }
         process.compactor.replace(process.new_compactor());
+        // The old one said when it went that there is none.
+        process.store.exchange().set_attended(true);
         process.planner().reclaim.pending.borrow_mut().clear();
         process.later(60);
         process.planner().plan_reclaim().await;
