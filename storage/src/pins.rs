@@ -59,6 +59,9 @@ impl<D: Disk> Pins<D> {
         drop(files);
         let read: Vec<_> = open.iter().filter(|file| !file.revoked()).collect();
         let pins: Vec<_> = read.iter().filter_map(|file| file.pinned()).collect();
+        let going = open.iter().filter(|file| file.revoked());
+        let going = going.filter_map(|file| file.pinned());
+        let needed = lacking(needed, going.map(|(_, bytes)| bytes));
         let Some(limit) = overdue(&pins, now, pin_max_s, needed) else {
             return;
         };
@@ -69,6 +72,11 @@ impl<D: Disk> Pins<D> {
             }
         }
     }
+}
+
+/// What is revoked and still open goes as soon as whoever reads it looks.
+fn lacking(needed: u64, going: impl Iterator<Item = u64>) -> u64 {
+    needed.saturating_sub(going.sum())
 }
 
 /// Pins are given up that began at this time of the age clock or before; `pins` are {since, bytes}.
@@ -89,6 +97,12 @@ fn overdue(pins: &[(Age, u64)], now: Age, pin_max_s: Age, needed: u64) -> Option
 
 #[cfg(test)]
 mod tests {
+
+    #[test]
+    fn what_goes_already_is_not_needed_again() {
+        assert_eq!(super::lacking(100, [30, 20].into_iter()), 50);
+        assert_eq!(super::lacking(100, [30, 90].into_iter()), 0);
+    }
 
     #[test]
     fn the_oldest_go_first_and_none_too_soon() {
