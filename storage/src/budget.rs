@@ -1,8 +1,10 @@
 //! The budget: how many bytes the store may hold, and how many it does.
 //!
-//! Used is what is allocated, unlinked files that are still open included. New files are admitted
-//! up to a share of the capacity; the small records and the compactor may use the rest, so that a
-//! purge can be written to a store that is full, and room be made in it.
+//! Used is what is allocated, unlinked files that are still open included. Bodies are admitted up
+//! to a share of the capacity. Small records are always admitted: a purge can be written to a store
+//! that is full, and compaction and checkpoints bound them. The compactor's survivor segments are
+//! counted apart until what they replace may go: room is made in a store that is full, and neither
+//! bodies nor small records nor readers have to give way for it.
 //!
 //! Used is live, open, pinned or dead. Live are the extents that the index has in sealed
 //! segments; open are segments that are not sealed, and small records; pinned are unlinked files
@@ -11,12 +13,20 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crate::clock::Age;
 use crate::disk::Space;
+use crate::pick::LIVE_PERCENT_MAX;
+use crate::wish::Wish;
 
 /// Bodies are admitted up to this share of the capacity, in per cent.
 const ADMIT_PERCENT: u64 = 98;
 /// Nor when less than this share of the file system, in per cent, would stay free.
 const FREE_PERCENT_MIN: u64 = 5;
+/// Survivor segments leave less, for small records.
+const SURVIVORS_FREE_PERCENT_MIN: u64 = 1;
+/// Room for them beyond the capacity, in quarters of a shared segment: one copy, with its entries,
+/// of segments of which a tenth is dead.
+const SURVIVORS_BEYOND_QUARTERS: u64 = 6;
 /// Staging files together, in per cent of the capacity.
 const STAGING_PERCENT: u64 = 2;
 
@@ -24,18 +34,28 @@ const STAGING_PERCENT: u64 = 2;
 const EVICT_ABOVE_PERCENT: u64 = 95;
 /// and until they are at this one, so that it is not begun again at once.
 const EVICT_TO_PERCENT: u64 = 90;
+/// For a wish, until they are at this share of what may be used then, in per cent: compaction
+/// leaves segments alone of which more is live.
+const WISH_LIVE_PERCENT: u64 = LIVE_PERCENT_MAX;
+/// Room is needed, and compaction urgent, from this share of the capacity on, in per cent: where
+/// eviction begins.
+const URGENT_PERCENT: u64 = EVICT_ABOVE_PERCENT;
 
 const _: () =
     assert!(EVICT_TO_PERCENT < EVICT_ABOVE_PERCENT && EVICT_ABOVE_PERCENT < ADMIT_PERCENT);
 
 pub(crate) struct Budget {
     capacity: u64,
+    /// How far survivor segments may take the store beyond its capacity.
+    survivors_beyond: u64,
     used: AtomicU64,
+    survivors: AtomicU64,
     live: AtomicU64,
     open: AtomicU64,
     pinned: AtomicU64,
     evicting: AtomicBool,
     staging: AtomicU64,
+    pub(crate) wish: Wish,
 }
 
 /// Which part of the budget an allocation comes from.
@@ -57,15 +77,19 @@ pub(crate) enum Counted {
 }
 
 impl Budget {
-    pub(crate) fn new(capacity: u64) -> Budget {
+    /// `segment_len`: of a shared segment.
+    pub(crate) fn new(capacity: u64, segment_len: u64) -> Budget {
         Budget {
             capacity,
+            survivors_beyond: segment_len / 4 * SURVIVORS_BEYOND_QUARTERS,
             used: AtomicU64::new(0),
+            survivors: AtomicU64::new(0),
             live: AtomicU64::new(0),
             open: AtomicU64::new(0),
             pinned: AtomicU64::new(0),
             evicting: AtomicBool::new(false),
             staging: AtomicU64::new(0),
+            wish: Wish::none(),
         }
     }
 
@@ -75,6 +99,11 @@ impl Budget {
 
     pub(crate) fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of survivor segments that do not count as used yet.
+    pub(crate) fn survivors(&self) -> u64 {
+        self.survivors.load(Ordering::Relaxed)
     }
 
     pub(crate) fn staging(&self) -> u64 {
@@ -96,18 +125,46 @@ impl Budget {
         self.live.load(Ordering::Relaxed) + self.open.load(Ordering::Relaxed)
     }
 
-    /// How many live bytes must go; from the upper mark on until the lower one is reached.
-    pub(crate) fn excess(&self) -> Option<u64> {
+    /// How many live bytes must go at this time: from the upper mark on until the lower one is
+    /// reached, and for a wish.
+    pub(crate) fn excess(&self, now: Age) -> Option<u64> {
         let held = self.held();
         if held > percent(self.capacity, EVICT_ABOVE_PERCENT) {
             self.evicting.store(true, Ordering::Relaxed);
         }
-        let evicting = self.evicting.load(Ordering::Relaxed);
-        let excess = held.saturating_sub(percent(self.capacity, EVICT_TO_PERCENT));
-        if evicting && excess == 0 {
+        let over = held.saturating_sub(percent(self.capacity, EVICT_TO_PERCENT));
+        if over == 0 {
             self.evicting.store(false, Ordering::Relaxed);
         }
-        (evicting && excess > 0).then_some(excess)
+        let evicting = self.evicting.load(Ordering::Relaxed);
+        let over = if evicting { over } else { 0 };
+        let wished = self.wish.ceiling(now).map_or(0, |ceiling| {
+            held.saturating_sub(percent(ceiling, WISH_LIVE_PERCENT))
+        });
+        Some(over.max(wished)).filter(|excess| *excess > 0)
+    }
+
+    /// Whether dead bytes are needed as room.
+    pub(crate) fn urgent(&self, now: Age) -> bool {
+        self.used() >= percent(self.capacity, URGENT_PERCENT) || self.wish.ceiling(now).is_some()
+    }
+
+    /// `len` bytes for bodies were refused, by this budget or by the file system, which is as
+    /// `space` says. What can never fit is not wished for.
+    pub(crate) fn wish_for(&self, len: u64, space: Space, now: Age) {
+        let (used, max) = (self.used(), self.bodies_max());
+        if len > max {
+            return;
+        }
+        let kept = percent(space.total, FREE_PERCENT_MIN);
+        let lacking = len.saturating_add(kept).saturating_sub(space.free);
+        let ceiling = if used + len > max || lacking > 0 {
+            (max - len).min(used.saturating_sub(lacking))
+        } else {
+            // A quota, or whatever else is not shown.
+            used.saturating_sub(len)
+        };
+        self.wish.refused(now, len, ceiling);
     }
 
     /// How many bytes of unlinked files must go so that bodies are admitted.
@@ -157,16 +214,38 @@ impl Budget {
         percent(self.capacity, STAGING_PERCENT)
     }
 
-    /// What copies may take: without them a full store could not be compacted.
+    /// What survivor segments may still take. As if bodies took all they may: they are admitted
+    /// meanwhile.
     pub(crate) fn survivors_room(&self) -> u64 {
-        self.capacity.saturating_sub(self.used())
+        let used = self.used();
+        let max = self.capacity.max(used) + self.survivors_beyond;
+        max - self
+            .bodies_max()
+            .max(used)
+            .saturating_add(self.survivors())
+            .min(max)
+    }
+
+    /// What one survivor segment may take at least, if no other takes anything.
+    pub(crate) fn survivors_beyond(&self) -> u64 {
+        self.survivors_beyond
+    }
+
+    /// A survivor segment counts as used from now on, for what it replaces may go.
+    pub(crate) fn survived(&self, bytes: u64) {
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+        self.survivors.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Takes `bytes` if they fit. What was taken is released by the file that was made of it.
     pub(crate) fn take(&self, bytes: u64, purpose: Purpose) -> bool {
         let (taken, max) = match purpose {
             Purpose::Bodies => (&self.used, self.bodies_max()),
-            Purpose::SmallRecords | Purpose::Survivors => (&self.used, self.capacity),
+            Purpose::SmallRecords => (&self.used, u64::MAX),
+            Purpose::Survivors => {
+                let max = self.survivors().saturating_add(self.survivors_room());
+                (&self.survivors, max)
+            }
             Purpose::Staging => (&self.staging, self.staging_max()),
         };
         taken
@@ -192,18 +271,27 @@ impl Budget {
     pub(crate) fn give_back(&self, bytes: u64, purpose: Purpose) {
         match purpose {
             Purpose::Staging => self.release_staging(bytes),
-            Purpose::Bodies | Purpose::SmallRecords | Purpose::Survivors => self.release(bytes),
+            Purpose::Survivors => {
+                self.survivors.fetch_sub(bytes, Ordering::Relaxed);
+            }
+            Purpose::Bodies | Purpose::SmallRecords => self.release(bytes),
         }
     }
 }
 
 /// Whether the file system can lose `bytes` and stay healthy. A purge is written to the last byte.
 pub(crate) fn leaves_room(space: Space, bytes: u64, purpose: Purpose) -> bool {
+    bytes <= room(space, purpose)
+}
+
+/// What may be taken of the file system.
+pub(crate) fn room(space: Space, purpose: Purpose) -> u64 {
     let kept = match purpose {
-        Purpose::SmallRecords | Purpose::Survivors => 0,
+        Purpose::SmallRecords => 0,
+        Purpose::Survivors => percent(space.total, SURVIVORS_FREE_PERCENT_MIN),
         Purpose::Bodies | Purpose::Staging => percent(space.total, FREE_PERCENT_MIN),
     };
-    space.free >= bytes && space.free - bytes >= kept
+    space.free.saturating_sub(kept)
 }
 
 fn percent(whole: u64, percent: u64) -> u64 {
@@ -216,29 +304,79 @@ mod tests {
 
     #[test]
     fn keeps_room_for_small_records() {
-        let budget = Budget::new(1000);
+        let budget = Budget::new(1000, 40);
         assert!(budget.take(980, Purpose::Bodies));
         assert!(!budget.take(1, Purpose::Bodies));
         assert!(budget.take(20, Purpose::SmallRecords));
-        assert!(!budget.take(1, Purpose::SmallRecords));
+        assert!(budget.take(1, Purpose::SmallRecords), "a purge, always");
         budget.give_back(980, Purpose::Bodies);
-        assert_eq!(budget.used(), 20);
+        assert_eq!(budget.used(), 21);
+    }
+
+    #[test]
+    fn counts_survivors_apart_and_always_has_room_for_one() {
+        let budget = Budget::new(1000, 40);
+        assert!(budget.take(970, Purpose::Bodies));
+        assert_eq!(budget.survivors_room(), 20 + 60);
+        assert!(budget.take(80, Purpose::Survivors));
+        assert!(!budget.take(1, Purpose::Survivors));
+        assert!(
+            budget.take(10, Purpose::Bodies),
+            "bodies have what is theirs"
+        );
+        assert_eq!(budget.crowded_by(), 1, "by bodies alone");
+        budget.give_back(30, Purpose::Survivors);
+        budget.survived(50);
+        assert_eq!((budget.used(), budget.survivors()), (1030, 0));
+        assert!(budget.take(1, Purpose::SmallRecords));
+        // The operator wants less than there is.
+        let budget = Budget::new(1000, 40);
+        budget.found(5000);
+        assert!(budget.take(60, Purpose::Survivors));
+        assert!(!budget.take(1, Purpose::Survivors));
+    }
+
+    #[test]
+    fn a_wish_presses_until_compaction_can_make_it_true() {
+        let roomy = Space {
+            free: 10_000,
+            total: 20_000,
+        };
+        let budget = Budget::new(1000, 40);
+        budget.found(900);
+        budget.open(800);
+        assert_eq!((budget.excess(0), budget.urgent(0)), (None, false));
+        budget.wish_for(981, roomy, 0);
+        assert!(!budget.urgent(0), "it can never be");
+        budget.wish_for(180, roomy, 0);
+        // At nine tenths live no more than 800 are used.
+        assert_eq!((budget.excess(0), budget.urgent(0)), (Some(80), true));
+        budget.sealed(800, 720);
+        assert_eq!((budget.excess(0), budget.urgent(0)), (None, true));
+        assert_eq!((budget.excess(60), budget.urgent(60)), (None, false));
+        // Others have filled the file system: 40 bytes of what is kept free are gone.
+        let filled = Space {
+            free: 960,
+            total: 20_000,
+        };
+        budget.wish_for(70, filled, 100);
+        assert_eq!(budget.excess(100), Some(9), "110 less, and then a tenth");
     }
 
     #[test]
     fn eviction_goes_from_one_mark_to_the_other() {
-        let budget = Budget::new(1000);
+        let budget = Budget::new(1000, 40);
         budget.found(990);
         budget.open(950);
-        assert_eq!(budget.excess(), None);
+        assert_eq!(budget.excess(0), None);
         budget.open(1);
-        assert_eq!(budget.excess(), Some(51));
+        assert_eq!(budget.excess(0), Some(51));
         budget.sealed(951, 901);
-        assert_eq!((budget.excess(), budget.dead_bytes()), (Some(1), 89));
+        assert_eq!((budget.excess(0), budget.dead_bytes()), (Some(1), 89));
         budget.dead(1);
-        assert_eq!(budget.excess(), None);
+        assert_eq!(budget.excess(0), None);
         budget.live(20);
-        assert_eq!(budget.excess(), None, "not before the upper mark");
+        assert_eq!(budget.excess(0), None, "not before the upper mark");
         budget.pin(500, Counted::Live(400));
         assert_eq!(
             (budget.held(), budget.pinned_bytes(), budget.dead_bytes()),
@@ -252,7 +390,7 @@ mod tests {
 
     #[test]
     fn bounds_staging_apart() {
-        let budget = Budget::new(1000);
+        let budget = Budget::new(1000, 40);
         assert!(budget.take(20, Purpose::Staging));
         assert!(!budget.take(1, Purpose::Staging));
         assert_eq!((budget.staging(), budget.used()), (20, 0));
@@ -268,6 +406,8 @@ mod tests {
         };
         assert!(leaves_room(space, 10, Purpose::Bodies));
         assert!(!leaves_room(space, 11, Purpose::Bodies));
+        assert!(leaves_room(space, 50, Purpose::Survivors));
+        assert!(!leaves_room(space, 51, Purpose::Survivors));
         assert!(leaves_room(space, 60, Purpose::SmallRecords));
         assert!(!leaves_room(space, 61, Purpose::SmallRecords));
     }

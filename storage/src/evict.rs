@@ -5,7 +5,7 @@
 //! cleverer policies do for bytes (measured over a registry's requests). Nothing here is written
 //! to disk: what is evicted may be back after a restart, as old as it was.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::Seconds;
 use crate::clock::Age;
@@ -25,6 +25,14 @@ pub const PIN_MAX_S: Seconds = 3600;
 pub const SMALL_RECORDS_MAX: u64 = 1 << 20;
 /// Down to this share of the bound, in per cent, so that not every put is over it again.
 const RECORDS_TO_PERCENT: u64 = 95;
+
+/// An owner that does not publish keeps the others from cutting for so long, in seconds of the age
+/// clock: its disk may hang. What it published before then counts.
+const PUBLISH_WAIT_S: Age = 30;
+/// Ages are counted from one reading for so long: what is younger counts as equal.
+const ROUND_S: Age = 60;
+/// No reading of the age clock that is ever stamped.
+const NEVER: Age = Age::MAX;
 
 /// In which order bodies go under pressure.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,6 +94,8 @@ pub(crate) struct Eviction {
     records_max: u64,
     /// By shard.
     owners: Box<[Posted]>,
+    /// Since when there is too much of anything, or when the last round of that began; or `NEVER`.
+    pressed: AtomicU32,
     counts: [Count; 3],
     records: AtomicU64,
 }
@@ -95,6 +105,8 @@ struct Posted {
     /// By volume, large and small.
     bodies: Box<[[Published; 2]]>,
     records: Published,
+    /// When it was published, or `NEVER`.
+    at: AtomicU32,
 }
 
 /// The same before it is published.
@@ -108,11 +120,14 @@ pub(crate) struct Cuts {
     /// By volume, large and small.
     pub(crate) bodies: Vec<[Cut; 2]>,
     pub(crate) records: Cut,
+    /// The reading from which ages count.
+    pub(crate) reference: Age,
 }
 
 impl Cuts {
-    pub(crate) fn none(volumes: usize) -> Cuts {
+    pub(crate) fn none(volumes: usize, reference: Age) -> Cuts {
         Cuts {
+            reference,
             bodies: vec![[Cut::NONE; 2]; volumes],
             records: Cut::NONE,
         }
@@ -125,6 +140,7 @@ impl Eviction {
         let posted = || Posted {
             bodies: (0..volumes).map(|_| Default::default()).collect(),
             records: Published::default(),
+            at: AtomicU32::new(NEVER),
         };
         Eviction {
             policy: options.policy,
@@ -134,6 +150,7 @@ impl Eviction {
             pin_max: age(options.pin_max),
             records_max: options.small_records_max,
             owners: (0..options.shards.max(1)).map(|_| posted()).collect(),
+            pressed: AtomicU32::new(NEVER),
             counts: Default::default(),
             records: AtomicU64::new(0),
         }
@@ -152,13 +169,49 @@ impl Eviction {
         age > self.small_idle_after
     }
 
-    pub(crate) fn publish(&self, shard: usize, ages: &Ages) {
+    /// What a walk found, with ages from this reading.
+    pub(crate) fn publish(&self, shard: usize, ages: &Ages, at: Age) {
         let posted = &self.owners[shard];
         for (published, ages) in posted.bodies.iter().zip(&ages.bodies) {
             published[LARGE].publish(&ages[LARGE]);
             published[SMALL].publish(&ages[SMALL]);
         }
         posted.records.publish(&ages.records);
+        posted.at.store(at.min(NEVER - 1), Ordering::Release);
+    }
+
+    /// There is too much of something.
+    pub(crate) fn press(&self, now: Age) {
+        let (now, since) = (now.min(NEVER - 1), self.pressed.load(Ordering::Acquire));
+        if since == NEVER || now.saturating_sub(since) >= ROUND_S {
+            // Whoever is first says when it began.
+            let _ = self
+                .pressed
+                .compare_exchange(since, now, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+
+    /// The reading from which all owners count ages now: counted from different ones, what is of
+    /// equal age would seem older where it is looked at later, and go from there alone.
+    pub(crate) fn reference(&self, now: Age) -> Age {
+        now.min(NEVER - 1).min(self.pressed.load(Ordering::Acquire))
+    }
+
+    /// Whether owners may cut: not before each has published what it has since there is too much.
+    /// Without the others' an owner would let go of all that is its own for what is a small part
+    /// of the whole.
+    pub(crate) fn may_cut(&self, now: Age) -> bool {
+        let since = self.reference(now);
+        let waited = now.saturating_sub(since) >= PUBLISH_WAIT_S;
+        self.owners.iter().all(|posted| {
+            let at = posted.at.load(Ordering::Acquire);
+            at != NEVER && (at >= since || waited)
+        })
+    }
+
+    /// There is too much of nothing.
+    pub(crate) fn relieved(&self) {
+        self.pressed.store(NEVER, Ordering::Release);
     }
 
     /// Where to cut on a volume, from what all owners published.
@@ -252,6 +305,33 @@ mod tests {
     }
 
     #[test]
+    fn nobody_cuts_before_all_have_published() {
+        let eviction = Eviction::new(&Options::new(2, [1; 16]), 1);
+        let ages = Ages::new(1);
+        eviction.press(100);
+        eviction.publish(0, &ages, 100);
+        assert!(!eviction.may_cut(100), "the other has what nobody knows of");
+        assert!(!eviction.may_cut(159), "however long it takes");
+        assert_eq!(eviction.reference(110), 100);
+        eviction.publish(1, &ages, 100);
+        assert!(eviction.may_cut(110));
+        eviction.relieved();
+        assert_eq!(eviction.reference(111), 111);
+        eviction.press(111);
+        assert!(!eviction.may_cut(111), "that was before");
+        eviction.publish(0, &ages, 111);
+        eviction.publish(1, &ages, 111);
+        assert!(eviction.may_cut(111));
+        eviction.press(171);
+        eviction.publish(0, &ages, 171);
+        assert!(!eviction.may_cut(171), "another round");
+        assert!(
+            eviction.may_cut(201),
+            "one that hangs does not keep the others"
+        );
+    }
+
+    #[test]
     fn records_have_a_bound() {
         let mut options = Options::new(2, [1; 16]);
         options.small_records_max = 1000;
@@ -262,7 +342,7 @@ mod tests {
         for (shard, age) in [(0, 5), (1, 5000)] {
             ages.records = Histogram::default();
             ages.records.add(age, 51);
-            eviction.publish(shard, &ages);
+            eviction.publish(shard, &ages, 0);
         }
         let cut = eviction.records_cut(51);
         assert!(

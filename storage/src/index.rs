@@ -660,7 +660,7 @@ mod tests {
     }
 
     fn segment(file: &SimFile) -> Arc<SegmentFile<SimDisk>> {
-        let budget = Arc::new(Budget::new(1));
+        let budget = Arc::new(Budget::new(1, 1));
         let place = Place {
             volume: 0,
             id: 1,

@@ -26,6 +26,7 @@ pub(crate) struct SegmentFile<D: Disk> {
     /// Its bodies are to be checked before they are served.
     unverified: AtomicBool,
     revoked: AtomicBool,
+    opaque: AtomicBool,
     /// Its volume went offline.
     abandoned: AtomicBool,
     counts: Mutex<Counts>,
@@ -90,6 +91,7 @@ impl<D: Disk> SegmentFile<D> {
             floor: AtomicU64::new(place.floor),
             unverified: AtomicBool::new(false),
             revoked: AtomicBool::new(false),
+            opaque: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
             counts: Mutex::new(Counts {
                 stage,
@@ -168,8 +170,16 @@ impl<D: Disk> SegmentFile<D> {
         self.counts().live_bytes
     }
 
+    /// It has no body, and records of a later program.
+    pub(crate) fn set_opaque(&self) {
+        self.opaque.store(true, Ordering::Relaxed);
+    }
+
     /// Whether it can go: sealed, and without a live body. Small records are not counted.
     pub(crate) fn dead(&self) -> bool {
+        if self.opaque.load(Ordering::Relaxed) {
+            return false;
+        }
         let counts = self.counts();
         self.class != Class::Small && counts.stage == Stage::Sealed && counts.live_records == 0
     }

@@ -56,6 +56,7 @@ mod volume;
 mod volumes;
 mod wait;
 mod watermark;
+mod wish;
 mod writer;
 
 pub use bring_back::BringBackError;

@@ -3,7 +3,8 @@
 //! `Writer::maintain` comes ten times a second and looks at what is due; most times that is
 //! nothing. Long walks over the index give way after each slice, and no lock is held while they do.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use crate::Seconds;
@@ -28,6 +29,8 @@ pub(crate) struct Upkeep {
     /// The reading that a recency record of this process has.
     pub(crate) clock_written: Cell<Option<Age>>,
     pub(crate) making_room: Gate,
+    /// When no room could be made, by volume.
+    pub(crate) no_room: RefCell<BTreeMap<u8, Age>>,
 }
 
 impl Upkeep {

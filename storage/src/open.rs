@@ -8,6 +8,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::Seconds;
+use crate::budget::Budget;
 use crate::disk::Disk;
 use crate::geometry::Geometry;
 use crate::member::{self, Membership, Standing, decide};
@@ -56,15 +57,17 @@ pub(crate) async fn open<D: Disk>(
     }
     one_at_least(&mut owned)?;
     let found = read_all(specs, &plan, &mut owned, &mut recovered).await?;
+    let segment_len = geometry.segment_len;
     let volumes = owned
         .iter_mut()
         .zip(specs)
         .enumerate()
         .map(|(number, (entered, spec))| {
             let complete = plan.complete(number);
+            let budget = Budget::new(spec.capacity, segment_len);
             match entered.as_mut() {
-                Ok(entered) => Volume::new(spec.capacity, entered.own.take(), complete),
-                Err(_) => Volume::new(spec.capacity, None, false),
+                Ok(entered) => Volume::new(budget, entered.own.take(), complete),
+                Err(_) => Volume::new(budget, None, false),
             }
         });
     let volumes = volumes.collect();

@@ -7,7 +7,7 @@ use crate::page::PAGE_LEN;
 use crate::survivor;
 
 /// Segments with more live bytes than this, in per cent of their file, cost more than they give.
-const LIVE_PERCENT_MAX: u64 = 90;
+pub(crate) const LIVE_PERCENT_MAX: u64 = 90;
 /// Of a commit entry, usually.
 const ENTRY_LEN: u64 = 256;
 /// Header, commit area, footer and trailer, less what the entries take of them.

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::budget::Purpose;
+use crate::budget::{self, Purpose};
 use crate::clock::Age;
 use crate::disk::Disk;
 use crate::exchange::{JOBS_MAX, Job, Source, Target, ToOwner};
@@ -24,8 +24,6 @@ use crate::scrub::{Pace, Scrubbable};
 use crate::survivor;
 use crate::writer::Shared;
 
-/// Room is needed from this part of a volume's capacity on, in per cent: where eviction begins.
-const URGENT_PERCENT: u64 = 95;
 /// Dead bytes below this part of a volume's capacity, in per cent, are not worth the writes.
 const DEAD_PERCENT_MAX: u64 = 5;
 /// The segments are looked through as often as this at most, in seconds of the age clock: a walk
@@ -96,11 +94,11 @@ impl<D: Disk> Shared<D> {
             self.take_report(report).await;
         }
         self.send_switches();
+        let now = self.store.clock.now();
         let urgent =
-            |volume: u8| self.online(volume) && self.used_percent(volume) >= URGENT_PERCENT;
+            |volume: u8| self.online(volume) && self.store.volume(volume).budget.urgent(now);
         let any_urgent = self.volumes().any(urgent);
         self.store.exchange.set_urgent(any_urgent);
-        let now = self.store.clock.now();
         let every = if any_urgent {
             PLAN_EVERY_URGENT
         } else {
@@ -140,11 +138,6 @@ impl<D: Disk> Shared<D> {
 
     fn online(&self, volume: u8) -> bool {
         self.store.volume(volume).online()
-    }
-
-    fn used_percent(&self, volume: u8) -> u64 {
-        let budget = &self.store.volume(volume).budget;
-        (u128::from(budget.used()) * 100 / u128::from(budget.capacity().max(1))) as u64
     }
 
     /// Jobs that may be under way: several when room is needed, so that the compactor does not
@@ -187,10 +180,29 @@ impl<D: Disk> Shared<D> {
         registry.values().filter(free).cloned().collect()
     }
 
+    /// What a survivor segment may take now; `None`: as another one is under way there is not
+    /// enough for a whole one, and less would be filled with what happens to fit.
+    async fn survivors_room(&self, volume: u8) -> Option<u64> {
+        let budget = &self.store.volume(volume).budget;
+        let space = self.disk(volume).space().await.ok()?;
+        let taken = budget.survivors();
+        // Those may not be allocated yet.
+        let on_disk = budget::room(space, Purpose::Survivors).saturating_sub(taken);
+        let room = budget.survivors_room().min(on_disk);
+        (taken == 0 || room >= budget.survivors_beyond()).then_some(room)
+    }
+
     async fn plan_compaction(self: &Rc<Self>, volume: u8, need: Need) {
         while self.may_give(need) {
+            let Some(reserved) = self.survivors_room(volume).await else {
+                return;
+            };
             let settled = self.settled(volume);
-            let (victims, dead) = self.victims(volume, need, &settled);
+            let room = pick::Room {
+                copied: self.store.geometry.segment_len,
+                reserved,
+            };
+            let (victims, dead) = self.victims(need, &settled, room);
             let drained = victims
                 .iter()
                 .any(|victim| self.reclaim.drained.borrow().contains(&victim.segment));
@@ -212,9 +224,9 @@ impl<D: Disk> Shared<D> {
     /// What to compact of these, and how many dead bytes there are in all of them.
     fn victims(
         &self,
-        volume: u8,
         need: Need,
         settled: &[Arc<SegmentFile<D>>],
+        room: pick::Room,
     ) -> (Vec<Candidate>, u64) {
         let count = settled.len() as u64;
         let candidates: Vec<Candidate> = (1..)
@@ -231,11 +243,6 @@ impl<D: Disk> Shared<D> {
         // What counts as live and is not in the index waits for a later one to be durable.
         let ready = |candidate: &&Candidate| candidate.live > 0;
         let ready: Vec<Candidate> = candidates.iter().filter(ready).copied().collect();
-        let budget = &self.store.volume(volume).budget;
-        let room = pick::Room {
-            copied: self.store.geometry.segment_len,
-            reserved: budget.survivors_room(),
-        };
         let drained = self.reclaim.drained.borrow();
         let first = ready.iter().find(|c| drained.contains(&c.segment));
         let picked = match first {

@@ -225,6 +225,9 @@ pub(crate) fn merge<D: Disk>(
             }
             index(store, record, (&file, was_sealed), &remembered, recovered);
         }
+        if file.live_records() == 0 {
+            file.set_opaque();
+        }
         file.seal();
     }
     (_, recovered.tags, recovered.links) = store.index.counts();

@@ -12,34 +12,68 @@ use crate::index::{Flags, IndexedBody, Seen};
 use crate::mix;
 use crate::writer::Shared;
 
+/// What must go: bytes of bodies by volume, and small records.
+struct Excess {
+    bodies: Vec<Option<u64>>,
+    records: Option<u64>,
+}
+
+impl Excess {
+    fn any(&self) -> bool {
+        self.records.is_some() || self.bodies.iter().any(Option::is_some)
+    }
+}
+
 impl<D: Disk> Shared<D> {
     /// Evicts what is idle, and what must go. `whole`: also looks at what nobody presses for.
     pub(crate) async fn evict(&self, whole: bool) {
-        let volumes = self.store.volumes.len();
-        if !whole && self.pressed().is_none() {
+        let pressed = self.excess().any();
+        if !whole && !pressed {
             return;
         }
-        self.sweep(&Cuts::none(volumes)).await;
-        if let Some(cuts) = self.pressed() {
+        self.sweep(&self.no_cuts()).await;
+        if let Some(cuts) = self.cuts() {
             self.sweep(&cuts).await;
         }
     }
 
+    fn no_cuts(&self) -> Cuts {
+        let reference = self.store.eviction.reference(self.store.clock.now());
+        Cuts::none(self.store.volumes.len(), reference)
+    }
+
+    /// How much there is too much of what; notes since when.
+    fn excess(&self) -> Excess {
+        let store = &self.store;
+        let (volumes, now) = (store.volumes.iter(), store.clock.now());
+        let excess = Excess {
+            bodies: volumes.map(|volume| volume.budget.excess(now)).collect(),
+            records: store.eviction.records_excess(store.index.records()),
+        };
+        if excess.any() {
+            store.eviction.press(now);
+        } else {
+            store.eviction.relieved();
+        }
+        excess
+    }
+
     /// Where to cut, if there is too much of anything.
-    fn pressed(&self) -> Option<Cuts> {
-        let (store, mut pressed) = (&self.store, false);
-        let mut cuts = Cuts::none(store.volumes.len());
-        for (number, volume) in store.volumes.iter().enumerate() {
-            if let Some(excess) = volume.budget.excess() {
-                cuts.bodies[number] = store.eviction.body_cuts(number, excess);
-                pressed = true;
+    fn cuts(&self) -> Option<Cuts> {
+        let (excess, eviction) = (self.excess(), &self.store.eviction);
+        if !excess.any() || !eviction.may_cut(self.store.clock.now()) {
+            return None;
+        }
+        let mut cuts = self.no_cuts();
+        for (volume, excess) in excess.bodies.into_iter().enumerate() {
+            if let Some(excess) = excess {
+                cuts.bodies[volume] = eviction.body_cuts(volume, excess);
             }
         }
-        if let Some(excess) = store.eviction.records_excess(store.index.records()) {
-            cuts.records = store.eviction.records_cut(excess);
-            pressed = true;
+        if let Some(excess) = excess.records {
+            cuts.records = eviction.records_cut(excess);
         }
-        pressed.then_some(cuts)
+        Some(cuts)
     }
 
     /// One walk: evicts, and publishes the ages of what stays.
@@ -58,8 +92,9 @@ impl<D: Disk> Shared<D> {
             }
             let gone = self.store.index.sift_records(slice, |recency, number| {
                 let age = now.saturating_sub(recency);
-                let goes = self.store.eviction.record_idle(age)
-                    || cuts.records.takes(age, lot(now, number));
+                let idle = self.store.eviction.record_idle(age);
+                let age = cuts.reference.saturating_sub(recency);
+                let goes = idle || cuts.records.takes(age, lot(now, number));
                 if !goes {
                     ages.records.add(age, 1);
                 }
@@ -68,7 +103,9 @@ impl<D: Disk> Shared<D> {
             self.store.eviction.count_records(gone);
             self.tasks().give_way().await;
         }
-        self.store.eviction.publish(self.shard(), &ages);
+        self.store
+            .eviction
+            .publish(self.shard(), &ages, cuts.reference);
     }
 
     /// Why a body goes. One that stays, and could go under pressure, is counted in `ages`.
@@ -89,6 +126,7 @@ impl<D: Disk> Shared<D> {
         if !body.lease.file.sealed() {
             return None;
         }
+        let age = cuts.reference.saturating_sub(body.recency());
         let class = self.store.eviction.class_of(body.lease.len());
         let cut: Cut = cuts.bodies[usize::from(body.lease.file.volume)][class];
         if cut.takes(age, lot(now, body.sequence)) {

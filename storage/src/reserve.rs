@@ -166,11 +166,22 @@ impl<D: Disk> Shared<D> {
     /// A new segment file on the volume with the largest free share, or the next that takes it.
     async fn create(&self, draft: &Draft) -> Result<Rc<Segment<D>>, Refusal> {
         let mut refused = Refusal::DiskFailed;
+        let mut full = None;
         for volume in self.store.writable() {
+            let budget = &self.store.volume(volume).budget;
             match self.create_on(volume, draft).await {
-                Ok(segment) => return Ok(segment),
+                Ok(segment) => {
+                    budget.wish.granted(draft.len);
+                    return Ok(segment);
+                }
                 Err(refusal) => refused = refusal,
             }
+            if refused == Refusal::Full && draft.len <= budget.bodies_max() {
+                full = full.or(Some(volume));
+            }
+        }
+        if let Some(full) = full {
+            self.wish_for(full, draft.len).await;
         }
         Err(refused)
     }
@@ -266,14 +277,23 @@ impl<D: Disk> Shared<D> {
         to: u64,
         purpose: Purpose,
     ) -> Result<(), Refusal> {
-        match self.try_grow_file(file, from, to, purpose).await {
+        let (volume, len) = (file.volume, to - from);
+        let outcome = match self.try_grow_file(file, from, to, purpose).await {
             Err(Refusal::Full)
-                if purpose != Purpose::Staging && self.make_room(file.volume, to - from).await =>
+                if purpose != Purpose::Staging && self.make_room(volume, len).await =>
             {
                 self.try_grow_file(file, from, to, purpose).await
             }
             outcome => outcome,
+        };
+        if purpose == Purpose::Bodies {
+            match &outcome {
+                Ok(()) => self.store.volume(volume).budget.wish.granted(len),
+                Err(Refusal::Full) => self.wish_for(volume, len).await,
+                Err(_) => {}
+            }
         }
+        outcome
     }
 
     async fn try_grow_file(

@@ -1,7 +1,8 @@
 //! Room at once: when a file cannot be made, whole segments go, the longest unused first.
 //!
 //! Evicting single bodies would free nothing before their segments are compacted. A segment can
-//! go only if all that lives in it is this writer's and nobody reads it.
+//! go only if all that lives in it is this writer's and nobody reads it. If that is not enough,
+//! the wish is left for all owners.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,6 +18,10 @@ use crate::writer::Shared;
 /// A file is closed by a helper of its disk, which this waits for: so many syncs of a directory
 /// are longer than the close of any segment.
 const CLOSE_WAITS_MAX: usize = 4;
+
+/// Room that could not be made is not looked for again for so long, in seconds of the age clock:
+/// it is a walk over the index, and each fill of a full store would begin one.
+const NO_ROOM_S: Age = 1;
 
 /// A sealed segment and what this writer has in it.
 struct Holding<D: Disk> {
@@ -45,6 +50,20 @@ impl<D: Disk> Shared<D> {
             return false;
         }
         let _turn = self.upkeep.making_room.turn().await;
+        let lately = self.upkeep.no_room.borrow().get(&volume).copied();
+        if lately.is_some_and(|age| self.store.clock.now() <= age.saturating_add(NO_ROOM_S)) {
+            return false;
+        }
+        let made = self.free_whole(volume, len).await;
+        if !made {
+            let now = self.store.clock.now();
+            self.upkeep.no_room.borrow_mut().insert(volume, now);
+        }
+        made
+    }
+
+    async fn free_whole(&self, volume: u8, len: u64) -> bool {
+        let budget = &self.store.volume(volume).budget;
         let len = len.max((budget.used() + len).saturating_sub(budget.bodies_max()));
         let mut held = self.holdings(volume).await;
         held.retain(|_, holding| holding.can_go());
@@ -66,6 +85,14 @@ impl<D: Disk> Shared<D> {
         }
         self.closed(volume, len).await;
         freed >= len
+    }
+
+    /// Has every owner help to make room for bodies on this volume, in time.
+    pub(crate) async fn wish_for(&self, volume: u8, len: u64) {
+        if let Ok(space) = self.disk(volume).space().await {
+            let budget = &self.store.volume(volume).budget;
+            budget.wish_for(len, space, self.store.clock.now());
+        }
     }
 
     async fn holdings(&self, volume: u8) -> BTreeMap<u64, Holding<D>> {

@@ -45,7 +45,8 @@ pub enum VolumeState {
 pub struct VolumeUsage {
     pub state: VolumeState,
     pub capacity: u64,
-    /// Allocated bytes, unlinked files that are still read included.
+    /// Allocated bytes, unlinked files that are still read and what compaction writes included:
+    /// for a while it may be a segment or so more than the capacity.
     pub used: u64,
     pub staging: u64,
     /// Bytes of bodies in the index.
@@ -139,9 +140,9 @@ impl Floors {
 
 impl<D: Disk> Volume<D> {
     /// Without `own` it is offline.
-    pub(crate) fn new(capacity: u64, own: Option<Own<D>>, complete: bool) -> Volume<D> {
+    pub(crate) fn new(budget: Budget, own: Option<Own<D>>, complete: bool) -> Volume<D> {
         Volume {
-            budget: Arc::new(Budget::new(capacity)),
+            budget: Arc::new(budget),
             offline: AtomicBool::new(own.is_none()),
             complete: AtomicBool::new(complete),
             registry: Mutex::default(),
@@ -324,7 +325,7 @@ impl<D: Disk> Volume<D> {
         VolumeUsage {
             state: self.state(),
             capacity: self.budget.capacity(),
-            used: self.budget.used(),
+            used: self.budget.used() + self.budget.survivors(),
             staging: self.budget.staging(),
             live: registry.values().map(|file| file.live_bytes()).sum(),
             dead: self.budget.dead_bytes(),

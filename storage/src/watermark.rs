@@ -300,7 +300,7 @@ mod tests {
             executor.step(&world);
         }
         let file = file.lock().expect("not poisoned").take().expect("created");
-        let file = SegmentFile::staging(file, 0, 0, Arc::new(Budget::new(1 << 20)));
+        let file = SegmentFile::staging(file, 0, 0, Arc::new(Budget::new(1 << 20, 1)));
         Watermark::new(Arc::new(file), 0, len, withheld_len)
     }
 

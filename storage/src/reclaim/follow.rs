@@ -141,6 +141,7 @@ impl<D: Disk> Shared<D> {
             return self.end(job, false);
         };
         let budget = Arc::clone(&self.store.volume(volume).budget);
+        // The rest counts as used only when the victims may go.
         budget.give_back(taken - copied.len, Purpose::Survivors);
         let place = Place {
             volume,
@@ -236,6 +237,10 @@ impl<D: Disk> Shared<D> {
         let ended = all.swap_remove(at);
         drop(all);
         self.leave_target(&ended, well);
+        if let Some(kept) = &ended.survivor {
+            let budget = &self.store.volume(ended.volume).budget;
+            budget.survived(kept.file().charged());
+        }
         self.reclaim.planned.set(None);
         self.release(ended.victims);
         self.release(ended.survivor.into_iter().collect());

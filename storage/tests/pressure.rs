@@ -1,0 +1,236 @@
+//! Stores that are full: what is evicted, and that room is made.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use entrepot_storage::disk::sim::{Ending, Executor, Random, SimDisk, SimWorld, Step};
+use entrepot_storage::{
+    Compactor, Digest, FillError, FillSpec, ForgetKey, Options, Refusal, Store, Usage, VolumeSpec,
+    Writer, owner,
+};
+
+const START: u64 = 1_800_000_000;
+const SEGMENT_LEN: u64 = 256 << 10;
+const MIB: u64 = 1 << 20;
+/// Steps of the disk after which something waits for nobody.
+const STEPS_MAX: u64 = 20_000_000;
+const FILE_SYSTEM_LEN: u64 = 64 << 20;
+
+fn content(number: u64, len: u64) -> Vec<u8> {
+    let mut content = vec![number as u8; len as usize];
+    content[..8].copy_from_slice(&number.to_le_bytes());
+    content
+}
+
+fn small(number: u64) -> Vec<u8> {
+    content(number, 20_000 + (number * 7919) % 20_000)
+}
+
+struct Process {
+    store: Arc<Store<SimDisk>>,
+    writers: Vec<Writer<SimDisk>>,
+    now: Cell<u64>,
+}
+
+/// Opens a store, with its compactor at work.
+async fn open(disk: &SimDisk, executor: &Executor, capacity: u64, shards: usize) -> Process {
+    let mut options = Options::new(shards, [3; 16]);
+    options.segment_len = Some(SEGMENT_LEN);
+    options.small_max = 0;
+    options.scrub_every = 0;
+    let disk = disk.clone();
+    let volumes = vec![VolumeSpec {
+        disk: disk.clone(),
+        capacity,
+    }];
+    let (store, _) = Store::open(volumes, options, START).await.expect("opens");
+    let writer = |shard| store.writer(vec![disk.clone()], shard);
+    let writers = (0..shards).map(writer).collect();
+    let mut compactor = Compactor::new(store.exchange(), vec![disk.clone()]);
+    executor.spawn(async move {
+        loop {
+            if !compactor.step().await {
+                use entrepot_storage::Disk;
+                // Others go on: the compactor has no clock here.
+                let _ = disk.space().await;
+            }
+        }
+    });
+    Process {
+        store,
+        writers,
+        now: Cell::new(START),
+    }
+}
+
+impl Process {
+    fn writer(&self, digest: &Digest) -> &Writer<SimDisk> {
+        &self.writers[owner(digest.slice(), self.writers.len())]
+    }
+
+    async fn put(&self, content: Vec<u8>) -> Result<(), Refusal> {
+        let digest = Digest::sha256(&content);
+        let spec = FillSpec {
+            digest,
+            length: Some(content.len() as u64),
+            media_type: None,
+        };
+        let mut fill = self.writer(&digest).fill(spec).await?;
+        fill.write(content).await.map_err(failed)?;
+        fill.finish(self.now.get()).await.map_err(failed)?;
+        Ok(())
+    }
+
+    /// Lets time pass and every writer do what is due.
+    async fn maintain(&self, times: usize) {
+        for _ in 0..times {
+            self.now.set(self.now.get() + 1);
+            for writer in &self.writers {
+                let _ = writer.commit(self.now.get()).await;
+                writer.maintain(self.now.get()).await;
+            }
+        }
+    }
+
+    async fn seal(&self) {
+        for writer in &self.writers {
+            writer.seal_all(self.now.get()).await.expect("no faults");
+        }
+    }
+
+    fn usage(&self) -> Usage {
+        self.store.usage()
+    }
+}
+
+fn failed(error: FillError) -> Refusal {
+    panic!("the disk has no faults: {error}")
+}
+
+/// Runs `task` in a process until it ends.
+fn process<F: Future<Output = ()> + 'static>(
+    world: &SimWorld,
+    task: impl FnOnce(SimDisk, Rc<Executor>) -> F,
+) {
+    let executor = Executor::new(Random::new(1));
+    let disk = SimDisk::new(world, &executor);
+    let ended = Rc::new(Cell::new(false));
+    let (told, task) = (Rc::clone(&ended), task(disk, Rc::clone(&executor)));
+    executor.spawn(async move {
+        task.await;
+        told.set(true);
+    });
+    for _ in 0..STEPS_MAX {
+        if ended.get() {
+            return world.end(Ending::PowerLoss);
+        }
+        assert_ne!(executor.step(world), Step::Idle, "nobody was woken");
+    }
+    panic!("it never ends");
+}
+
+fn world() -> SimWorld {
+    SimWorld::new(Random::new(1), FILE_SYSTEM_LEN)
+}
+
+#[test]
+fn no_owner_evicts_for_all_at_the_start_of_a_full_store() {
+    const OWNERS: usize = 16;
+    const BODIES: u64 = 400;
+    let (world, held) = (world(), Rc::new(Cell::new(0)));
+    let told = Rc::clone(&held);
+    process(&world, |disk, executor| async move {
+        let process = open(&disk, &executor, 40 * MIB, OWNERS).await;
+        for number in 0..BODIES {
+            process.put(small(number)).await.expect("there is room");
+        }
+        process.seal().await;
+        told.set(process.usage().used - process.usage().dead);
+    });
+    process(&world, |disk, executor| async move {
+        let capacity = held.get() * 100 / 97;
+        let process = open(&disk, &executor, capacity, OWNERS).await;
+        process.maintain(5).await;
+        let evicted = process.usage().evicted_pressure;
+        assert!(evicted.bodies > 0, "there was too much");
+        assert!(evicted.bytes < capacity / 100 * 12, "{evicted:?}");
+        let (mut had, mut has) = ([0; OWNERS], [0; OWNERS]);
+        for number in 0..BODIES {
+            let digest = Digest::sha256(&small(number));
+            let owner = owner(digest.slice(), OWNERS);
+            had[owner] += 1;
+            has[owner] += u64::from(process.store.body(&digest).is_some());
+        }
+        for (had, has) in had.into_iter().zip(has) {
+            assert!(has > had / 2, "{has} of {had} are left");
+        }
+    });
+}
+
+#[test]
+fn a_store_with_less_capacity_than_it_uses_is_compacted_and_takes_purges() {
+    const BODIES: u64 = 60;
+    let world = world();
+    process(&world, |disk, executor| async move {
+        let process = open(&disk, &executor, 8 * MIB, 2).await;
+        for number in 0..BODIES {
+            process.put(small(number)).await.expect("there is room");
+        }
+        process.seal().await;
+        for number in (0..BODIES).filter(|number| number % 3 != 0) {
+            let digest = Digest::sha256(&small(number));
+            let forgotten = process.writer(&digest).forget(ForgetKey::Body(digest));
+            forgotten.await.expect("durable");
+        }
+    });
+    process(&world, |disk, executor| async move {
+        let process = open(&disk, &executor, MIB * 3 / 2, 2).await;
+        let before = process.usage();
+        assert!(before.used > before.capacity, "{before:?}");
+        let digest = Digest::sha256(&small(0));
+        let forgotten = process.writer(&digest).forget(ForgetKey::Body(digest));
+        forgotten.await.expect("a purge can always be written");
+        process.maintain(60).await;
+        let after = process.usage();
+        assert!(after.used < after.capacity, "{before:?} {after:?}");
+        assert_eq!(after.evicted_pressure.bodies, 0, "{after:?}");
+        process.put(small(1000)).await.expect("there is room again");
+    });
+}
+
+#[test]
+fn a_full_store_makes_room_for_a_body_that_no_owner_alone_could() {
+    const CAPACITY: u64 = 8 * MIB;
+    process(&world(), |disk, executor| async move {
+        let process = open(&disk, &executor, CAPACITY, 2).await;
+        for number in 0..700 {
+            // Refused now and then: a cache may say so.
+            let _ = process.put(small(number)).await;
+            process.maintain(1).await;
+        }
+        process.maintain(120).await;
+        let steady = process.usage();
+        let held = steady.used - steady.dead;
+        assert!(
+            held > CAPACITY / 100 * 80,
+            "too much was evicted: {steady:?}"
+        );
+        let large = content(1, CAPACITY / 100 * 60);
+        let mut refused = 0;
+        while let Err(refusal) = process.put(large.clone()).await {
+            assert_eq!(refusal, Refusal::Full);
+            refused += 1;
+            assert!(refused < 60, "never: {:?}", process.usage());
+            process.maintain(1).await;
+        }
+        assert!(refused > 0, "no owner alone could");
+        process.maintain(120).await;
+        let body = process.store.body(&Digest::sha256(&large));
+        assert!(body.is_some(), "what the room was made for stays");
+        let after = process.usage();
+        let held = after.used - after.dead;
+        assert!(held > CAPACITY / 100 * 80, "it went on: {after:?}");
+    });
+}
