@@ -189,7 +189,7 @@ impl<D: Disk> Shared<D> {
         // Those may not be allocated yet.
         let on_disk = budget::room(space, Purpose::Survivors).saturating_sub(taken);
         let room = budget.survivors_room().min(on_disk);
-        (taken == 0 || room >= budget.survivors_beyond()).then_some(room)
+        (taken == 0 || room >= budget.survivor_len()).then_some(room)
     }
 
     async fn plan_compaction(self: &Rc<Self>, volume: u8, need: Need) {
