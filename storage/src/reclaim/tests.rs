@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::Pending;
+use crate::budget::Purpose;
 use crate::compact::Compactor;
 use crate::digest::Digest;
 use crate::disk::sim::{Ending, Executor, Faults, Random, SimDisk, SimWorld, Step};
@@ -136,7 +137,7 @@ impl Process {
     }
 
     fn used(&self) -> u64 {
-        self.store.volume(0).budget.used()
+        self.store.volume(0).usage().used
     }
 
     async fn floors(&self) -> Floors {
@@ -361,6 +362,8 @@ fn the_questions_of_a_compactor_that_is_gone_are_not_answered() {
         // The old one said when it went that there is none.
         process.store.exchange().set_attended(true);
         process.planner().reclaim.pending.borrow_mut().clear();
+        let budget = &process.store.volume(0).budget;
+        budget.give_back(budget.survivors(), Purpose::Survivors);
         process.later(60);
         process.planner().plan_reclaim().await;
         while inbox(0) + inbox(1) < 4 {
