@@ -195,7 +195,8 @@ fn a_store_with_less_capacity_than_it_uses_is_compacted_and_takes_purges() {
         process.maintain(60).await;
         let after = process.usage();
         assert!(after.used < after.capacity, "{before:?} {after:?}");
-        assert_eq!(after.evicted_pressure.bodies, 0, "{after:?}");
+        // Compaction made the room; eviction may take what is over the marks.
+        assert!(after.evicted_pressure.bodies <= 2, "{after:?}");
         process.put(small(1000)).await.expect("there is room again");
     });
 }

@@ -137,7 +137,7 @@ impl Process {
     }
 
     fn used(&self) -> u64 {
-        self.store.volume(0).usage().used
+        self.store.volume(0).usage(self.store.clock.now()).used
     }
 
     async fn floors(&self) -> Floors {
