@@ -22,7 +22,7 @@ const START: u64 = 1_800_000_000;
 const SEED: u64 = 1;
 /// Of a store below 500 GB, before it is scaled.
 const SEGMENT_LEN: u64 = 256 << 20;
-const SOLO_MIN: u64 = 64 << 20;
+const SOLO_MIN: u64 = 32 << 20;
 /// The store counts as full from this share of its capacity on, in per cent.
 const FULL_PERCENT: u64 = 90;
 /// Rounds of compaction after each request: bounds a run in which it would never end.

@@ -133,8 +133,8 @@ mod tests {
     fn large_and_unknown_bodies_are_alone() {
         let geometry = geometry(2 << 40, 4);
         assert!(geometry.solo(None));
-        assert!(geometry.solo(Some(64 << 20)));
-        assert!(!geometry.solo(Some((64 << 20) - 1)));
+        assert!(geometry.solo(Some(32 << 20)));
+        assert!(!geometry.solo(Some((32 << 20) - 1)));
         let tiny = self::geometry(64 << 20, 1);
         assert!(tiny.solo(Some((2 << 20) + 1)));
     }

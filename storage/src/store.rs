@@ -36,7 +36,7 @@ use crate::volume::{Volume, VolumeSpec, VolumeUsage};
 use crate::writer::{Refusal, Writer};
 
 /// Bodies from this length on get a segment of their own.
-pub const SOLO_MIN_BYTES: u64 = 64 << 20;
+pub const SOLO_MIN_BYTES: u64 = 32 << 20;
 /// The tail that is withheld until the digest matched (S2).
 pub const WITHHELD_BYTES: u64 = 1 << 20;
 /// Bodies up to this length are also held in RAM: manifests and configs.

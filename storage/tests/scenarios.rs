@@ -86,7 +86,7 @@ fn digest(number: u8) -> Digest {
     Digest::sha256(&content(number))
 }
 
-fn writer_of<'w>(writers: &'w [Writer<SimDisk>], number: u8) -> &'w Writer<SimDisk> {
+fn writer_of(writers: &[Writer<SimDisk>], number: u8) -> &Writer<SimDisk> {
     &writers[owner(digest(number).slice(), writers.len())]
 }
 

@@ -58,6 +58,12 @@ impl Process {
         Compactor::new(self.store.exchange(), vec![self.disk.clone()])
     }
 
+    /// Nobody else looks at the compactor while it works.
+    #[expect(clippy::await_holding_refcell_ref)]
+    async fn step(&self) -> bool {
+        self.compactor.borrow_mut().step().await
+    }
+
     async fn put(&self, number: u64) {
         let content = content(number);
         let spec = FillSpec {
@@ -119,7 +125,7 @@ impl Process {
 
     /// The same without the planner.
     async fn turn(&self) {
-        self.compactor.borrow_mut().step().await;
+        self.step().await;
         for writer in &self.writers {
             writer.shared.serve_compactor().await;
         }
@@ -356,7 +362,7 @@ fn the_questions_of_a_compactor_that_is_gone_are_not_answered() {
         let inbox = |owner: usize| process.store.exchange().owners[owner].len();
         process.planner().plan_reclaim().await;
         while inbox(0) + inbox(1) < 2 {
-            process.compactor.borrow_mut().step().await;
+            process.step().await;
         }
         process.compactor.replace(process.new_compactor());
         // The old one said when it went that there is none.
@@ -367,7 +373,7 @@ fn the_questions_of_a_compactor_that_is_gone_are_not_answered() {
         process.later(60);
         process.planner().plan_reclaim().await;
         while inbox(0) + inbox(1) < 4 {
-            process.compactor.borrow_mut().step().await;
+            process.step().await;
         }
         process
             .work(|process| process.store.exchange().compaction().segments > 0)
