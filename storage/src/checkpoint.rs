@@ -223,7 +223,8 @@ impl<D: Disk> Shared<D> {
                 Kind::Tag(key, _) => self.on_disk(key),
                 _ => Some(record),
             };
-            if let Some(record) = record {
+            // A project is forgotten by one owner, and what others have of it by each later.
+            if let Some(record) = record.filter(|record| !self.forgotten(record)) {
                 pages.add(&record.encoded());
             }
         }
@@ -237,6 +238,17 @@ impl<D: Disk> Shared<D> {
             pages.add(&Record { sequence, kind }.encoded());
         }
         pages
+    }
+
+    fn forgotten(&self, record: &Record) -> bool {
+        let (project, repository) = match &record.kind {
+            Kind::Tag(key, _) => (&key.project, &key.repository),
+            Kind::Link(key, _) => (&key.project, &key.repository),
+            Kind::Statistics(key, _) => (&key.project, &key.repository),
+            _ => return false,
+        };
+        let forgets = &self.store.forgets;
+        forgets.kills_in_scope(project, repository, record.sequence)
     }
 
     /// A tag as it is on disk: its latest value may wait for its body, or never come.

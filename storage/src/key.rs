@@ -103,9 +103,42 @@ pub enum ForgetKey {
     Tag(TagKey),
     Link(LinkKey),
     Statistics(RepositoryKey),
+    /// All tags, listings, links and statistics of these repositories, also those that only disks
+    /// have.
+    Scope(ScopeKey),
+}
+
+/// Repositories: one, or all of a project.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ScopeKey {
+    pub project: Box<str>,
+    /// `None`: all of the project.
+    pub repository: Option<Box<str>>,
+}
+
+impl ScopeKey {
+    pub fn holds(&self, project: &str, repository: &str) -> bool {
+        let named = |name: &str| *name == *repository;
+        *self.project == *project && self.repository.as_deref().is_none_or(named)
+    }
+
+    /// The virtual shard whose owner forgets the scope.
+    pub fn slice(&self) -> usize {
+        repository_slice(&self.project, self.repository.as_deref().unwrap_or(""))
+    }
 }
 
 impl ForgetKey {
+    /// Project and repository, if it is about one.
+    pub(crate) fn repository(&self) -> Option<(&str, &str)> {
+        match self {
+            ForgetKey::Body(_) | ForgetKey::Scope(_) => None,
+            ForgetKey::Tag(key) => Some((&key.project, &key.repository)),
+            ForgetKey::Link(key) => Some((&key.project, &key.repository)),
+            ForgetKey::Statistics(key) => Some((&key.project, &key.repository)),
+        }
+    }
+
     /// The virtual shard that owns the key.
     pub(crate) fn slice(&self) -> usize {
         match self {
@@ -113,6 +146,7 @@ impl ForgetKey {
             ForgetKey::Tag(key) => TagKeyRef::from(key).slice(),
             ForgetKey::Link(key) => LinkKeyRef::from(key).slice(),
             ForgetKey::Statistics(key) => RepositoryKeyRef::from(key).slice(),
+            ForgetKey::Scope(scope) => scope.slice(),
         }
     }
 }

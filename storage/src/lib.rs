@@ -44,6 +44,7 @@ mod relieve;
 mod reserve;
 mod room;
 mod scan;
+mod scope;
 mod scrub;
 mod segment;
 mod small;
@@ -67,8 +68,8 @@ pub use evict::{Evicted, IDLE_AFTER_S, PIN_MAX_S, Policy, SMALL_IDLE_AFTER_S, SM
 pub use exchange::{Compaction, Exchange};
 pub use fill::{Fill, FillError};
 pub use key::{
-    ForgetKey, LinkKey, LinkKeyRef, LinkRecord, Proof, RepositoryKey, RepositoryKeyRef, Statistics,
-    TagKey, TagKeyRef, TagKind, TagRecord, repository_slice,
+    ForgetKey, LinkKey, LinkKeyRef, LinkRecord, Proof, RepositoryKey, RepositoryKeyRef, ScopeKey,
+    Statistics, TagKey, TagKeyRef, TagKind, TagRecord, repository_slice,
 };
 pub use lease::Lease;
 #[doc(hidden)]

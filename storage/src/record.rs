@@ -12,7 +12,8 @@ use crate::clock::Age;
 use crate::codec::{Encoder, Reader};
 use crate::digest::Digest;
 use crate::key::{
-    ForgetKey, LinkKey, LinkRecord, Proof, RepositoryKey, Statistics, TagKey, TagKind, TagRecord,
+    ForgetKey, LinkKey, LinkRecord, Proof, RepositoryKey, ScopeKey, Statistics, TagKey, TagKind,
+    TagRecord,
 };
 
 /// A body's CRCs are of this many bytes each, the last one of the rest.
@@ -32,6 +33,8 @@ const KIND_STATISTICS: u8 = 4;
 const KIND_FORGET: u8 = 5;
 const KIND_AREA: u8 = 6;
 const KIND_RECENCY: u8 = 7;
+/// In a forget record, beside the kinds of what has one key.
+const FORGET_SCOPE: u8 = 5;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
@@ -194,6 +197,12 @@ impl Kind {
         }
     }
 
+    /// A forget record of a later program. What it kills is not known, so nothing that lies beside
+    /// it may be served.
+    pub(crate) fn is_later_forget(&self) -> bool {
+        matches!(self, Kind::Unknown { code, .. } if *code == KIND_FORGET)
+    }
+
     fn decode(code: u8, reader: &mut Reader<'_>, media: &mut MediaTexts) -> Option<Kind> {
         Some(match code {
             KIND_BODY => Kind::Body(decode_body(reader, media)?),
@@ -226,7 +235,7 @@ impl Kind {
                 };
                 Kind::Statistics(key, statistics)
             }
-            KIND_FORGET => Kind::Forget(decode_forget(reader)?),
+            KIND_FORGET => decode_forget(reader)?,
             KIND_AREA => Kind::Area {
                 offset: reader.u64()?,
                 len: reader.u64()?,
@@ -366,17 +375,38 @@ fn encode_forget(key: &ForgetKey, out: &mut Encoder) {
             out.text(&key.project);
             out.text(&key.repository);
         }
+        ForgetKey::Scope(scope) => {
+            out.u8(FORGET_SCOPE);
+            out.text(&scope.project);
+            out.u8(scope.repository.is_some().into());
+            if let Some(repository) = &scope.repository {
+                out.text(repository);
+            }
+        }
     }
 }
 
-fn decode_forget(reader: &mut Reader<'_>) -> Option<ForgetKey> {
-    Some(match reader.u8()? {
+fn decode_forget(reader: &mut Reader<'_>) -> Option<Kind> {
+    Some(Kind::Forget(match reader.u8()? {
         KIND_BODY => ForgetKey::Body(reader.digest()?),
         KIND_TAG => ForgetKey::Tag(decode_tag_key(reader)?),
         KIND_LINK => ForgetKey::Link(decode_link_key(reader)?),
         KIND_STATISTICS => ForgetKey::Statistics(decode_repository_key(reader)?),
-        _ => return None,
-    })
+        FORGET_SCOPE => ForgetKey::Scope(ScopeKey {
+            project: reader.boxed()?,
+            repository: match reader.u8()? {
+                0 => None,
+                1 => Some(reader.boxed()?),
+                _ => return None,
+            },
+        }),
+        later => {
+            let mut payload = vec![later];
+            payload.extend_from_slice(reader.rest());
+            let code = KIND_FORGET;
+            return Some(Kind::Unknown { code, payload });
+        }
+    }))
 }
 
 impl Proof {

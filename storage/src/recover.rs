@@ -72,7 +72,13 @@ impl<D: Disk> Gathered<D> {
     }
 
     fn add(&mut self, name: String, scanned: io::Result<(D::File, Scan)>) {
+        let later = |record: &Record| record.kind.is_later_forget();
         match scanned {
+            Ok((_, Scan::Ours(scanned))) if scanned.records.iter().any(later) => {
+                let why = "it has a forget record of a later program";
+                let error = io::Error::new(io::ErrorKind::Unsupported, why);
+                self.small_unreadable.get_or_insert((name, error));
+            }
             Ok((file, Scan::Ours(scanned))) => self.found.push(Found {
                 volume: self.volume,
                 name,

@@ -15,7 +15,9 @@ use crate::codec::Reader;
 use crate::digest::Digest;
 use crate::disk::Disk;
 use crate::index::TouchLimit;
-use crate::key::{ForgetKey, LinkKey, LinkRecord, RepositoryKey, Statistics, TagKey, TagRecord};
+use crate::key::{
+    ForgetKey, LinkKey, LinkRecord, RepositoryKey, ScopeKey, Statistics, TagKey, TagRecord,
+};
 use crate::mirror::Pages;
 use crate::record::{Kind, Recency, Record, SMALL_RECORD_LEN_MAX};
 use crate::segment::Segment;
@@ -94,6 +96,13 @@ impl<D: Disk> SmallLog<D> {
     /// Of tags that nobody knows any more nothing is kept.
     pub(crate) fn prune_shadowed(&self, known: impl Fn(&TagKey) -> bool) {
         self.shadowed.borrow_mut().retain(|tag, _| known(tag));
+    }
+
+    pub(crate) fn drop_shadowed(&self, scope: &ScopeKey, sequence: u64) {
+        let stays = |tag: &TagKey, record: &mut Record| {
+            record.sequence > sequence || !scope.holds(&tag.project, &tag.repository)
+        };
+        self.shadowed.borrow_mut().retain(stays);
     }
 
     fn written(&self, tag: &TagKey, pending: &Pending, superseded: bool) {
@@ -193,14 +202,21 @@ impl<D: Disk> Shared<D> {
     }
 
     pub(crate) async fn forget(self: &Rc<Self>, all: Vec<ForgetKey>) -> Result<(), WriteError> {
+        let mut scopes = Vec::new();
         for what in all {
-            self.forget_one(what);
+            let sequence = self.store.next_sequence();
+            if let ForgetKey::Scope(scope) = &what {
+                scopes.push((scope.clone(), sequence));
+            }
+            self.forget_one(what, sequence);
+        }
+        for (scope, sequence) in scopes {
+            self.leave_scope(&scope, sequence).await;
         }
         self.commit_small().await
     }
 
-    fn forget_one(&self, what: ForgetKey) {
-        let sequence = self.store.next_sequence();
+    fn forget_one(&self, what: ForgetKey, sequence: u64) {
         // Before the index: what a returning volume brings is checked after it is in the index.
         self.store.forgets.note(&what, sequence);
         match &what {
@@ -218,6 +234,8 @@ impl<D: Disk> Shared<D> {
                 self.store.index.remove_statistics(key);
                 self.unqueue(&SmallKey::Statistics(key.clone()));
             }
+            // Slice by slice, by the caller.
+            ForgetKey::Scope(_) => {}
         }
         self.queue_forget(what, sequence);
     }
@@ -365,6 +383,10 @@ impl<D: Disk> Shared<D> {
         let mut ready = Vec::new();
         let mut waiting = BTreeMap::new();
         for (key, pending) in self.small.pending.take() {
+            if self.left_scope(&key, pending.sequence) {
+                self.remove_uncommitted(pending.encoded.len() as u64);
+                continue;
+            }
             match pending
                 .needs
                 .map(|digest| self.store.index.durable(&digest))
@@ -384,6 +406,18 @@ impl<D: Disk> Shared<D> {
         self.small.pending.replace(waiting);
         ready.sort_by_key(|(_, pending)| pending.sequence);
         ready
+    }
+
+    /// Whether its repository was forgotten meanwhile.
+    fn left_scope(&self, key: &SmallKey, sequence: u64) -> bool {
+        let (project, repository) = match key {
+            SmallKey::Tag(key) => (&key.project, &key.repository),
+            SmallKey::Link(key) => (&key.project, &key.repository),
+            SmallKey::Statistics(key) => (&key.project, &key.repository),
+            SmallKey::Forget(_) | SmallKey::Recency(_) => return false,
+        };
+        let forgets = &self.store.forgets;
+        forgets.kills_in_scope(project, repository, sequence)
     }
 
     async fn write_small(self: &Rc<Self>, ready: &[(SmallKey, Pending)]) -> Result<(), WriteError> {

@@ -168,6 +168,9 @@ impl<D: Disk> Writer<D> {
 
     /// Forgets for good: gone from the index at once, running fills of the digest fail; when this
     /// returns `Ok` no restart brings it back. Leases stay readable.
+    ///
+    /// A scope is forgotten by the owner of `ScopeKey::slice`, on disk everything of it, from the
+    /// index what this writer owns. What other writers have in the index they forget after it.
     pub async fn forget(&self, what: ForgetKey) -> Result<(), WriteError> {
         self.forget_all(vec![what]).await
     }

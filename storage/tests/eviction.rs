@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use entrepot_storage::disk::sim::{Ending, Executor, Random, SimDisk, SimWorld, Step};
 use entrepot_storage::{
-    Digest, Disk, FillSpec, LinkKey, LinkRecord, Options, Proof, Store, TagKey, TagKind, TagRecord,
-    Usage, VolumeSpec, Writer,
+    Digest, Disk, FillSpec, ForgetKey, LinkKey, LinkRecord, Options, Proof, ScopeKey, Store,
+    TagKey, TagKind, TagRecord, Usage, VolumeSpec, Writer,
 };
 
 const NOW: u64 = 1_800_000_000;
@@ -17,6 +17,8 @@ const CAPACITY: u64 = 64 << 20;
 const LARGE: usize = 100_000;
 /// The same; what such a segment has beside its body is next to nothing.
 const HUGE: usize = 1_500_000;
+/// Records of 1 KiB: more than a volume of this capacity keeps without a checkpoint.
+const OTHERS: u64 = 3000;
 /// And one of this length is small.
 const SMALL: usize = 1_000;
 const IDLE_AFTER: u64 = 3600;
@@ -374,4 +376,88 @@ fn tags_have_a_bound() {
         assert_eq!(usage.evicted_records, 120 - usage.tags);
         assert!((100..120).all(|name| process.store.tag(&tag_key(name)).is_some()));
     });
+}
+
+fn link_key() -> LinkKey {
+    LinkKey {
+        project: "p".into(),
+        repository: "r".into(),
+        digest: digest(1, SMALL),
+    }
+}
+
+impl Process {
+    /// A body, a tag and a link to it, durable.
+    async fn put_names(&self) {
+        self.put_durably([1], SMALL).await;
+        let tag = TagRecord {
+            digest: digest(1, SMALL),
+            origin: "https://a".into(),
+            checked: self.now,
+            note: "".into(),
+        };
+        self.writer.put_tag(tag_key(1), tag).await.expect("put");
+        let link = LinkRecord {
+            origin: "https://a".into(),
+            proof: Proof::Fetched,
+            at: self.now,
+        };
+        self.writer.put_link(link_key(), link).await.expect("put");
+        self.settle().await;
+    }
+
+    /// Enough records elsewhere that a checkpoint is due.
+    async fn put_others(&mut self) {
+        for name in 0..OTHERS {
+            let key = LinkKey {
+                repository: "s".into(),
+                digest: digest(name, SMALL),
+                ..link_key()
+            };
+            let link = LinkRecord {
+                origin: "o".repeat(1000).into(),
+                proof: Proof::Fetched,
+                at: self.now,
+            };
+            self.writer.put_link(key, link).await.expect("put");
+        }
+        self.settle().await;
+        self.wait(120).await;
+    }
+
+    fn names(&self) -> (bool, bool) {
+        let tag = self.store.tag(&tag_key(1)).is_some();
+        (tag, self.store.link(&link_key()).is_some())
+    }
+}
+
+/// Names are evicted, then their repository or project is purged; power is lost at once, or
+/// after the small log was written anew.
+#[test]
+fn a_purge_of_a_scope_kills_what_was_evicted() {
+    for repository in [Some("r"), None] {
+        for checkpoints in [false, true] {
+            let world = roomy();
+            process(&world, options(), NOW, async move |mut process| {
+                process.put_names().await;
+                process.wait(SMALL_IDLE_AFTER + 120).await;
+                assert_eq!(process.names(), (false, false), "evicted");
+                let scope = ForgetKey::Scope(ScopeKey {
+                    project: "p".into(),
+                    repository: repository.map(Into::into),
+                });
+                process.writer.forget(scope).await.expect("forgotten");
+                if checkpoints {
+                    process.put_others().await;
+                }
+            });
+            process(&world, options(), NOW, async |process| {
+                assert_eq!(process.names(), (false, false), "{:?}", process.usage());
+                process.put_names().await;
+            });
+            process(&world, options(), NOW, async |process| {
+                assert_eq!(process.names(), (true, true), "what came later lives");
+            });
+        }
+    }
 }

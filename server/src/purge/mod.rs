@@ -14,7 +14,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use entrepot_storage::{Digest, DigestError, WriteError};
+use entrepot_storage::{Digest, DigestError, ScopeKey as Scope, WriteError, owner as slice_owner};
 
 use crate::control::{Purged, Target};
 use crate::mailbox::{Mailboxes, Message};
@@ -48,20 +48,6 @@ pub enum PurgeError {
     Stuck,
 }
 
-/// Repositories: all of a project, or one of them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Scope {
-    project: Box<str>,
-    repository: Option<Box<str>>,
-}
-
-impl Scope {
-    fn holds(&self, project: &str, repository: &str) -> bool {
-        let named = |name: &str| *name == *repository;
-        *self.project == *project && self.repository.as_deref().is_none_or(named)
-    }
-}
-
 /// What a shard is asked to do, for the keys it owns.
 pub enum Step {
     /// Stop the fills of these digests and forget their bodies.
@@ -79,6 +65,8 @@ pub enum Step {
         digests: Arc<HashSet<Digest>>,
         besides: Scope,
     },
+    /// Forget everything on disk that is named in the scope, also what is not in the index any more.
+    Scope(Scope),
     /// Forget tags, listings, links and statistics.
     Names(Scope),
 }
@@ -164,6 +152,10 @@ impl Purger {
             digests.retain(|digest| !elsewhere.digests.contains(digest));
         }
         let mut purged = self.bodies(&digests)?;
+        let owner = slice_owner(scope.slice(), self.mailboxes.shards());
+        let first = vec![(owner, Step::Scope(scope.clone()))];
+        purged += self.some(first)?.purged;
+        // Other shards have names of a project, and this one those that came meanwhile.
         purged += self.all(|| Step::Names(scope.clone()))?.purged;
         Ok(purged)
     }

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use entrepot_storage::disk::uring::UringDisk;
 use entrepot_storage::{
-    Digest, ForgetKey, LinkKey, RepositoryKey, SLICES, Store, TagKey, TagKind, WriteError, Writer,
-    repository_slice,
+    Digest, ForgetKey, LinkKey, RepositoryKey, SLICES, ScopeKey as Scope, Store, TagKey, TagKind,
+    WriteError, Writer, repository_slice,
 };
 use monoio::time::sleep;
 
-use super::{Done, Scope, Step};
+use super::{Done, Step};
 use crate::control::Purged;
 use crate::fetch::Fetcher;
 use crate::freshness::Tags;
@@ -78,7 +78,18 @@ impl Owner {
                     ..Done::default()
                 })
             }
-            Step::Names(scope) => self.names(&scope).await,
+            Step::Scope(scope) => {
+                let purged = counted(&self.names(&scope).await);
+                self.writer.forget(ForgetKey::Scope(scope)).await?;
+                Ok(Done {
+                    purged,
+                    ..Done::default()
+                })
+            }
+            Step::Names(scope) => {
+                let keys = self.names(&scope).await;
+                self.forget(keys).await
+            }
         }
     }
 
@@ -124,7 +135,8 @@ impl Owner {
         Ok(done)
     }
 
-    async fn names(&self, scope: &Scope) -> Result<Done, WriteError> {
+    /// What the index has of a scope, on this shard.
+    async fn names(&self, scope: &Scope) -> Vec<ForgetKey> {
         self.tags
             .drop_named_if(|project, repository, _| scope.holds(project, repository));
         let slices = self.slices_of(scope);
@@ -140,7 +152,7 @@ impl Owner {
             });
             sleep(PAUSE).await;
         }
-        self.forget(keys).await
+        keys
     }
 
     /// Those of this shard that can hold records of the scope.
@@ -212,15 +224,7 @@ impl Owner {
     async fn forget(&self, keys: Vec<ForgetKey>) -> Result<Done, WriteError> {
         let mut purged = Purged::default();
         for group in keys.chunks(GROUP_KEYS) {
-            for key in group {
-                match key {
-                    ForgetKey::Body(_) => purged.bodies += 1,
-                    ForgetKey::Link(_) => purged.links += 1,
-                    ForgetKey::Statistics(_) => purged.statistics += 1,
-                    ForgetKey::Tag(key) if key.kind == TagKind::Tag => purged.tags += 1,
-                    ForgetKey::Tag(_) => purged.listings += 1,
-                }
-            }
+            purged += counted(group);
             self.writer.forget_all(group.to_vec()).await?;
         }
         Ok(Done {
@@ -228,6 +232,22 @@ impl Owner {
             ..Done::default()
         })
     }
+}
+
+fn counted(keys: &[ForgetKey]) -> Purged {
+    let mut purged = Purged::default();
+    for key in keys {
+        match key {
+            ForgetKey::Body(_) => purged.bodies += 1,
+            ForgetKey::Link(_) => purged.links += 1,
+            ForgetKey::Statistics(_) => purged.statistics += 1,
+            ForgetKey::Tag(key) if key.kind == TagKind::Tag => purged.tags += 1,
+            ForgetKey::Tag(_) => purged.listings += 1,
+            // Counted by what it kills in the index.
+            ForgetKey::Scope(_) => {}
+        }
+    }
+    purged
 }
 
 /// Those that `repository_owner` gives to the shard.

@@ -8,7 +8,7 @@ use super::{Index, IndexedBody, LINKS, STATISTICS, Stripes, TAGS, Valued};
 use crate::clock::Age;
 use crate::digest::Digest;
 use crate::disk::Disk;
-use crate::key::{LinkKeyRef, RepositoryKeyRef, TagKeyRef};
+use crate::key::{LinkKeyRef, RepositoryKeyRef, ScopeKey, TagKeyRef};
 
 /// A body that a walk has seen: it is the same one as long as nobody asked for it since.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +59,22 @@ impl<D: Disk> Index<D> {
             self.counts[kind].fetch_sub(gone, Ordering::Relaxed);
         }
         tags + links + statistics
+    }
+
+    /// Removes the tags, links and statistics of the scope up to `sequence`.
+    pub(crate) fn remove_scope(&self, slice: usize, scope: &ScopeKey, sequence: u64) {
+        let tags = sift(&self.tags, slice, |tag| {
+            tag.sequence <= sequence && scope.holds(&tag.key.project, &tag.key.repository)
+        });
+        let links = sift(&self.links, slice, |link| {
+            link.sequence <= sequence && scope.holds(&link.key.project, &link.key.repository)
+        });
+        let statistics = sift(&self.statistics, slice, |found| {
+            found.sequence <= sequence && scope.holds(&found.key.project, &found.key.repository)
+        });
+        for (kind, gone) in [(TAGS, tags), (LINKS, links), (STATISTICS, statistics)] {
+            self.counts[kind].fetch_sub(gone, Ordering::Relaxed);
+        }
     }
 }
 

@@ -178,6 +178,10 @@ fn in_repository(record: &Record, name: &str) -> bool {
         Kind::Statistics(key, _) | Kind::Forget(ForgetKey::Statistics(key)) => {
             (&key.project, &key.repository)
         }
+        Kind::Forget(ForgetKey::Scope(scope)) => match &scope.repository {
+            Some(repository) => (&scope.project, repository),
+            None => return name.split('/').next() == Some(&*scope.project),
+        },
         _ => return false,
     };
     text::repository(project, repository) == name

@@ -108,6 +108,10 @@ pub fn record(record: &Record) -> String {
         Kind::Forget(ForgetKey::Statistics(key)) => {
             format!("statistics {}", repository(&key.project, &key.repository))
         }
+        Kind::Forget(ForgetKey::Scope(scope)) => match &scope.repository {
+            Some(name) => format!("all names of {}", repository(&scope.project, name)),
+            None => format!("all names of project {}", scope.project),
+        },
         Kind::Unknown { code, payload } => {
             format!("kind {code}, {} bytes, of a later program", payload.len())
         }
@@ -173,6 +177,10 @@ pub fn record_json(record: &Record) -> Value {
         Kind::Forget(ForgetKey::Statistics(key)) => json!({
             "project": key.project,
             "repository": key.repository,
+        }),
+        Kind::Forget(ForgetKey::Scope(scope)) => json!({
+            "project": scope.project,
+            "repository": scope.repository,
         }),
         Kind::Unknown { code, payload } => json!({ "code": code, "length": payload.len() }),
         Kind::Recency(recency) => json!({ "clock": recency.clock, "bodies": recency.seen.len() }),

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 
 use entrepot_storage::inspect::{Kind, Record};
-use entrepot_storage::{Digest, ForgetKey, LinkKey, RepositoryKey, TagKey};
+use entrepot_storage::{Digest, ForgetKey, LinkKey, RepositoryKey, ScopeKey, TagKey};
 
 use super::load::Loaded;
 
@@ -42,6 +42,8 @@ enum Key<'l> {
     Tag(&'l TagKey),
     Link(&'l LinkKey),
     Statistics(&'l RepositoryKey),
+    /// Only forget records have it.
+    Scope(&'l ScopeKey),
 }
 
 /// `None`: every record of the kind counts.
@@ -62,6 +64,8 @@ type Order = (u64, u64);
 pub struct Verdicts<'l> {
     newest: HashMap<Key<'l>, Order>,
     forgets: HashMap<Key<'l>, Order>,
+    /// Of repositories and projects: few, and each is looked at.
+    scopes: Vec<(&'l ScopeKey, u64)>,
 }
 
 impl<'l> Verdicts<'l> {
@@ -69,6 +73,7 @@ impl<'l> Verdicts<'l> {
         let mut verdicts = Verdicts {
             newest: HashMap::new(),
             forgets: HashMap::new(),
+            scopes: Vec::new(),
         };
         for place in loaded.counting() {
             for record in &place.segment.records {
@@ -79,6 +84,9 @@ impl<'l> Verdicts<'l> {
     }
 
     fn take(&mut self, record: &'l Record, segment: u64) {
+        if let Kind::Forget(ForgetKey::Scope(scope)) = &record.kind {
+            self.scopes.push((scope, record.sequence));
+        }
         let (keys, key) = match &record.kind {
             Kind::Forget(forget) => (&mut self.forgets, forgotten_key(forget)),
             kind => match key(kind) {
@@ -100,11 +108,29 @@ impl<'l> Verdicts<'l> {
         {
             return Verdict::Forgotten(*forget);
         }
+        if let Some(forget) = self.scope_of(&record.kind, record.sequence) {
+            return Verdict::Forgotten(forget);
+        }
         match self.newest.get(&key) {
             Some((sequence, _)) if *sequence != record.sequence => Verdict::Superseded(*sequence),
             Some((_, other)) if *other != segment => Verdict::Copy(*other),
             _ => Verdict::Live,
         }
+    }
+
+    /// The newest forget record of its repository or project that kills it.
+    fn scope_of(&self, kind: &Kind, sequence: u64) -> Option<u64> {
+        let (project, repository) = match kind {
+            Kind::Tag(key, _) => (&key.project, &key.repository),
+            Kind::Link(key, _) => (&key.project, &key.repository),
+            Kind::Statistics(key, _) => (&key.project, &key.repository),
+            _ => return None,
+        };
+        let kills = self
+            .scopes
+            .iter()
+            .filter(|(scope, forget)| sequence <= *forget && scope.holds(project, repository));
+        kills.map(|(_, forget)| *forget).max()
     }
 
     /// Sequence and segment of the newest forget record of a body.
@@ -119,5 +145,6 @@ fn forgotten_key(forget: &ForgetKey) -> Key<'_> {
         ForgetKey::Tag(key) => Key::Tag(key),
         ForgetKey::Link(key) => Key::Link(key),
         ForgetKey::Statistics(key) => Key::Statistics(key),
+        ForgetKey::Scope(scope) => Key::Scope(scope),
     }
 }
