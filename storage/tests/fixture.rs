@@ -1,8 +1,8 @@
 //! Stores that earlier programs wrote: each must be found as it was left.
 //!
 //! A fixture is the files of a store without their zeros: for each file its name, its length and
-//! the runs that are not zero, all numbers little-endian. `make_a_fixture` writes one with the
-//! program as it is; those in `fixtures/` were made before the format changed, and stay.
+//! the runs that are not zero, all numbers little-endian. Those in `fixtures/` were made by the last
+//! program of each format, and stay.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -17,6 +17,7 @@ use entrepot_storage::{
 };
 
 const V1: &[u8] = include_bytes!("fixtures/v1.store");
+const V2: &[u8] = include_bytes!("fixtures/v2.store");
 
 const NOW: u64 = 1_800_000_000;
 const CAPACITY: u64 = 64 << 20;
@@ -259,9 +260,10 @@ async fn files(disk: &SimDisk) -> Vec<(String, Vec<u8>)> {
     files
 }
 
-fn restore(world: &SimWorld, packed: &'static [u8]) {
+fn restore(world: &SimWorld, packed: &[u8]) {
+    let files = unpack(packed);
     process(world, |disk| async move {
-        for (name, bytes) in unpack(packed) {
+        for (name, bytes) in files {
             let file = disk.create(&name, bytes.len() as u64).await.expect("room");
             disk.write(&file, 0, bytes.into()).await.expect("written");
             disk.sync(&file).await.expect("synced");
@@ -292,10 +294,9 @@ async fn check(disk: &SimDisk, store: &Store<SimDisk>) {
     assert_eq!(counts, Some(STATISTICS));
 }
 
-#[test]
-fn a_store_of_version_1_is_found_as_it_was_left() {
+fn found_as_it_was_left(packed: &[u8]) {
     let world = world();
-    restore(&world, V1);
+    restore(&world, packed);
     // The second time as this program left it.
     for generation in [3, 4] {
         process(&world, move |disk| async move {
@@ -319,12 +320,20 @@ fn a_store_of_version_1_is_found_as_it_was_left() {
     }
 }
 
-/// `FIXTURE=v2.store cargo test -p entrepot-storage --test fixture -- --ignored make_a_fixture`
 #[test]
-#[ignore = "writes a file; for the day before the format changes"]
-fn make_a_fixture() {
-    let name = std::env::var("FIXTURE").expect("the name of the file");
-    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
+fn a_store_of_version_1_is_found_as_it_was_left() {
+    found_as_it_was_left(V1);
+}
+
+#[test]
+fn a_store_of_version_2_is_found_as_it_was_left() {
+    found_as_it_was_left(V2);
+}
+
+/// `FIXTURE=v3.store cargo test -p entrepot-storage --test fixture today` keeps it: for the day
+/// before the format changes.
+#[test]
+fn a_store_of_today_is_found_as_it_was_left() {
     let world = world();
     make(&world);
     let packed = process(&world, |disk| async move {
@@ -333,5 +342,9 @@ fn make_a_fixture() {
         assert!(unpack(&packed) == files);
         packed
     });
-    std::fs::write(format!("{directory}/{name}"), packed).expect("written");
+    if let Ok(name) = std::env::var("FIXTURE") {
+        let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
+        std::fs::write(format!("{directory}/{name}"), &packed).expect("written");
+    }
+    found_as_it_was_left(&packed);
 }
