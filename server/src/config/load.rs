@@ -262,7 +262,7 @@ fn read_store(root: &Section<'_>, env: &dyn Fn(&str) -> Option<String>) -> Store
         paths: Vec::new(),
         capacity: Capacity::Percent(90.0),
         segment: None,
-        solo_min: 64 * MIB,
+        solo_min: entrepot_storage::SOLO_MIN_BYTES,
         small_max: 64 * KIB,
         small_budget: 32 * MIB,
         // A layer that is not pulled in a week was of a version that nobody runs any more.
