@@ -28,6 +28,7 @@ pub mod preflight;
 pub mod priority;
 pub mod project;
 pub mod purge;
+pub mod reading;
 pub mod registry;
 pub mod relay;
 pub mod respond;

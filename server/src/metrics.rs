@@ -54,6 +54,8 @@ closed_set!(Counter {
     FillsStaged => "entrepot_fills_total{result=\"staged\"}",
     WrongDigests => "entrepot_wrong_digests_total",
     Relays => "entrepot_relays_total",
+    // A response whose lease was revoked went on from where its body is now.
+    Resumed => "entrepot_resumed_total",
     ServedSendfile => "entrepot_served_bytes_total{via=\"sendfile\"}",
     ServedMemory => "entrepot_served_bytes_total{via=\"memory\"}",
     ServedRelay => "entrepot_served_bytes_total{via=\"relay\"}",

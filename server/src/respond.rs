@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use entrepot_storage::disk::uring::UringDisk;
-use entrepot_storage::{Body, FillState, Lease};
+use entrepot_storage::{Body, FillState};
 
 use crate::failure::Failure;
 use crate::fetch::Following;
@@ -22,9 +22,10 @@ use crate::http::head::{Method, RequestHead, Version};
 use crate::http::range::{self, ByteRange, ContentRange, RangeRequest};
 use crate::http::response::ResponseHead;
 use crate::metrics::{Counter, Gauge, Outcome};
-use crate::net::sendfile::{self, SendError};
+use crate::net::sendfile::SendError;
 use crate::net::socket::{Phase, Socket};
 use crate::oci::error::{self, Code};
+use crate::reading::Reading;
 use crate::service::Service;
 
 /// The connection can't go on: the client left, or a body could not be completed.
@@ -257,7 +258,7 @@ impl<'a> Exchange<'a> {
         }
         match &body.bytes {
             Some(bytes) => self.memory(bytes, span).await,
-            None => self.extent(&body.lease, facts.digest, span).await,
+            None => self.extent(body, facts.digest, span).await,
         }
     }
 
@@ -300,7 +301,7 @@ impl<'a> Exchange<'a> {
             return self.fill_failed().await;
         }
         self.content_head(facts, Some(len), span);
-        let lease = following.watermark.lease();
+        let mut reading = Reading::new(following.watermark.lease(), facts.digest);
         let mut at = span.start;
         while at < span.end {
             if readable <= at {
@@ -312,7 +313,7 @@ impl<'a> Exchange<'a> {
                 continue;
             }
             let to = readable.min(span.end);
-            self.slice(&lease, at, to).await?;
+            self.slice(&mut reading, at, to).await?;
             at = to;
         }
         // An empty body has had nothing to take its head along.
@@ -341,12 +342,12 @@ impl<'a> Exchange<'a> {
                 partial: false,
             },
         );
-        let lease = following.watermark.lease();
+        let mut reading = Reading::new(following.watermark.lease(), facts.digest);
         let mut at = 0;
         loop {
             if readable > at {
                 push_chunk_size(self.out, (readable - at) as usize);
-                self.slice(&lease, at, readable).await?;
+                self.slice(&mut reading, at, readable).await?;
                 self.out.extend_from_slice(CHUNK_END);
                 at = readable;
                 self.sent.set((200, at));
@@ -594,23 +595,24 @@ impl<'a> Exchange<'a> {
 
     async fn extent(
         &mut self,
-        lease: &Lease<UringDisk>,
+        body: &Body<UringDisk>,
         digest: &str,
         span: Span,
     ) -> Result<(), Gone> {
         if span.start == span.end {
             return self.send(&[], false).await;
         }
-        let sent = self.slice_sent(lease, span.start, span.end).await;
+        let mut reading = Reading::new(body.lease.clone(), digest);
+        let sent = self.slice_sent(&mut reading, span.start, span.end).await;
         if let Err(SendError::Store(_) | SendError::Truncated) = sent {
             self.service.lookup.suspect(digest);
         }
         self.cut_unless(sent)
     }
 
-    /// What is in `out`, then a range of the lease in the same packets.
-    async fn slice(&mut self, lease: &Lease<UringDisk>, from: u64, to: u64) -> Result<(), Gone> {
-        let sent = self.slice_sent(lease, from, to).await;
+    /// What is in `out`, then a range of the body in the same packets.
+    async fn slice(&mut self, reading: &mut Reading<'_>, from: u64, to: u64) -> Result<(), Gone> {
+        let sent = self.slice_sent(reading, from, to).await;
         self.cut_unless(sent)
     }
 
@@ -624,7 +626,7 @@ impl<'a> Exchange<'a> {
 
     async fn slice_sent(
         &mut self,
-        lease: &Lease<UringDisk>,
+        reading: &mut Reading<'_>,
         from: u64,
         to: u64,
     ) -> Result<(), SendError> {
@@ -634,10 +636,7 @@ impl<'a> Exchange<'a> {
             head.map_err(SendError::Client)?;
             self.out.clear();
         }
-        let warmer = &self.service.warmer;
-        sendfile::send(self.socket, lease, warmer, from, to).await?;
-        self.count(Counter::ServedSendfile, to - from);
-        Ok(())
+        reading.send(self.socket, self.service, from, to).await
     }
 
     /// Sends what is in `out`, then `body`.

@@ -2,7 +2,7 @@
 //!
 //! A lease keeps its segment's file open, and with it the bytes, even after the segment is
 //! unlinked, until it is dropped or revoked (S5). Whoever sends from a lease looks at `revoked`
-//! before every slice and closes short when it is set.
+//! before every slice and stops when it is set.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -328,7 +328,8 @@ impl<D: Disk> Lease<D> {
         self.len == 0
     }
 
-    /// The bytes may no longer be served: stop, and close short.
+    /// The bytes may no longer be served from here: stop. If the body was moved, the index has the
+    /// new place.
     pub fn revoked(&self) -> bool {
         self.file.revoked()
     }

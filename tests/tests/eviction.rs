@@ -12,6 +12,7 @@ use entrepot_tests::dice::{Dice, setting};
 use entrepot_tests::entrepot::{Config, Entrepot, Setup};
 use entrepot_tests::http::{Connection, get_hashed};
 use entrepot_tests::origin::{Held, Origin};
+use entrepot_tests::sha256::Hash;
 
 const MIB: u64 = 1 << 20;
 const CAPACITY: u64 = 256 * MIB;
@@ -20,6 +21,10 @@ const BODY_LENS: [u64; 4] = [100_000, MIB, 3 * MIB, 6 * MIB];
 
 /// Far more than the buffers of two sockets.
 const LONG_LEN: u64 = 96 * MIB;
+
+/// More than the buffers of two sockets, and what a segment of 64 MiB has four of.
+const SHARED_LEN: u64 = 15 * MIB;
+const SEGMENT_BODIES: u64 = 4;
 
 const SATURATION: u64 = 3;
 const ROUNDS: u64 = 3;
@@ -166,6 +171,52 @@ fn a_slow_reader_of_what_is_gone_is_cut_after_its_time() {
         "{read} bytes, then {ended:?}"
     );
     until_true("its room is free again", || {
+        server.metric("entrepot_volume_pinned_bytes", &[]) == 0.0
+    });
+}
+
+/// Its segment is compacted away under it, and the old place taken from it: the body is elsewhere
+/// now, and it gets every byte of it.
+#[test]
+fn a_slow_reader_of_what_was_moved_gets_all_of_it() {
+    let origin = Origin::start();
+    let setup = Setup::new(&Config::one(origin.url())).capacity("512MiB");
+    let setup = setup.args(&["--shards", "1", "--set", "store.segment=64MiB"]);
+    let server = setup.args(&["--set", "store.pin_max=2s"]).start();
+    let body = origin.blob(&["library/app"], SHARED_LEN, 1);
+    let begin = || {
+        let mut connection = Connection::open(server.addr());
+        connection.request("GET", &target(&body.digest), &[]);
+        let head = connection.read_head().expect("a head");
+        assert_eq!(head.length().expect("a length"), Some(SHARED_LEN));
+        (connection, head)
+    };
+    let follower = begin();
+    pull(&server, &body);
+    let hit = begin();
+
+    // They share its segment; with the last one the next begins.
+    let others: Vec<Held> = (2..=SEGMENT_BODIES + 1)
+        .map(|seed| origin.blob(&["library/app"], SHARED_LEN, seed))
+        .collect();
+    others.iter().for_each(|other| pull(&server, other));
+    server.wait_committed();
+    for other in &others {
+        server.ask_ok(&["purge", "digest", &other.digest]);
+    }
+    until_true("it is elsewhere, and the leases are revoked", || {
+        server.metric("entrepot_volume_revoked_total", &[]) >= 1.0
+    });
+    assert!(server.metric("entrepot_volume_pinned_bytes", &[]) > 0.0);
+    origin.go_down();
+    for (mut connection, head) in [follower, hit] {
+        let mut hash = Hash::default();
+        let read = connection.read_body("GET", &head, &mut |bytes| hash.update(bytes));
+        assert_eq!((read, hash.len()), (Ok(()), SHARED_LEN));
+        assert_eq!(hash.digest(), body.digest);
+    }
+    assert_eq!(server.metric("entrepot_resumed_total", &[]), 2.0);
+    until_true("the room of the old segment is free again", || {
         server.metric("entrepot_volume_pinned_bytes", &[]) == 0.0
     });
 }

@@ -1,6 +1,6 @@
 //! Moves a range of a lease to a socket without copying it through user space.
 //!
-//! Called by `respond` for hits and for followers of a fill. A page that is not in the page
+//! Called by `reading` for hits and for followers of a fill. A page that is not in the page
 //! cache would stop the shard inside `sendfile` (R3), so each slice is probed first and warmed
 //! on the side when it is cold. Revocation is checked before every slice (S5). Which bytes may
 //! be sent is the caller's business: the range must lie below the watermark (S1, S2).
@@ -33,55 +33,51 @@ pub enum SendError {
     Revoked,
 }
 
-/// Sends `[from, to)` of the leased extent (offsets within the extent). The caller has told the
-/// socket by `MSG_MORE` that more follows.
+/// Sends `[at, to)` of the leased extent (offsets within the extent); `at` moves on with what the
+/// socket took, and says after an error how far it came. The caller has told the socket by
+/// `MSG_MORE` that more follows.
 pub async fn send(
     socket: &Socket,
     lease: &Lease<UringDisk>,
     warmer: &Warmer,
-    from: u64,
+    at: &mut u64,
     to: u64,
 ) -> Result<(), SendError> {
     debug_assert!(
         lease.is_empty() || to <= lease.len(),
         "a range lies within its extent"
     );
-    let mut at = lease.offset() + from;
-    let end = lease.offset() + to;
-    let start = at;
-    // One probe covers the pages up to here.
-    let mut warm_to = at;
-    while at < end {
+    let start = *at;
+    // One probe covers the bytes up to here.
+    let mut warm_to = start;
+    while *at < to {
         if lease.revoked() {
             return Err(SendError::Revoked);
         }
-        let slice_end = end.min(at + SLICE_LEN);
+        let slice_end = to.min(*at + SLICE_LEN);
         if warm_to < slice_end {
             // The first page of a slice follows the last one of the slice before.
-            let first = at > start || resident(lease, at);
+            let first = *at > start || resident(lease, *at);
             if !(first && resident(lease, slice_end - 1)) {
-                let window = WINDOW_LEN.min(end - at);
+                let window = WINDOW_LEN.min(to - *at);
                 // The disk's time is not the client's.
                 socket.enter(Phase::Work);
-                warmer.warm(lease.clone(), at, window).await;
+                let offset = lease.offset() + *at;
+                warmer.warm(lease.clone(), offset, window).await;
                 socket.enter(Phase::Send);
-                warm_to = at + window;
+                warm_to = *at + window;
             } else {
                 warm_to = slice_end;
             }
         }
-        let mut offset = at;
-        match sendfile(
-            socket,
-            lease.file(),
-            Some(&mut offset),
-            (slice_end - at) as usize,
-        ) {
+        let mut offset = lease.offset() + *at;
+        let wanted = (slice_end - *at) as usize;
+        match sendfile(socket, lease.file(), Some(&mut offset), wanted) {
             Ok(0) => return Err(SendError::Truncated),
             Ok(_) => {
-                at = offset;
+                *at = offset - lease.offset();
                 socket.progressed();
-                if at < end {
+                if *at < to {
                     // Waiting for room is also where the other connections of the shard get on.
                     socket.writable().await.map_err(SendError::Client)?;
                 }
@@ -95,10 +91,10 @@ pub async fn send(
     Ok(())
 }
 
-/// True when the page at this offset can be read without waiting for the disk.
-fn resident(lease: &Lease<UringDisk>, offset: u64) -> bool {
+/// True when the page of this byte of the extent can be read without waiting for the disk.
+fn resident(lease: &Lease<UringDisk>, at: u64) -> bool {
     let mut byte = [0];
-    let at = offset / PAGE_LEN * PAGE_LEN;
+    let at = (lease.offset() + at) / PAGE_LEN * PAGE_LEN;
     let mut buffers = [IoSliceMut::new(&mut byte)];
     match preadv2(lease.file(), &mut buffers, at, ReadWriteFlags::NOWAIT) {
         Err(Errno::AGAIN) => false,
