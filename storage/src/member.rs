@@ -1,14 +1,14 @@
 //! Which of the volumes that are found make up the store: decided before anything is changed.
 //!
 //! The newest superblock knows the members and the last opens. A volume belongs if it is a
-//! member and the open it saw last is among those; if it is not, it was opened without the
+//! member and the open that it served in last is among those; if it is not, it served without the
 //! others, so its records say nothing that can be compared with theirs: it is emptied and joins
 //! as a new one. A volume of another store is never touched.
 
 use crate::digest::Digest;
 use crate::page::Uuid;
 use crate::store::{OpenError, OpenFailure};
-use crate::superblock::{Member, OPENS_MAX, Opening, Superblock};
+use crate::superblock::{Member, Superblock};
 
 /// What a volume is to the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,16 +101,8 @@ pub(crate) fn belongs(superblock: &Superblock, newest: &Superblock) -> bool {
     let member = |member: &Member| member.id == superblock.volume;
     newest.members.iter().any(member)
         && superblock
-            .opening()
+            .served()
             .is_some_and(|open| newest.opens.contains(&open))
-}
-
-/// The opens to remember with one more.
-pub(crate) fn with_opening(opens: &[Opening], opening: Opening) -> Vec<Opening> {
-    let kept = opens.len().saturating_sub(OPENS_MAX - 1);
-    let mut opens = opens[kept..].to_vec();
-    opens.push(opening);
-    opens
 }
 
 /// Different for every open if `random` is.
@@ -138,6 +130,7 @@ fn derived(random: &Uuid, generation: u64, number: u64) -> Uuid {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::superblock::Opening;
 
     /// Of a store with volumes 1 and 2, opened in `opens`, which are {generation, stamp}.
     fn superblock(volume: u8, opens: &[(u64, u64)]) -> Superblock {
@@ -160,6 +153,7 @@ mod tests {
             volume: [volume; 16],
             members: vec![member(1), member(2)],
             opens: opens.iter().map(opening).collect(),
+            unserved: 0,
         }
     }
 
@@ -233,20 +227,49 @@ mod tests {
         assert_eq!(standings(&alone), [Standing::Diverged, Standing::Away]);
     }
 
+    /// Noted one open more, and ended before it served.
+    fn cut_off(mut superblock: Superblock, generation: u64, stamp: u64) -> Superblock {
+        superblock.note(Opening { generation, stamp });
+        superblock
+    }
+
     #[test]
-    fn the_last_opens_are_remembered() {
-        let mut opens = Vec::new();
-        for generation in 0..100 {
-            opens = with_opening(
-                &opens,
-                Opening {
-                    generation,
-                    stamp: 1,
-                },
-            );
-        }
-        assert_eq!(opens.len(), OPENS_MAX);
-        assert_eq!(opens.last().map(|open| open.generation), Some(99));
+    fn starts_that_did_not_serve_part_no_volumes() {
+        use Standing::Belongs;
+        let (one, two) = (superblock(1, &[(1, 5)]), superblock(2, &[(1, 5)]));
+        let one = cut_off(one, 2, 6);
+        let two = cut_off(cut_off(two, 2, 7), 3, 8);
+        let both = [Found::Superblock(&one), Found::Superblock(&two)];
+        let membership = decide(&both).expect("one store");
+        assert_eq!(membership.standings, [Belongs, Belongs]);
+        assert_eq!(membership.newest, Some(1));
+    }
+
+    #[test]
+    fn what_served_is_newer_than_any_start_that_did_not() {
+        use Standing::Belongs;
+        let idle = cut_off(cut_off(superblock(1, &[(1, 5)]), 2, 6), 3, 7);
+        let served = superblock(2, &[(1, 5), (2, 8)]);
+        let both = [Found::Superblock(&idle), Found::Superblock(&served)];
+        let membership = decide(&both).expect("one store");
+        assert_eq!(membership.standings, [Belongs, Belongs]);
+        assert_eq!(membership.newest, Some(1));
+    }
+
+    #[test]
+    fn a_start_cut_off_when_one_volume_had_noted_that_it_serves_parts_none() {
+        use Standing::Belongs;
+        let noted = superblock(1, &[(1, 5), (2, 6)]);
+        let mut alone = cut_off(cut_off(superblock(2, &[(1, 5)]), 2, 6), 3, 7);
+        alone.unserved = 0;
+        let both = [Found::Superblock(&noted), Found::Superblock(&alone)];
+        let membership = decide(&both).expect("one store");
+        assert_eq!(membership.standings, [Belongs, Belongs]);
+        assert_eq!(membership.newest, Some(1));
+    }
+
+    #[test]
+    fn stamps_and_ids_differ() {
         assert_ne!(stamp(&[1; 16], 1), stamp(&[2; 16], 1));
         assert_ne!(new_id(&[1; 16], 1, 0), new_id(&[1; 16], 1, 1));
     }

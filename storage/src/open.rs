@@ -80,7 +80,7 @@ pub(crate) async fn open<D: Disk>(
             store.volume(volume).left(segment);
         }
     }
-    settle(&store, specs, &owned, plan.opening.generation).await?;
+    serve(&store, specs, &owned, &plan).await?;
     recovered.away = (0..count).filter(|n| owned[*n].is_err()).collect();
     recovered.emptied = plan.standing(Standing::Diverged);
     Ok((store, recovered))
@@ -185,7 +185,9 @@ pub(crate) struct Plan {
     /// Members that may be at a place that can't be read.
     pub(crate) missing: Vec<Member>,
     created: Seconds,
+    /// The last opens, this one at the end, and how many of them have not served before it.
     opens: Vec<Opening>,
+    unserved: usize,
     /// By number; of one that is away nothing is known.
     members: Vec<Option<Member>>,
     standings: Vec<Standing>,
@@ -203,7 +205,9 @@ impl Plan {
             place.superblock.as_ref().map(|(superblock, _)| superblock)
         };
         let newest = membership.newest.and_then(superblock);
-        let generation = newest.map_or(0, |newest| last_generation(newest.generation, places)) + 1;
+        let generations = (0..places.len()).filter_map(|n| Some(superblock(n)?.generation));
+        let known = generations.max().unwrap_or(0);
+        let generation = last_generation(known, places) + 1;
         let opening = Opening {
             generation,
             stamp: member::stamp(&options.uuid, generation),
@@ -221,12 +225,19 @@ impl Plan {
             }),
         };
         let standings = membership.standings.iter().enumerate();
+        // Of a new store nothing was before that a start which is cut off could part.
+        let (opens, unserved) = newest.map_or((vec![opening], 0), |newest| {
+            let mut noted = newest.clone();
+            noted.note(opening);
+            (noted.opens, noted.unserved)
+        });
         Plan {
             uuid: newest.map_or(options.uuid, |newest| newest.uuid),
             opening,
             missing: membership.missing.clone(),
             created: newest.map_or(now, |newest| newest.created),
-            opens: member::with_opening(newest.map_or(&[], |newest| &newest.opens), opening),
+            opens,
+            unserved,
             members: standings.map(member).collect(),
             standings: membership.standings.clone(),
         }
@@ -262,36 +273,24 @@ impl Plan {
             place.names.clear();
             place.superblock = None;
         }
-        let settled = place.superblock.as_ref().map_or(0, |(s, _)| s.settled);
-        let superblock = Superblock {
-            uuid: self.uuid,
-            generation: self.opening.generation,
-            settled,
-            created: self.created,
-            capacity: spec.capacity,
-            segment_len,
-            change: 0,
-            volume: member.id,
-            members: self
-                .members
-                .iter()
-                .flatten()
-                .chain(&self.missing)
-                .copied()
-                .collect(),
-            opens: self.opens.clone(),
-        };
-        let file = match place.superblock {
-            Some((_, mut file)) => {
+        let (superblock, file) = match place.superblock {
+            // Else it says what it said, so that a start that is cut off has changed nothing.
+            Some((mut superblock, mut file)) => {
+                superblock.note(self.opening);
+                superblock.capacity = spec.capacity;
+                superblock.segment_len = segment_len;
                 let written = file.write(disk, &superblock).await;
                 written.map_err(|source| failed("writing the superblock", source))?;
-                file
+                (superblock, file)
             }
             None => {
+                let superblock = self.first_superblock(member, spec.capacity, segment_len);
                 let made = SuperblockFile::create(disk, &superblock).await;
-                made.map_err(|source| failed("creating the superblock", source))?
+                let file = made.map_err(|source| failed("creating the superblock", source))?;
+                (superblock, file)
             }
         };
+        let settled = superblock.settled;
         let synced = disk.sync_dir().await;
         synced.map_err(|source| failed("syncing the directory", source))?;
         let own = Own {
@@ -305,6 +304,24 @@ impl Plan {
             settled,
             whole: true,
         })
+    }
+
+    /// Of a volume that is new.
+    fn first_superblock(&self, member: Member, capacity: u64, segment_len: u64) -> Superblock {
+        let members = self.members.iter().flatten().chain(&self.missing);
+        Superblock {
+            uuid: self.uuid,
+            generation: self.opening.generation,
+            settled: 0,
+            created: self.created,
+            capacity,
+            segment_len,
+            change: 0,
+            volume: member.id,
+            members: members.copied().collect(),
+            opens: self.opens.clone(),
+            unserved: self.unserved,
+        }
     }
 }
 
@@ -373,20 +390,21 @@ async fn read_all<D: Disk>(
     Ok(found)
 }
 
-/// Everything that was found is known to be durable.
-async fn settle<D: Disk>(
+/// Makes durable that this open serves and, of a volume that was read in full, that everything
+/// that was found is.
+async fn serve<D: Disk>(
     store: &Store<D>,
     specs: &[VolumeSpec<D>],
     owned: &[Result<Entered<D>, OpenError>],
-    generation: u64,
+    plan: &Plan,
 ) -> Result<(), OpenFailure> {
     for (number, entered) in owned.iter().enumerate() {
         let volume = &store.volumes[number];
-        let Ok(Entered { whole: true, .. }) = entered else {
+        let whole = matches!(entered, Ok(Entered { whole: true, .. }));
+        if !whole {
             volume.has_unread();
-            continue;
-        };
-        volume.settled(generation);
+        }
+        volume.serves(&plan.opens, whole);
         let written = volume
             .write_superblock(&specs[number].disk, &store.members())
             .await;

@@ -5,7 +5,9 @@
 //! the directory); from then on the older copy is overwritten and synced, which needs no space
 //! and leaves the other if it is torn. Every open raises the generation and makes it durable
 //! before anything is named by it: segment ids and sequences begin with it, so none is ever used
-//! twice. A volume that missed an open it does not know of went its own way: see `member`.
+//! twice. Until the store serves, a superblock only notes that there was one open more: a start
+//! that was cut off before has changed nothing. A volume that served without the others went its
+//! own way: see `member`.
 
 use std::io;
 use std::sync::Arc;
@@ -28,6 +30,9 @@ const COPIES: usize = 2;
 const FORMAT_VERSION: u32 = 2;
 /// Opens that are remembered. A volume that missed more is emptied when it comes back.
 pub(crate) const OPENS_MAX: usize = 64;
+/// Of which so many have not served: a service that is started again and again and never gets so
+/// far must not use up the memory of those that did.
+pub(crate) const UNSERVED_MAX: usize = 16;
 
 const _: () = assert!(OPENS_MAX * 16 + VOLUMES_MAX * 17 + 256 < PAGE_LEN as usize);
 
@@ -58,7 +63,7 @@ pub(crate) struct Superblock {
     /// What the volume was opened with last, for those who inspect it.
     pub(crate) capacity: u64,
     pub(crate) segment_len: u64,
-    /// Counts the superblocks of one generation: the highest knows best.
+    /// Counts the superblocks since the open that served last: the highest knows best.
     pub(crate) change: u64,
     /// This volume.
     pub(crate) volume: Uuid,
@@ -66,6 +71,8 @@ pub(crate) struct Superblock {
     pub(crate) members: Vec<Member>,
     /// The last opens, the newest at the end: that of `generation`.
     pub(crate) opens: Vec<Opening>,
+    /// So many of them, at the end, have not served as far as this volume knows.
+    pub(crate) unserved: usize,
 }
 
 /// The file, and which copy is the older one.
@@ -111,6 +118,8 @@ impl Superblock {
             out.u64(open.generation);
             out.u64(open.stamp);
         }
+        // Zero, as what follows in the page, where a version 2 without it is read.
+        out.u32(self.unserved as u32);
     }
 
     fn decode_members(&mut self, reader: &mut Reader<'_>) -> Option<()> {
@@ -136,6 +145,7 @@ impl Superblock {
         self.opens = (0..count)
             .map(|_| open(reader))
             .collect::<Option<Vec<Opening>>>()?;
+        self.unserved = reader.u32()? as usize;
         Some(())
     }
 
@@ -168,6 +178,7 @@ impl Superblock {
                 generation,
                 stamp: 0,
             }],
+            unserved: 0,
         };
         if version > 1 {
             superblock.decode_members(&mut reader)?;
@@ -175,13 +186,30 @@ impl Superblock {
         Some(Ok(superblock))
     }
 
-    /// Which of two superblocks of a store knows more.
-    pub(crate) fn age(&self) -> (u64, u64) {
-        (self.generation, self.change)
+    /// Which of two superblocks of a store knows more; of those that know as much, which is newer.
+    pub(crate) fn age(&self) -> (u64, u64, u64) {
+        let served = self.served().map_or(0, |open| open.generation);
+        (served, self.change, self.generation)
     }
 
-    pub(crate) fn opening(&self) -> Option<Opening> {
-        self.opens.last().copied()
+    /// The last open that served.
+    pub(crate) fn served(&self) -> Option<Opening> {
+        let end = self.opens.len().checked_sub(self.unserved)?;
+        self.opens[..end].last().copied()
+    }
+
+    /// There was one more open, which has not served.
+    pub(crate) fn note(&mut self, opening: Opening) {
+        if self.unserved == UNSERVED_MAX {
+            self.opens.remove(self.opens.len() - UNSERVED_MAX);
+            self.unserved -= 1;
+        }
+        if self.opens.len() == OPENS_MAX {
+            self.opens.remove(0);
+        }
+        self.opens.push(opening);
+        self.unserved += 1;
+        self.generation = opening.generation;
     }
 
     /// The newer of the copies that are whole, and which one it is not.
@@ -269,6 +297,7 @@ mod tests {
                     stamp: generation * 7,
                 })
                 .collect(),
+            unserved: 0,
         }
     }
 
@@ -288,6 +317,29 @@ mod tests {
         let settled = [superblock(5, 5).encode(), new.encode()].concat();
         let decoded = Superblock::decode_file(&settled).expect("both are whole");
         assert_eq!(decoded, (superblock(5, 5), 1));
+    }
+
+    #[test]
+    fn starts_that_never_served_do_not_displace_those_that_did() {
+        let mut superblock = superblock(OPENS_MAX as u64 - 1, 4);
+        let (served, age) = (superblock.served(), superblock.age());
+        for generation in 100..200 {
+            superblock.note(Opening {
+                generation,
+                stamp: 1,
+            });
+            assert_eq!(superblock.served(), served);
+            assert!(superblock.age() > age);
+            let bytes = superblock.encode().repeat(COPIES);
+            let decoded = Superblock::decode_file(&bytes).expect("both are whole");
+            assert_eq!(decoded.0, superblock);
+        }
+        assert_eq!(superblock.opens.len(), OPENS_MAX);
+        assert_eq!(
+            superblock.opens.last().map(|open| open.generation),
+            Some(199)
+        );
+        assert_eq!(superblock.unserved, UNSERVED_MAX);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::disk::Disk;
 use crate::lease::SegmentFile;
 use crate::page::Class;
 use crate::pins::Pins;
-use crate::superblock::{Member, Superblock, SuperblockFile};
+use crate::superblock::{Member, Opening, Superblock, SuperblockFile};
 
 /// Volumes of one store: a machine has no more data paths than that, and each costs every writer
 /// an open segment of small records.
@@ -178,10 +178,16 @@ impl<D: Disk> Volume<D> {
         })
     }
 
-    /// What generations before this one wrote here is durable.
-    pub(crate) fn settled(&self, generation: u64) {
+    /// The last of these opens serves; if `settled`, all that those before it wrote here is
+    /// durable. For the next superblock.
+    pub(crate) fn serves(&self, opens: &[Opening], settled: bool) {
         if let Some(own) = self.own().as_mut() {
-            own.superblock.settled = generation;
+            own.superblock.opens = opens.to_vec();
+            own.superblock.unserved = 0;
+            own.superblock.change = 0;
+            if settled {
+                own.superblock.settled = own.superblock.generation;
+            }
         }
     }
 
