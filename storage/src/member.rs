@@ -87,7 +87,7 @@ pub(crate) fn decide(found: &[Found<'_>]) -> Result<Membership, OpenFailure> {
         .map_or(&[][..], |known| &known.members)
         .iter()
         .filter(|member| !seen.contains(&member.id))
-        .copied()
+        .map(|member| member.without_all())
         .collect();
     Ok(Membership {
         standings,
@@ -208,7 +208,7 @@ mod tests {
         let known = superblock(1, &[(1, 5)]);
         let away = [Found::Superblock(&known), Found::Away];
         let membership = decide(&away).expect("one store");
-        assert_eq!(membership.missing, [known.members[1]]);
+        assert_eq!(membership.missing, [known.members[1].without_all()]);
         let gone = [Found::Superblock(&known), Found::Empty];
         let membership = decide(&gone).expect("one store");
         assert_eq!(membership.standings, [Standing::Belongs, Standing::New]);

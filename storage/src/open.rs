@@ -39,7 +39,7 @@ pub(crate) async fn open<D: Disk>(
     if membership.newest.is_none() {
         all_are_there(&mut places)?;
     }
-    let plan = Plan::new(&places, &membership, options, now);
+    let mut plan = Plan::new(&places, &membership, options, now);
     let mut recovered = Recovered {
         uuid: plan.uuid,
         generation: plan.opening.generation,
@@ -71,6 +71,7 @@ pub(crate) async fn open<D: Disk>(
             }
         });
     let volumes = volumes.collect();
+    plan.missing.extend(plan.failed(&owned));
     let store = Store::new(&plan, geometry, options, now, volumes);
     let store = Arc::new(store);
     for (volume, segment, name) in merge(&store, found, &mut recovered) {
@@ -245,6 +246,16 @@ impl Plan {
 
     fn complete(&self, number: usize) -> bool {
         self.members[number].is_some_and(|member| member.complete)
+    }
+
+    /// Members whose disk failed when they were looked at: they stay members.
+    fn failed<D: Disk>(&self, owned: &[Result<Entered<D>, OpenError>]) -> Vec<Member> {
+        let members = self.members.iter().zip(&self.standings).zip(owned);
+        let failed = members.filter_map(|((member, standing), entered)| {
+            let belongs = *standing == Standing::Belongs && entered.is_err();
+            member.filter(|_| belongs)
+        });
+        failed.map(Member::without_all).collect()
     }
 
     fn standing(&self, standing: Standing) -> Vec<usize> {

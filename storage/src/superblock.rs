@@ -52,6 +52,14 @@ pub(crate) struct Member {
     pub(crate) complete: bool,
 }
 
+impl Member {
+    /// While it is away it misses small records.
+    pub(crate) fn without_all(self) -> Member {
+        let complete = false;
+        Member { complete, ..self }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Superblock {
     pub(crate) uuid: Uuid,
