@@ -275,12 +275,19 @@ impl<D: Disk> Index<D> {
         mix::digest(self.seed, digest)
     }
 
-    /// Makes room for so many bodies of each slice: a table that doubles as it fills moves them
-    /// all each time.
-    pub(crate) fn reserve_bodies(&self, slices: &[usize; SLICES]) {
-        for (slice, bodies) in slices.iter().enumerate() {
-            let mut table = self.bodies.write(slice);
-            table.reserve(*bodies, |body| self.body_hash(&body.digest));
+    /// Takes in bodies of one slice, none of which is there, under one lock and with room made at
+    /// once. Their files do not hear of it.
+    pub(crate) fn fill_slice(
+        &self,
+        slice: usize,
+        bodies: impl ExactSizeIterator<Item = IndexedBody<D>>,
+    ) {
+        let hash = |body: &IndexedBody<D>| self.body_hash(&body.digest);
+        let mut table = self.bodies.write(slice);
+        table.reserve(bodies.len(), hash);
+        self.counts[BODIES].fetch_add(bodies.len() as u64, Ordering::Relaxed);
+        for body in bodies {
+            table.insert_unique(hash(&body), body, hash);
         }
     }
 

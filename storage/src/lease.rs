@@ -44,6 +44,23 @@ struct Counts {
     live_records: u64,
 }
 
+/// Bodies of one file, counted before their file hears of them.
+#[derive(Clone, Default)]
+pub(crate) struct Bodies {
+    count: u64,
+    bytes: u64,
+    /// The same with their headers and padding.
+    extents: u64,
+}
+
+impl Bodies {
+    pub(crate) fn add(&mut self, len: u64) {
+        self.count += 1;
+        self.bytes += len;
+        self.extents += extent_len(len);
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Staging,
@@ -111,12 +128,18 @@ impl<D: Disk> SegmentFile<D> {
 
     /// The index took in a body of `len` bytes that is here.
     pub(crate) fn gained(&self, len: u64) {
-        let (mut counts, extent) = (self.counts(), extent_len(len));
-        counts.live_bytes += len;
-        counts.live_extents += extent;
-        counts.live_records += 1;
+        let mut bodies = Bodies::default();
+        bodies.add(len);
+        self.gained_all(&bodies);
+    }
+
+    pub(crate) fn gained_all(&self, bodies: &Bodies) {
+        let mut counts = self.counts();
+        counts.live_bytes += bodies.bytes;
+        counts.live_extents += bodies.extents;
+        counts.live_records += bodies.count;
         if counts.stage == Stage::Sealed {
-            self.budget.live(extent);
+            self.budget.live(bodies.extents);
         }
     }
 

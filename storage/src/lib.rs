@@ -26,6 +26,7 @@ mod index;
 pub mod inspect;
 mod key;
 mod lease;
+mod live;
 mod maintain;
 mod media;
 mod member;

@@ -22,14 +22,7 @@ impl MediaId {
 
 pub(crate) struct MediaTypes {
     texts: Box<[OnceLock<Arc<str>>]>,
-    ids: Mutex<Ids>,
-}
-
-#[derive(Default)]
-struct Ids {
-    all: HashMap<Arc<str>, MediaId>,
-    /// Records of one page share their texts: most questions are the last one again.
-    last: Option<(Arc<str>, MediaId)>,
+    ids: Mutex<HashMap<Arc<str>, MediaId>>,
 }
 
 impl Default for MediaTypes {
@@ -53,22 +46,16 @@ impl MediaTypes {
             return MediaId::NONE;
         };
         let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((last, id)) = &ids.last
-            && Arc::ptr_eq(last, text)
-        {
-            return *id;
-        }
-        if let Some(id) = ids.all.get(text).copied() {
-            ids.last = Some((Arc::clone(text), id));
+        if let Some(id) = ids.get(text).copied() {
             return id;
         }
-        let at = ids.all.len();
+        let at = ids.len();
         let Some(slot) = self.texts.get(at) else {
             return MediaId::NONE;
         };
         slot.get_or_init(|| Arc::clone(text));
         let id = MediaId(at as u16 + 1);
-        ids.all.insert(Arc::clone(text), id);
+        ids.insert(Arc::clone(text), id);
         id
     }
 }

@@ -12,14 +12,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-use hashbrown::HashTable;
-use hashbrown::hash_table::Entry;
-
-use crate::digest::{Digest, SLICES};
 use crate::disk::Disk;
 use crate::index::{Flags, IndexedBody};
 use crate::key::ForgetKey;
-use crate::lease::{Lease, Place, SegmentFile};
+use crate::lease::{Bodies, Lease, Place, SegmentFile};
+use crate::live::{Live, body_entry};
+use crate::media::MediaId;
 use crate::page::{Class, Uuid};
 use crate::recency::Remembered;
 use crate::record::{Kind, Record};
@@ -193,51 +191,83 @@ pub(crate) fn merge<D: Disk>(
         }
     }
     store.clock.resume(remembered.clock());
-    let live = live_records(store, &found, recovered);
+    let live = Live::of(store, &found, recovered);
     let mut unlinked = Vec::new();
-    for (found, live) in found.into_iter().zip(live) {
-        let volume = store.volume(found.volume);
-        let Scanned {
-            segment,
-            class,
-            len,
-            records,
-            was_sealed,
-            ..
-        } = found.scanned;
-        let floor = lowest(&records);
-        if !live.contains(&true) {
-            volume.leave(segment, class, floor);
+    let mut opened = Vec::with_capacity(found.len());
+    for (found, lives) in found.into_iter().zip(&live.segments) {
+        opened.push(if lives.contains(&true) {
+            recovered.segments += 1;
+            Some(Opened::new(store, found))
+        } else {
+            let Scanned { segment, class, .. } = found.scanned;
+            let floor = lowest(&found.scanned.records);
+            store.volume(found.volume).leave(segment, class, floor);
             unlinked.push((found.volume, segment, found.name));
-            continue;
+            None
+        });
+    }
+    fill(store, &mut opened, &live, &remembered, recovered);
+    for (opened, lives) in opened.into_iter().zip(live.segments) {
+        if let Some(opened) = opened {
+            opened.end(store, &lives, &remembered, recovered);
         }
-        volume.budget.found(len);
-        let place = Place {
-            volume: found.volume,
-            id: segment,
-            class,
-            floor,
-        };
-        let budget = Arc::clone(&volume.budget);
-        let file = Arc::new(SegmentFile::new(found.file, place, len, budget));
-        file.set_unverified(!was_sealed);
-        volume.register(Arc::clone(&file));
-        recovered.segments += 1;
-        let live = records.into_iter().zip(live).filter(|(_, live)| *live);
-        for (record, _) in live {
-            if class == Class::Small && matches!(record.kind, Kind::Unknown { .. }) {
-                store.keep_unknown(&record);
-                continue;
-            }
-            index(store, record, (&file, was_sealed), &remembered, recovered);
-        }
-        if file.live_records() == 0 {
-            file.set_opaque();
-        }
-        file.seal();
     }
     (_, recovered.tags, recovered.links) = store.index.counts();
     unlinked
+}
+
+/// A segment with a live record, while its records join the index.
+struct Opened<D: Disk> {
+    file: Arc<SegmentFile<D>>,
+    records: Vec<Record>,
+    verified: bool,
+    bodies: Bodies,
+}
+
+impl<D: Disk> Opened<D> {
+    fn new(store: &Store<D>, found: Found<D>) -> Opened<D> {
+        let (volume, scanned) = (store.volume(found.volume), found.scanned);
+        volume.budget.found(scanned.len);
+        let place = Place {
+            volume: found.volume,
+            id: scanned.segment,
+            class: scanned.class,
+            floor: lowest(&scanned.records),
+        };
+        let budget = Arc::clone(&volume.budget);
+        let file = SegmentFile::new(found.file, place, scanned.len, budget);
+        let file = Arc::new(file);
+        file.set_unverified(!scanned.was_sealed);
+        volume.register(Arc::clone(&file));
+        Opened {
+            file,
+            records: scanned.records,
+            verified: scanned.was_sealed,
+            bodies: Bodies::default(),
+        }
+    }
+
+    /// Takes in what is live and no body. Nothing will be added to the segment after that.
+    fn end(
+        self,
+        store: &Store<D>,
+        lives: &[bool],
+        remembered: &Remembered,
+        recovered: &mut Recovered,
+    ) {
+        self.file.gained_all(&self.bodies);
+        for (record, _) in self.records.into_iter().zip(lives).filter(|(_, l)| **l) {
+            if self.file.class == Class::Small && matches!(record.kind, Kind::Unknown { .. }) {
+                store.keep_unknown(&record);
+                continue;
+            }
+            take_small(store, record, remembered, recovered);
+        }
+        if self.file.live_records() == 0 {
+            self.file.set_opaque();
+        }
+        self.file.seal();
+    }
 }
 
 /// The lowest sequence of a record that a forget record can kill.
@@ -247,106 +277,65 @@ pub(crate) fn lowest(records: &[Record]) -> u64 {
     sequences.min().unwrap_or(u64::MAX)
 }
 
-/// Where a record is: the place of its segment among those found, and its own in there.
-type At = (u32, u32);
-
-/// Of each segment's records, which are live: of each digest that is not forgotten the one with
-/// the highest sequence, of copies of one record the one in the later segment, and all that are
-/// not of bodies. Makes room in the index for them.
-fn live_records<D: Disk>(
+/// Fills the index with the live bodies, slice by slice: a table of one slice fits a core's
+/// cache, and one lock is taken for all of them.
+fn fill<D: Disk>(
     store: &Store<D>,
-    found: &[Found<D>],
+    opened: &mut [Option<Opened<D>>],
+    live: &Live,
+    remembered: &Remembered,
     recovered: &mut Recovered,
-) -> Vec<Vec<bool>> {
-    let scanned = |at: At| &found[at.0 as usize].scanned;
-    let record = |at: At| &scanned(at).records[at.1 as usize];
-    let rank = |at: At| (record(at).sequence, scanned(at).segment);
-    let digest = |at: At| body_digest(record(at)).expect("only bodies are in the table");
-    let hash = |digest: &Digest| store.index.body_hash(digest);
-    let any_forgets = !store.forgets.is_empty();
-    let bodies = found
-        .iter()
-        .filter(|found| found.scanned.class != Class::Small);
-    // Places, not digests: a table that grew with its keys would cost more than all the rest.
-    let mut newest = HashTable::with_capacity(bodies.map(|f| f.scanned.records.len()).sum());
-    let mut live = Vec::with_capacity(found.len());
-    let mut slices = [0; SLICES];
-    for (segment, found) in (0_u32..).zip(found) {
-        let records = &found.scanned.records;
-        live.push(records.iter().map(lives_by_itself).collect::<Vec<bool>>());
-        for (number, this) in (0_u32..).zip(records) {
-            let Some(name) = body_digest(this) else {
-                continue;
-            };
-            if any_forgets && store.forgets.kills(&ForgetKey::Body(*name), this.sequence) {
-                recovered.forgotten += 1;
-                continue;
-            }
-            let at = (segment, number);
-            match newest.entry(
-                hash(name),
-                |other| digest(*other) == name,
-                |o| hash(digest(*o)),
-            ) {
-                Entry::Occupied(mut other) => {
-                    recovered.superseded += 1;
-                    if rank(at) > rank(*other.get()) {
-                        *other.get_mut() = at;
-                    }
-                }
-                Entry::Vacant(empty) => {
-                    empty.insert(at);
-                    slices[name.slice()] += 1;
-                }
-            }
+) {
+    // Of bodies near each other most are of one type.
+    let mut last: Option<(Arc<str>, MediaId)> = None;
+    let mut intern = |text: Option<&Arc<str>>| {
+        let text = text?;
+        if last.as_ref().is_none_or(|(known, _)| known != text) {
+            let id = store.index.media_types.intern(Some(text));
+            last = Some((Arc::clone(text), id));
         }
+        last.as_ref().map(|(_, id)| *id)
+    };
+    for (slice, bodies) in live.bodies.iter().enumerate() {
+        let bodies = bodies.iter().map(|body| {
+            let opened = opened[body.segment as usize].as_mut();
+            let opened = opened.expect("it has a live record");
+            let record = &opened.records[body.record as usize];
+            let entry = body_entry(record).expect("only bodies are in a slice");
+            opened.bodies.add(entry.len);
+            recovered.body_bytes += entry.len;
+            let age = remembered.of(&entry.digest);
+            // Written with the next times, or every restart would make it new again.
+            let unknown = if age.is_some() { 0 } else { Flags::TOUCHED };
+            let unverified = if opened.verified {
+                0
+            } else {
+                Flags::UNVERIFIED
+            };
+            let flags = Flags::DURABLE | unverified | unknown;
+            IndexedBody {
+                digest: entry.digest,
+                sequence: record.sequence,
+                lease: Lease::new(Arc::clone(&opened.file), entry.offset, entry.len),
+                media_type: intern(entry.media_type.as_ref()).unwrap_or(MediaId::NONE),
+                bytes: None,
+                recency: AtomicU32::new(age.unwrap_or(remembered.clock())),
+                flags: Flags::new(flags),
+            }
+        });
+        store.index.fill_slice(slice, bodies);
     }
-    store.index.reserve_bodies(&slices);
-    for (segment, number) in newest {
-        live[segment as usize][number as usize] = true;
-    }
-    live
+    (recovered.bodies, _, _) = store.index.counts();
 }
 
-fn body_digest(record: &Record) -> Option<&Digest> {
-    match &record.kind {
-        Kind::Body(entry) => Some(&entry.digest),
-        _ => None,
-    }
-}
-
-/// Bodies live if no other record of theirs is newer.
-fn lives_by_itself(record: &Record) -> bool {
-    !matches!(record.kind, Kind::Body(_) | Kind::Area { .. })
-}
-
-fn index<D: Disk>(
+fn take_small<D: Disk>(
     store: &Store<D>,
     record: Record,
-    (file, verified): (&Arc<SegmentFile<D>>, bool),
     remembered: &Remembered,
     recovered: &mut Recovered,
 ) {
     let sequence = record.sequence;
     match record.kind {
-        Kind::Body(entry) => {
-            recovered.bodies += 1;
-            recovered.body_bytes += entry.len;
-            let age = remembered.of(&entry.digest);
-            // Written with the next times, or every restart would make it new again.
-            let unknown = if age.is_some() { 0 } else { Flags::TOUCHED };
-            let unverified = if verified { 0 } else { Flags::UNVERIFIED };
-            let flags = Flags::DURABLE | unverified | unknown;
-            store.index.insert_body(IndexedBody {
-                digest: entry.digest,
-                sequence,
-                lease: Lease::new(Arc::clone(file), entry.offset, entry.len),
-                media_type: store.index.media_types.intern(entry.media_type.as_ref()),
-                bytes: None,
-                recency: AtomicU32::new(age.unwrap_or(remembered.clock())),
-                flags: Flags::new(flags),
-            });
-        }
         Kind::Tag(key, tag) => {
             if store.forgets.kills(&ForgetKey::Tag(key.clone()), sequence) {
                 recovered.forgotten += 1;
@@ -375,7 +364,11 @@ fn index<D: Disk>(
                     .put_statistics(key, statistics, sequence, store.clock.now());
             }
         }
-        // Known above, or to a later program.
-        Kind::Forget(_) | Kind::Area { .. } | Kind::Recency(_) | Kind::Unknown { .. } => {}
+        // In the index by now, known above, or to a later program.
+        Kind::Body(_)
+        | Kind::Forget(_)
+        | Kind::Area { .. }
+        | Kind::Recency(_)
+        | Kind::Unknown { .. } => {}
     }
 }
