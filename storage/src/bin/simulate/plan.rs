@@ -16,6 +16,12 @@ pub enum Media {
     Lie,
 }
 
+/// Places of some kinds of operations among the weights.
+const FILL: usize = 0;
+const FORGET: usize = 10;
+const MAINTAIN: usize = 17;
+const COMPACT: usize = 18;
+
 /// No run takes so long.
 const IDLE_AFTER_MAX: u64 = 100_000;
 
@@ -46,6 +52,8 @@ pub struct Plan {
     pub weights: [u64; 21],
     /// Of a thousand processes, how many find a drive missing.
     pub leaves: u64,
+    /// Of a thousand processes, how many crash in a step that few runs come to.
+    pub rare: u64,
     pub tags: u64,
     pub repositories: u64,
     pub options: Options,
@@ -58,6 +66,20 @@ pub struct Plan {
 impl Plan {
     pub fn drives(&self) -> usize {
         self.errors.len()
+    }
+
+    /// Makes it a plan in which little but compaction happens, and most crashes meet it: bodies
+    /// die in segments that they share, in a store that has no room for what is dead.
+    pub fn compacts(&mut self) {
+        self.options.segment_len = Some(128 << 10);
+        self.options.solo_min = 1 << 20;
+        self.tight = true;
+        self.capacity = 2 << 20;
+        self.total = 4 * self.capacity;
+        self.rare = 900;
+        for (kind, weight) in [(FILL, 60), (FORGET, 20), (MAINTAIN, 60), (COMPACT, 60)] {
+            self.weights[kind] = weight;
+        }
     }
 
     /// Of a drive while one process runs.
@@ -154,6 +176,7 @@ impl Plan {
             } else {
                 0
             },
+            rare: 250,
             tags: 4 + random.below(20),
             repositories: 1 + random.below(4),
             total: if tight && random.chance(300) {

@@ -12,6 +12,8 @@ use super::model::{Model, Presence};
 use super::plan::{Media, Plan};
 use super::steps::{self, Counts, Phase, Step};
 
+/// One run in so many is about compaction: in the others few crashes meet it.
+const COMPACTING_EVERY: u64 = 5;
 const OPERATIONS_MIN: u64 = 500;
 const CRASHES_MIN: u64 = 3;
 /// Operations of the disk within one process: far more than any run needs, so that one that
@@ -58,7 +60,10 @@ struct Watch {
 
 pub fn run(seed: u64) -> Counts {
     let mut random = Random::new(seed);
-    let plan = Plan::draw(&mut random);
+    let mut plan = Plan::draw(&mut random);
+    if seed % COMPACTING_EVERY == COMPACTING_EVERY - 1 {
+        plan.compacts();
+    }
     let mut model = Model::new(&mut random, &plan.lens);
     model.amnesia = plan.amnesia();
     model.lenient = vec![false; plan.drives()];
@@ -156,7 +161,7 @@ impl Run {
     }
 
     fn drive(&mut self, executor: &Rc<Executor>, watch: &Watch, last: bool) -> End {
-        let rare = self.random.chance(250);
+        let rare = self.random.chance(self.plan.rare);
         let target = *self
             .random
             .pick(if rare { &steps::RARE[..] } else { &steps::ALL });

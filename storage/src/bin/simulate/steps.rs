@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use bytes::Bytes;
 use entrepot_storage::disk::sim::{Fault, InFlight, Injected, Operation};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,13 +36,15 @@ pub enum Step {
     CompactCreate,
     CompactWrite,
     CompactSync,
+    /// While the copies were being entered.
+    CompactSeal,
     /// While the store was maintained.
     Maintain,
     /// No operation of the disk was under way.
     Quiet,
 }
 
-pub const ALL: [Step; 24] = [
+pub const ALL: [Step; 25] = [
     Step::Reserve,
     Step::Grow,
     Step::RecordHeader,
@@ -64,6 +67,7 @@ pub const ALL: [Step; 24] = [
     Step::CompactCreate,
     Step::CompactWrite,
     Step::CompactSync,
+    Step::CompactSeal,
     Step::Maintain,
     Step::Quiet,
 ];
@@ -91,7 +95,12 @@ const INJECTED: [Fault; 18] = [
 ];
 
 /// Steps that few runs come to.
-pub const RARE: [Step; 3] = [Step::CompactCreate, Step::CompactWrite, Step::CompactSync];
+pub const RARE: [Step; 4] = [
+    Step::CompactCreate,
+    Step::CompactWrite,
+    Step::CompactSync,
+    Step::CompactSeal,
+];
 
 impl Step {
     /// Of so many hits a crash takes one.
@@ -136,7 +145,13 @@ fn of_operation(operation: &InFlight, steps: &mut Vec<Step>) {
         return;
     }
     if operation.direct {
+        let entry = |bytes: &Bytes| {
+            let step = of_write(bytes, false);
+            matches!(step, Step::CommitWrite | Step::FooterWrite)
+        };
+        let enters = operation.bytes.iter().any(entry);
         steps.extend(match operation.operation {
+            Operation::Write | Operation::Sync if enters => Some(Step::CompactSeal),
             Operation::Read => Some(Step::CompactRead),
             Operation::Create => Some(Step::CompactCreate),
             Operation::Write => Some(Step::CompactWrite),
