@@ -20,11 +20,20 @@ pub(crate) const PLANNER: usize = 0;
 const SWEEP_STEP_S: Age = 60;
 /// And this often within the time after which bodies are idle, if that is short.
 const SWEEPS_WITHIN_IDLE: Age = 4;
+/// Under pressure there is a look before its second is over, once the calls of `maintain` since the
+/// last one are as many as the entries it visited divided by this: a millisecond's worth of the
+/// hundred between two calls. A small store, which fills within a second, has room again at the
+/// next call, and a large one is not walked more often for it.
+const VISITED_PER_CALL: u64 = 20_000;
 
 /// When this writer last did what, by the age clock.
 #[derive(Default)]
 pub(crate) struct Upkeep {
     looked: Cell<Option<Age>>,
+    /// Entries that the last look visited and the calls since have not made up for.
+    owed: Cell<u64>,
+    /// Walks over the index since the start.
+    pub(crate) walks: Cell<u64>,
     swept: Cell<Option<Age>>,
     /// The reading that a recency record of this process has.
     pub(crate) clock_written: Cell<Option<Age>>,
@@ -34,9 +43,11 @@ pub(crate) struct Upkeep {
 }
 
 impl Upkeep {
-    /// Once for each second of the age clock.
-    fn look(&self, age: Age) -> bool {
-        self.looked.replace(Some(age)) != Some(age)
+    /// Once for each second of the age clock, and when there is pressure.
+    fn look(&self, age: Age, pressed: impl FnOnce() -> bool) -> bool {
+        let owed = self.owed.get().saturating_sub(VISITED_PER_CALL);
+        self.owed.set(owed);
+        self.looked.replace(Some(age)) != Some(age) || owed == 0 && pressed()
     }
 
     fn sweep_due(&self, age: Age, idle_after: Age) -> bool {
@@ -69,7 +80,7 @@ impl<D: Disk> Shared<D> {
         self.now.set(now);
         self.store.clock.advance(now);
         let age = self.store.clock.now();
-        if self.upkeep.look(age) {
+        if self.upkeep.look(age, || self.pressed()) {
             self.look(age).await;
         }
         self.serve_compactor().await;
@@ -80,13 +91,13 @@ impl<D: Disk> Shared<D> {
         self.checkpoints().await;
     }
 
-    /// What is looked at once a second.
+    /// What is looked at once a second, and sooner when there is too much of anything.
     async fn look(self: &Rc<Self>, age: Age) {
         if self.shard() == PLANNER {
             self.revoke_pins(age);
         }
         let sweep = self.upkeep.sweep_due(age, self.store.eviction.idle_after);
-        self.evict(sweep).await;
+        self.upkeep.owed.set(self.evict(sweep).await);
         if sweep {
             // A failure costs times, which the next one may yet write.
             let _ = self.write_recency().await;
@@ -108,10 +119,24 @@ mod tests {
     #[test]
     fn a_second_is_looked_at_once_and_swept_once_a_minute() {
         let upkeep = Upkeep::default();
-        assert!(upkeep.look(7) && !upkeep.look(7) && upkeep.look(8));
+        let look = |age| upkeep.look(age, || false);
+        assert!(look(7) && !look(7) && look(8));
         let week = 7 * 24 * 3600;
         assert!(upkeep.sweep_due(7, week) && !upkeep.sweep_due(66, week));
         assert!(upkeep.sweep_due(67, week) && !upkeep.sweep_due(68, week));
         assert!(!upkeep.sweep_due(68, 8) && upkeep.sweep_due(69, 8));
+    }
+
+    #[test]
+    fn pressure_is_looked_at_as_often_as_the_index_is_small() {
+        let upkeep = Upkeep::default();
+        let looks = |age| (0..10).filter(|_| upkeep.look(age, || true)).count();
+        assert_eq!(looks(7), 10);
+        upkeep.owed.set(3 * VISITED_PER_CALL);
+        assert_eq!(looks(7), 8);
+        upkeep.owed.set(100 * VISITED_PER_CALL);
+        assert_eq!(looks(8), 1, "once a second however large it is");
+        upkeep.owed.set(0);
+        assert!(!upkeep.look(8, || false));
     }
 }

@@ -10,6 +10,7 @@ use crate::evict::{Ages, Cause, Cuts};
 use crate::histogram::Cut;
 use crate::index::{Flags, IndexedBody, Seen};
 use crate::mix;
+use crate::wait::Walk;
 use crate::writer::Shared;
 
 /// What must go: bytes of bodies by volume, and small records.
@@ -26,15 +27,22 @@ impl Excess {
 
 impl<D: Disk> Shared<D> {
     /// Evicts what is idle, and what must go. `whole`: also looks at what nobody presses for.
-    pub(crate) async fn evict(&self, whole: bool) {
-        let pressed = self.excess().any();
+    /// Returns how many entries of the index it visited.
+    pub(crate) async fn evict(&self, whole: bool) -> u64 {
+        let pressed = self.pressed();
         if !whole && !pressed {
-            return;
+            return 0;
         }
-        self.sweep(&self.no_cuts()).await;
+        let mut visited = self.sweep(&self.no_cuts()).await;
         if let Some(cuts) = self.cuts() {
-            self.sweep(&cuts).await;
+            visited += self.sweep(&cuts).await;
         }
+        visited
+    }
+
+    /// Whether there is too much of anything.
+    pub(crate) fn pressed(&self) -> bool {
+        self.excess().any()
     }
 
     fn no_cuts(&self) -> Cuts {
@@ -76,13 +84,17 @@ impl<D: Disk> Shared<D> {
         Some(cuts)
     }
 
-    /// One walk: evicts, and publishes the ages of what stays.
-    async fn sweep(&self, cuts: &Cuts) {
+    /// One walk: evicts, and publishes the ages of what stays. Returns how many entries it visited.
+    async fn sweep(&self, cuts: &Cuts) -> u64 {
         let now = self.store.clock.now();
+        let number = self.upkeep.walks.get() + 1;
+        self.upkeep.walks.set(number);
+        let mut walk = Walk::default();
         let mut ages = Ages::new(self.store.volumes.len());
         for slice in self.slices() {
             let mut going = Vec::new();
             self.store.index.each_body(slice, |body| {
+                walk.visit();
                 if let Some(cause) = self.verdict(body, now, cuts, &mut ages) {
                     going.push((Seen::of(body), cause));
                 }
@@ -90,22 +102,24 @@ impl<D: Disk> Shared<D> {
             for (seen, cause) in going {
                 self.evict_body(seen, cause);
             }
-            let gone = self.store.index.sift_records(slice, |recency, number| {
+            let gone = self.store.index.sift_records(slice, |recency, hash| {
+                walk.visit();
                 let age = now.saturating_sub(recency);
                 let idle = self.store.eviction.record_idle(age);
                 let age = cuts.reference.saturating_sub(recency);
-                let goes = idle || cuts.records.takes(age, lot(now, number));
+                let goes = idle || cuts.records.takes(age, lot(number, hash));
                 if !goes {
                     ages.records.add(age, 1);
                 }
                 goes
             });
             self.store.eviction.count_records(gone);
-            self.tasks().give_way().await;
+            walk.rest(self.tasks()).await;
         }
         self.store
             .eviction
             .publish(self.shard(), &ages, cuts.reference);
+        walk.visited()
     }
 
     /// Why a body goes. One that stays, and could go under pressure, is counted in `ages`.
@@ -129,7 +143,7 @@ impl<D: Disk> Shared<D> {
         let age = cuts.reference.saturating_sub(body.recency());
         let class = self.store.eviction.class_of(body.lease.len());
         let cut: Cut = cuts.bodies[usize::from(body.lease.file.volume)][class];
-        if cut.takes(age, lot(now, body.sequence)) {
+        if cut.takes(age, lot(self.upkeep.walks.get(), body.sequence)) {
             return Some(Cause::Pressure);
         }
         ages.add(class, body, age);
@@ -153,7 +167,7 @@ impl<D: Disk> Shared<D> {
     }
 }
 
-/// Which of equal age go, other ones at each time.
-fn lot(now: Age, number: u64) -> u16 {
-    mix::word(u64::from(now), number) as u16
+/// Which of equal age go, other ones in each walk: who was spared by one is not by all.
+fn lot(walk: u64, number: u64) -> u16 {
+    mix::word(walk, number) as u16
 }

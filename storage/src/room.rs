@@ -13,6 +13,7 @@ use crate::evict::{Cause, SMALL};
 use crate::index::{Flags, Seen};
 use crate::lease::SegmentFile;
 use crate::segment::file_name;
+use crate::wait::Walk;
 use crate::writer::Shared;
 
 /// A file is closed by a helper of its disk, which this waits for: so many syncs of a directory
@@ -96,9 +97,10 @@ impl<D: Disk> Shared<D> {
     }
 
     async fn holdings(&self, volume: u8) -> BTreeMap<u64, Holding<D>> {
-        let mut held = BTreeMap::new();
+        let (mut held, mut walk) = (BTreeMap::new(), Walk::default());
         for slice in self.slices() {
             self.store.index.each_body(slice, |body| {
+                walk.visit();
                 let file = &body.lease.file;
                 if file.volume != volume || !body.flags.has(Flags::DURABLE) || !file.sealed() {
                     return;
@@ -113,15 +115,17 @@ impl<D: Disk> Shared<D> {
                 holding.small |= self.store.eviction.class_of(body.lease.len()) == SMALL;
                 holding.newest = holding.newest.max(body.recency());
             });
-            self.tasks().give_way().await;
+            walk.rest(self.tasks()).await;
         }
         held
     }
 
     async fn evict_holdings(&self, held: &BTreeMap<u64, Holding<D>>) {
+        let mut walk = Walk::default();
         for slice in self.slices() {
             let mut going = Vec::new();
             self.store.index.each_body(slice, |body| {
+                walk.visit();
                 if held.contains_key(&body.lease.file.id) {
                     going.push(Seen::of(body));
                 }
@@ -129,7 +133,7 @@ impl<D: Disk> Shared<D> {
             for seen in going {
                 self.take_out(seen, Cause::Room);
             }
-            self.tasks().give_way().await;
+            walk.rest(self.tasks()).await;
         }
     }
 

@@ -7,6 +7,43 @@ use std::task::{Poll, Waker};
 
 use crate::disk::Disk;
 
+/// Entries of the index that a walk visits in one go: a quarter of a millisecond or so. To give
+/// way takes longer than that, and a client may wait for the walk.
+const STRIDE: u64 = 4096;
+
+/// A walk over the index that others need not wait for.
+#[derive(Default)]
+pub(crate) struct Walk {
+    visited: u64,
+    /// When it gave way last.
+    rested: u64,
+}
+
+impl Walk {
+    pub(crate) fn visit(&mut self) {
+        self.visited += 1;
+    }
+
+    pub(crate) fn visited(&self) -> u64 {
+        self.visited
+    }
+
+    /// Between two slices, with no lock held: gives way if it is time.
+    pub(crate) async fn rest<D: Disk>(&mut self, tasks: &D) {
+        if self.tired() {
+            tasks.give_way().await;
+        }
+    }
+
+    fn tired(&mut self) -> bool {
+        let tired = self.visited - self.rested >= STRIDE;
+        if tired {
+            self.rested = self.visited;
+        }
+        tired
+    }
+}
+
 /// Tasks that wait for a condition on what they share.
 #[derive(Default)]
 pub(crate) struct Waiters {
@@ -124,6 +161,18 @@ mod tests {
         let executor = Executor::new(Random::new(seed));
         start(SimDisk::new(&world, &executor), &executor);
         while executor.step(&world) != Step::Idle {}
+    }
+
+    #[test]
+    fn a_walk_gives_way_after_a_stride_and_not_for_less() {
+        let mut walk = Walk::default();
+        let mut tired = |entries| {
+            (0..entries).for_each(|_| walk.visit());
+            walk.tired()
+        };
+        assert!(!tired(STRIDE - 1) && tired(1) && !tired(0));
+        assert!(!tired(1) && tired(3 * STRIDE) && !tired(STRIDE - 1));
+        assert_eq!(walk.visited(), 5 * STRIDE);
     }
 
     #[test]

@@ -33,6 +33,9 @@ use crate::watermark::FillFailure;
 /// A group is committed at the latest when this many bytes wait for it: bounds what the kernel
 /// must write within one sync, and what a crash can lose.
 const COMMIT_BYTES: u64 = 256 << 20;
+/// And of all writers together at the latest when they are this part of the store: what is not
+/// durable cannot be evicted, and a small store would be full of it.
+const COMMIT_PARTS: u64 = 16;
 
 #[derive(Clone, Copy, Debug)]
 pub struct FillSpec<'s> {
@@ -205,8 +208,13 @@ impl<D: Disk> Writer<D> {
         self.shared.uncommitted.get()
     }
 
+    /// Whether a commit is due before its time, for what waits for it.
     pub fn wants_commit(&self) -> bool {
-        self.uncommitted() >= COMMIT_BYTES
+        let store = &self.shared.store;
+        let volumes = store.volumes.iter();
+        let capacity: u64 = volumes.map(|volume| volume.budget.capacity()).sum();
+        let share = capacity / COMMIT_PARTS / store.owners as u64;
+        self.uncommitted() >= COMMIT_BYTES.min(share)
     }
 
     /// Commits a group: syncs what was finished, then writes its commit entries, which the next

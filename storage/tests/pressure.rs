@@ -94,6 +94,15 @@ impl Process {
         }
     }
 
+    /// Every writer does what is due, several times within a second.
+    async fn turns(&self, times: usize) {
+        for _ in 0..times {
+            for writer in &self.writers {
+                writer.maintain(self.now.get()).await;
+            }
+        }
+    }
+
     async fn seal(&self) {
         for writer in &self.writers {
             writer.seal_all(self.now.get()).await.expect("no faults");
@@ -233,5 +242,53 @@ fn a_full_store_makes_room_for_a_body_that_no_owner_alone_could() {
         let after = process.usage();
         let held = after.used - after.dead;
         assert!(held > CAPACITY / 100 * 80, "it went on: {after:?}");
+    });
+}
+
+/// Filled again and again within the second in which it was looked at.
+#[test]
+fn a_small_store_that_is_full_is_looked_at_at_once() {
+    const ROUNDS: u64 = 4;
+    /// Has a segment of its own.
+    const LEN: u64 = MIB / 2;
+    process(&world(), |disk, executor| async move {
+        let process = open(&disk, &executor, 16 * MIB, 2).await;
+        process.maintain(1).await;
+        let (mut number, mut evicted) = (0, 0);
+        for round in 0..ROUNDS {
+            while process.put(content(number, LEN)).await.is_ok() {
+                number += 1;
+                let usage = process.usage();
+                if usage.used - usage.dead > usage.capacity / 100 * 96 {
+                    break;
+                }
+            }
+            process.seal().await;
+            process.turns(4).await;
+            let usage = process.usage();
+            let evicted_now = usage.evicted_pressure.bodies;
+            assert!(evicted_now > evicted, "round {round}: {usage:?}");
+            evicted = evicted_now;
+        }
+        assert_eq!(process.now.get(), START + 1);
+    });
+}
+
+#[test]
+fn a_small_store_is_not_filled_with_what_cannot_be_evicted() {
+    process(&world(), |disk, executor| async move {
+        let process = open(&disk, &executor, 16 * MIB, 1).await;
+        let writer = &process.writers[0];
+        let mut number = 0;
+        while !writer.wants_commit() {
+            process.put(small(number)).await.expect("there is room");
+            number += 1;
+        }
+        let waiting = writer.uncommitted();
+        assert!((MIB..2 * MIB).contains(&waiting), "{waiting} wait");
+        for _ in 0..2 {
+            writer.commit(process.now.get()).await.expect("no faults");
+        }
+        assert!(!writer.wants_commit());
     });
 }

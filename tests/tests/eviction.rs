@@ -85,8 +85,8 @@ fn several_times_the_capacity_passes_through_and_the_newest_stays() {
     let compacted = server.metric("entrepot_compaction_segments_total", &[]);
     let written = server.metric("entrepot_compaction_written_bytes_total", &[]);
     println!("{compacted} segments compacted, {written} bytes written for it");
-    // A store this small is filled faster than it looks, which it does once a second.
-    assert!(staged * 2.0 <= seed as f64, "most of them are stored");
+    // It is filled faster than a slow disk makes them durable, and before that none can go.
+    assert!(staged * 6.0 <= seed as f64, "nearly all of them are stored");
 
     // What was pulled last is held, the oldest is not. The last of a burst may have passed through:
     // room is made within a second or two, and the next pull of them is stored.

@@ -33,7 +33,7 @@ const HELP_QUEUE_MAX: usize = 1024;
 const READ_LEN_MAX: usize = 4 << 20;
 /// `EAGAIN` of a ring operation on a regular file is transient; more of it in a row is an error.
 const RETRIES_MAX: usize = 16;
-/// The shortest a timer of the runtime takes; a walk over the whole index gives way 256 times.
+/// The shortest a timer of the runtime takes.
 const GIVE_WAY: Duration = Duration::from_millis(1);
 /// The store holds what only its owner may read.
 const FILE_MODE: u32 = 0o600;
