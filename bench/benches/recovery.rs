@@ -25,7 +25,8 @@ const UUID: [u8; 16] = [5; 16];
 const NOW: u64 = 1_800_000_000;
 const CAPACITY: u64 = 1 << 50;
 const SEGMENT_LEN: u64 = 1 << 30;
-const SOLO_MIN: u64 = 32 << 20;
+/// Of a store up to 4 TiB.
+const SOLO_MIN: u64 = 4 << 20;
 /// Of the store in memory: manifests, configs and small layers.
 const SMALL_LEN: u64 = 64 << 10;
 const TB: u64 = 1_000_000_000_000;

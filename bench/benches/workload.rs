@@ -22,7 +22,8 @@ const START: u64 = 1_800_000_000;
 const SEED: u64 = 1;
 /// Of a store below 500 GB, before it is scaled.
 const SEGMENT_LEN: u64 = 256 << 20;
-const SOLO_MIN: u64 = 32 << 20;
+/// Of a store up to 4 TiB, before it is scaled.
+const SOLO_MIN: u64 = 4 << 20;
 /// The store counts as full from this share of its capacity on, in per cent.
 const FULL_PERCENT: u64 = 90;
 /// Rounds of compaction after each request: bounds a run in which it would never end.
@@ -151,7 +152,7 @@ impl Run {
         let bulk = disk.counted_apart();
         let mut options = Options::new(1, [1; 16]);
         options.segment_len = Some(asked.segment_len);
-        options.solo_min = SOLO_MIN / asked.scale;
+        options.solo_min = Some(SOLO_MIN / asked.scale);
         // Small bodies are those of the workload, scaled like all others.
         options.small_max = (u64::from(options.small_max) / asked.scale) as u32;
         let volume = VolumeSpec {

@@ -14,6 +14,14 @@ const SEGMENT_LEN: u64 = 1 << 30;
 const SEGMENT_LEN_SMALL: u64 = 256 << 20;
 const CAPACITY_SMALL_BYTES: u64 = 500_000_000_000;
 const SEGMENT_LEN_MIN: u64 = 8 << 20;
+/// Bodies from this length on get a segment of their own: what is dead of it is room at once, and
+/// nothing is copied.
+const SOLO_MIN: u64 = 4 << 20;
+/// From this one on at any rate.
+const SOLO_MIN_LARGE: u64 = 32 << 20;
+/// Between them the capacity decides. Every segment is an open file, and a process may have about
+/// a million: with bodies ten times as long as the shortest a tenth of that is used.
+const SOLOS_MAX: u64 = 1 << 20;
 /// Open segments of all shards take at most one part in this many of the capacity.
 const OPEN_PARTS: u64 = 20;
 /// What an operator asks for is taken, down to what holds one body and its pages.
@@ -81,7 +89,7 @@ impl Geometry {
             area_len: round_up((segment_len / AREA_PARTS).clamp(AREA_LEN_MIN, AREA_LEN_MAX)),
             small_len,
             small_step: round_up(small_len / SMALL_STEP_PARTS),
-            solo_min: options.solo_min,
+            solo_min: options.solo_min.unwrap_or(default_solo_min(capacities)),
             withheld_len: options.withheld_len,
             unknown_len_max: UNKNOWN_LEN_MAX.min(largest),
         })
@@ -95,6 +103,13 @@ impl Geometry {
             len >= self.solo_min || len > self.segment_len / 4 || entry_len > PAGE_LEN
         })
     }
+}
+
+fn default_solo_min(capacities: &[u64]) -> u64 {
+    let capacity: u64 = capacities
+        .iter()
+        .fold(0, |sum, len| sum.saturating_add(*len));
+    (capacity / SOLOS_MAX).clamp(SOLO_MIN, SOLO_MIN_LARGE)
 }
 
 fn default_segment_len(capacity: u64, shards: u64) -> u64 {
@@ -116,6 +131,14 @@ mod tests {
     }
 
     #[test]
+    fn large_stores_do_not_have_more_files_than_a_process_may_open() {
+        assert_eq!(geometry(64 << 20, 1).solo_min, 4 << 20);
+        assert_eq!(geometry(4 << 40, 1).solo_min, 4 << 20);
+        assert_eq!(geometry(12 << 40, 1).solo_min, 12 << 20);
+        assert_eq!(geometry(100 << 40, 1).solo_min, 32 << 20);
+    }
+
+    #[test]
     fn open_segments_stay_a_small_part_of_the_store() {
         assert_eq!(geometry(2 << 40, 16).segment_len, 1 << 30);
         assert_eq!(geometry(400 << 30, 16).segment_len, 256 << 20);
@@ -133,8 +156,8 @@ mod tests {
     fn large_and_unknown_bodies_are_alone() {
         let geometry = geometry(2 << 40, 4);
         assert!(geometry.solo(None));
-        assert!(geometry.solo(Some(32 << 20)));
-        assert!(!geometry.solo(Some((32 << 20) - 1)));
+        assert!(geometry.solo(Some(4 << 20)));
+        assert!(!geometry.solo(Some((4 << 20) - 1)));
         let tiny = self::geometry(64 << 20, 1);
         assert!(tiny.solo(Some((2 << 20) + 1)));
     }

@@ -81,7 +81,7 @@ pub use pick::{Candidate, Need, Room, victims};
 pub use record::fuzz as fuzz_record;
 pub use store::{
     Body, OpenError, OpenFailure, Options, Recovered, SCRUB_EVERY, SMALL_BUDGET_BYTES,
-    SMALL_MAX_BYTES, SOLO_MIN_BYTES, Store, Usage, WITHHELD_BYTES,
+    SMALL_MAX_BYTES, Store, Usage, WITHHELD_BYTES,
 };
 pub use volume::{VOLUMES_MAX, VolumeSpec, VolumeState, VolumeUsage};
 pub use watermark::{FillFailure, FillState, Follower, Wait, Watermark};

@@ -35,8 +35,6 @@ use crate::superblock::Member;
 use crate::volume::{Volume, VolumeSpec, VolumeUsage};
 use crate::writer::{Refusal, Writer};
 
-/// Bodies from this length on get a segment of their own.
-pub const SOLO_MIN_BYTES: u64 = 32 << 20;
 /// The tail that is withheld until the digest matched (S2).
 pub const WITHHELD_BYTES: u64 = 1 << 20;
 /// Bodies up to this length are also held in RAM: manifests and configs.
@@ -51,7 +49,8 @@ pub const SCRUB_EVERY: Seconds = 30 * 24 * 3600;
 pub struct Options {
     /// Length of a shared segment; from the capacities if not given.
     pub segment_len: Option<u64>,
-    pub solo_min: u64,
+    /// Bodies from this length on get a segment of their own; from the capacities if not given.
+    pub solo_min: Option<u64>,
     /// Writers there will be: writer `n` owns the slices of which [`crate::owner`] says so. With
     /// fewer the compactor waits for answers that nobody gives.
     pub shards: usize,
@@ -79,7 +78,7 @@ impl Options {
     pub fn new(shards: usize, uuid: [u8; 16]) -> Options {
         Options {
             segment_len: None,
-            solo_min: SOLO_MIN_BYTES,
+            solo_min: None,
             shards,
             uuid,
             small_max: SMALL_MAX_BYTES,

@@ -262,7 +262,7 @@ fn read_store(root: &Section<'_>, env: &dyn Fn(&str) -> Option<String>) -> Store
         paths: Vec::new(),
         capacity: Capacity::Percent(90.0),
         segment: None,
-        solo_min: entrepot_storage::SOLO_MIN_BYTES,
+        solo_min: None,
         small_max: 64 * KIB,
         small_budget: 32 * MIB,
         // A layer that is not pulled in a week was of a version that nobody runs any more.
@@ -280,10 +280,10 @@ fn read_store(root: &Section<'_>, env: &dyn Fn(&str) -> Option<String>) -> Store
         }
         read_capacity(&section, &mut store.capacity);
         store.segment = section.size("segment", MIB..=16 * GIB);
+        store.solo_min = section.size("solo_min", MIB..=TIB);
         let size = |key, range, value: &mut u64| {
             *value = section.size(key, range).unwrap_or(*value);
         };
-        size("solo_min", MIB..=TIB, &mut store.solo_min);
         size("small_max", 0..=MIB, &mut store.small_max);
         size("small_budget", 0..=TIB, &mut store.small_budget);
         size("background_rate", MIB..=TIB, &mut store.background_rate);

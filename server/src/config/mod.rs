@@ -64,8 +64,8 @@ pub struct StoreConfig {
     pub capacity: Capacity,
     /// Bytes of one segment; `None` lets the store choose by its capacity.
     pub segment: Option<u64>,
-    /// A body at least this long gets a segment of its own.
-    pub solo_min: u64,
+    /// A body at least this long gets a segment of its own; `None` lets the store choose.
+    pub solo_min: Option<u64>,
     /// Bodies up to this long are also held in memory.
     pub small_max: u64,
     /// How much memory those may take together.

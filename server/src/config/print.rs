@@ -75,7 +75,10 @@ fn print_store(out: &mut String, store: &StoreConfig) {
         Some(segment) => key(out, "segment", text(&format_size(segment))),
         None => line(out, "# segment: chosen by the capacity"),
     }
-    key(out, "solo_min", text(&format_size(store.solo_min)));
+    match store.solo_min {
+        Some(len) => key(out, "solo_min", text(&format_size(len))),
+        None => line(out, "# solo_min: chosen by the capacity"),
+    }
     key(out, "small_max", text(&format_size(store.small_max)));
     key(out, "small_budget", text(&format_size(store.small_budget)));
     for (name, time) in [

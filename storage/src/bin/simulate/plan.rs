@@ -150,7 +150,7 @@ impl Plan {
         };
         let mut options = Options::new(1, [random.below(256) as u8; 16]);
         options.segment_len = Some(*random.pick(&[128 << 10, 256 << 10, 512 << 10]));
-        options.solo_min = *random.pick(&[16 << 10, 40 << 10, 1 << 20]);
+        options.solo_min = Some(*random.pick(&[16 << 10, 40 << 10, 1 << 20]));
         options.small_max = *random.pick(&[0, 1 << 10, 64 << 10]);
         options.small_budget = *random.pick(&[0, 20 << 10, 1 << 30]);
         if random.chance(300) {
