@@ -4,7 +4,8 @@ use std::sync::atomic::Ordering;
 
 use hashbrown::HashTable;
 
-use super::{Index, IndexedBody, LINKS, STATISTICS, Stripes, TAGS, Valued};
+use super::small::Valued;
+use super::{Index, IndexedBody, LINKS, STATISTICS, Stripes, TAGS};
 use crate::clock::Age;
 use crate::digest::Digest;
 use crate::disk::Disk;
