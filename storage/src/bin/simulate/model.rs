@@ -129,7 +129,7 @@ pub struct Ages {
 /// Seconds of touches that a crash may lose: a minute, and the step in which it is over.
 const RECENCY_LOSS: u64 = 121;
 /// Writers tell the clock the time next to each other, so that it may be a little ahead.
-const AGE_SLACK: u64 = 300;
+pub const AGE_SLACK: u64 = 300;
 
 /// What a call to commit is about to make durable.
 pub struct Group {

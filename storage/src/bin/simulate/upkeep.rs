@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::client::Process;
-use super::model::BodyState;
+use super::model::{AGE_SLACK, BodyState};
 use super::plan::Media;
 
 /// What one turn of maintenance moves the age clock at most.
@@ -66,15 +66,24 @@ impl Process {
         (room || model.evicted) && self.may_be_full() || idle
     }
 
-    /// Nobody uses anything any more: nothing is immortal.
+    /// All was looked up, and nobody uses anything any more: nothing is immortal, and nothing goes
+    /// too early.
     pub async fn check_mortal(&self) {
         let Some(after) = self.plan.idle_after(usize::MAX) else {
             return;
         };
+        let begun = self.model.borrow().ages.latest;
+        let evicted = self.store.usage().evicted_idle.bodies;
         for _ in 0..after / AGE_STEP_MAX + 4 {
             self.clock.set(self.clock.get() + AGE_STEP_MAX);
             self.model.borrow_mut().ages.latest += AGE_STEP_MAX;
             self.maintain().await;
+            let idle = self.model.borrow().ages.latest - begun;
+            let evicted = self.store.usage().evicted_idle.bodies - evicted;
+            assert!(
+                evicted == 0 || idle + AGE_SLACK > after,
+                "{evicted} bodies were evicted after {idle} of {after} seconds"
+            );
         }
         let count = self.model.borrow().contents.len();
         for content in 0..count {
