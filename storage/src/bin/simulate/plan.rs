@@ -72,7 +72,7 @@ impl Plan {
     /// die in segments that they share, in a store that has no room for what is dead.
     pub fn compacts(&mut self) {
         self.options.segment_len = Some(128 << 10);
-        self.options.solo_min = 1 << 20;
+        self.options.solo_min = Some(1 << 20);
         self.tight = true;
         self.capacity = 2 << 20;
         self.total = 4 * self.capacity;
