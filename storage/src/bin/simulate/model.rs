@@ -39,6 +39,9 @@ pub struct BodyState {
     pub parted: bool,
     /// Found where the kernel may show what the media do not have: no group makes it durable.
     pub shaky: bool,
+    /// A purge was cut off by a crash: a drive that is away may have its record, and bring it
+    /// later.
+    pub half_purged: bool,
     /// Counts fills begun.
     pub fills: u64,
     /// When it was used: by the latest and the earliest that the store's age clock may say.
@@ -155,6 +158,7 @@ impl Model {
             purges: 0,
             parted: false,
             shaky: false,
+            half_purged: false,
             fills: 0,
             uses: Vec::new(),
             files: Vec::new(),
@@ -185,6 +189,7 @@ impl Model {
         };
         body.groups = 0;
         body.shaky = false;
+        body.half_purged = false;
         body.version += 1;
     }
 
@@ -343,6 +348,7 @@ impl Model {
     /// A crash: what was under way may or may not have happened.
     pub fn crashed(&mut self) {
         for body in &mut self.bodies {
+            body.half_purged |= body.forgets > 0;
             body.forgets = 0;
             // A crash loses what was used in the last minute.
             let kept = self.ages.earliest;
@@ -383,9 +389,10 @@ impl Model {
         };
         // After a failed sync the kernel may show what the media do not have, until it restarts.
         // It returns with its drive.
-        body.durable = found && !lenient || body.durable && away;
-        body.shaky = found && lenient;
         let alone = self.lenient.len() == 1;
+        let doubtful = lenient || body.half_purged && !alone;
+        body.durable = found && !doubtful || body.durable && away;
+        body.shaky = found && doubtful;
         body.possible = found || (body.possible && (lenient || lost || !alone));
         body.version += 1;
     }
