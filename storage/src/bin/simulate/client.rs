@@ -7,16 +7,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 
-use entrepot_storage::disk::sim::{Executor, Random, SimDisk, SimFile, SimWorld};
+use entrepot_storage::disk::sim::{Executor, Faults, Random, SimDisk, SimFile, SimWorld};
 use entrepot_storage::{
     Body, Compactor, Digest, Disk, ForgetKey, Store, WriteError, Writer, owner, repository_slice,
 };
 
 use super::fills::{Feed, Source};
 use super::model::{BodyState, FileId, Model, Presence};
-use super::plan::{Media, Plan};
-use super::steps::Counts;
-use super::values::repository;
+use super::named::repository;
+use super::plan::{KINDS, Kind, Media, Plan};
+use super::steps::{Counts, Done};
 
 /// Leases that are kept while everything else goes on.
 const HELD_MAX: usize = 6;
@@ -38,6 +38,12 @@ pub struct Process {
     pub clock: Rc<Cell<u64>>,
     pub forgetting: Rc<Cell<u32>>,
     pub maintaining: Rc<Cell<u32>>,
+    pub scoping: Rc<Cell<bool>>,
+    pub returning: Rc<Cell<bool>>,
+    /// The weak drive does not work.
+    pub broken: Cell<bool>,
+    /// What it does when it works.
+    pub repaired: Faults,
     /// The time that maintenance was told last.
     pub maintained: Cell<u64>,
     /// Resting between its bursts.
@@ -195,31 +201,36 @@ impl Process {
                 }
                 None => true,
             });
-        match index.expect("drawn below the sum") {
-            0 => self.fill(Feed::Right).await,
-            1 => self.fill(Feed::Wrong).await,
-            2 => self.fill(Feed::Short).await,
-            3 => self.fill(Feed::Long).await,
-            4 => self.fill(Feed::Dropped).await,
-            5 => self.join(),
-            6 => self.look_up(self.pick_content()).await,
-            7 => self.put_tag(),
-            8 => self.look_at_tags(),
-            9 => self.put_link(),
-            10 => self.forget_body().await,
-            11 => self.forget_tag().await,
-            12 => self.forget_link().await,
-            13 => {
+        let kind = KINDS[index.expect("drawn below the sum")];
+        self.counts.borrow_mut().count(Done::Asked(kind));
+        match kind {
+            Kind::Right => self.fill(Feed::Right).await,
+            Kind::Wrong => self.fill(Feed::Wrong).await,
+            Kind::Short => self.fill(Feed::Short).await,
+            Kind::Long => self.fill(Feed::Long).await,
+            Kind::Dropped => self.fill(Feed::Dropped).await,
+            Kind::Join => self.join(),
+            Kind::LookUp => self.look_up(self.pick_content()).await,
+            Kind::PutTag => self.put_tag(),
+            Kind::LookAtTags => self.look_at_tags(),
+            Kind::PutLink => self.put_link(),
+            Kind::ForgetBody => self.forget_body().await,
+            Kind::ForgetTag => self.forget_tag().await,
+            Kind::ForgetLink => self.forget_link().await,
+            Kind::Commit => {
                 self.commit(self.below(self.writers.len() as u64) as usize)
                     .await
             }
-            14 => self.drain().await,
-            15 => self.seal().await,
-            16 => self.load().await,
-            17 => self.maintain().await,
-            18 => self.compact(),
-            19 => self.jump(),
-            _ => self.check_held().await,
+            Kind::Drain => self.drain().await,
+            Kind::Seal => self.seal().await,
+            Kind::Load => self.load().await,
+            Kind::Maintain => self.maintain().await,
+            Kind::Compact => self.compact(),
+            Kind::Jump => self.jump(),
+            Kind::CheckHeld => self.check_held().await,
+            Kind::ForgetScope => self.forget_scope().await,
+            Kind::Break => self.break_drive(),
+            Kind::Mend => self.mend_drive().await,
         }
     }
 
@@ -365,6 +376,7 @@ impl Process {
             self.check_body_since(content, body, since).await;
             return true;
         }
+        self.note_evicted();
         let state = self.model.borrow().bodies[content].clone();
         let same = (state.version, state.purges) == (before, purges);
         assert!(
@@ -389,6 +401,7 @@ impl Process {
     async fn forget_body(&self) {
         let content = self.pick_content();
         let digest = self.digest(content);
+        let purged_away = self.kept_offline(content);
         let fills = self.model.borrow_mut().forget_begins(content);
         let outcome = self
             .forget(self.owner(&digest), ForgetKey::Body(digest))
@@ -396,6 +409,9 @@ impl Process {
         self.model
             .borrow_mut()
             .forget_ends(content, fills, outcome.is_ok());
+        if purged_away && outcome.is_ok() {
+            self.counts.borrow_mut().count(Done::PurgedOffline);
+        }
         let gone = self.model.borrow().bodies[content].now == Presence::Absent;
         assert!(
             !gone || self.store.body(&digest).is_none(),
@@ -408,8 +424,16 @@ impl Process {
         writer: &Writer<SimDisk>,
         what: ForgetKey,
     ) -> Result<(), WriteError> {
+        self.forget_all(writer, vec![what]).await
+    }
+
+    pub async fn forget_all(
+        &self,
+        writer: &Writer<SimDisk>,
+        all: Vec<ForgetKey>,
+    ) -> Result<(), WriteError> {
         self.forgetting.set(self.forgetting.get() + 1);
-        let outcome = writer.forget(what).await;
+        let outcome = writer.forget_all(all).await;
         self.forgetting.set(self.forgetting.get() - 1);
         self.check_write(outcome);
         outcome

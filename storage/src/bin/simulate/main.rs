@@ -6,11 +6,14 @@
 //! the crashes hit and what was injected, and a step or fault that never was is a failure too.
 
 mod client;
+mod drives;
 mod fills;
 mod model;
+mod named;
 mod plan;
 mod run;
 mod steps;
+mod superblock;
 mod upkeep;
 mod values;
 

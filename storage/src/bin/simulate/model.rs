@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use entrepot_storage::disk::sim::Random;
 use sha2::Digest as _;
 
+use super::named::{Scope, Value, ValueState, repository};
+
 /// A body that may be put; its bytes follow from the seed.
 pub struct Content {
     pub digest: String,
@@ -66,40 +68,6 @@ impl BodyState {
     }
 }
 
-/// A value of a tag or link, as the model has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Value {
-    pub content: usize,
-    pub origin: String,
-    pub time: u64,
-    /// Its length: how it is spelled does not matter.
-    pub note_len: usize,
-}
-
-impl Value {
-    /// Equal but for the time.
-    fn says_the_same(&self, other: &Value) -> bool {
-        (self.content, &self.origin, self.note_len)
-            == (other.content, &other.origin, other.note_len)
-    }
-}
-
-#[derive(Clone, Debug, Default)]
-pub struct ValueState {
-    pub now: Option<Value>,
-    /// What a crash may leave.
-    pub possible: Vec<Option<Value>>,
-    pub forgetting: bool,
-    /// As of bodies.
-    pub shaky: bool,
-    /// Was not put since the start: no group writes it, so a drive that comes back may bring a
-    /// later value of which nobody was told that it is durable.
-    pub found: bool,
-    pub version: u64,
-    /// When it was put, its body was there and had been purged so often.
-    pub body_purges: Option<u64>,
-}
-
 pub struct Model {
     pub contents: Vec<Content>,
     pub bodies: Vec<BodyState>,
@@ -116,6 +84,8 @@ pub struct Model {
     /// Bodies were evicted for room: any may be gone.
     pub evicted: bool,
     pub ages: Ages,
+    /// What is being forgotten as a whole.
+    scope: Option<Scope>,
 }
 
 /// The age clock of the store, as it may stand.
@@ -173,6 +143,7 @@ impl Model {
             moved: false,
             evicted: false,
             ages: Ages::default(),
+            scope: None,
         }
     }
 
@@ -210,6 +181,15 @@ impl Model {
         body.durable = false;
         body.parted = true;
         body.purges += 1;
+    }
+
+    /// A drive comes back: what was not found without it may be on it.
+    pub fn may_return(&mut self) {
+        for body in &mut self.bodies {
+            if body.now == Presence::Absent && body.possible {
+                body.now = Presence::Maybe;
+            }
+        }
     }
 
     pub fn forget_begins(&mut self, content: usize) -> u64 {
@@ -295,13 +275,18 @@ impl Model {
         }
     }
 
-    pub fn put_tag(&mut self, key: &str, value: Value) {
+    /// Whether the tag may be put just now; if so it is.
+    pub fn put_tag(&mut self, key: &str, value: Value) -> bool {
         let body = &self.bodies[value.content];
         let purges = (body.now == Presence::Present).then_some(body.purges);
+        let scoped = self.in_scope(repository(key));
         let state = self
             .tags
             .entry(key.to_owned())
             .or_insert_with(ValueState::absent);
+        if state.forgetting && !scoped || scoped && !state.put_in_scope() {
+            return false;
+        }
         // Of a value that says the same an earlier one may be what is written.
         let same = state
             .now
@@ -313,13 +298,50 @@ impl Model {
             purges
         };
         state.put(value);
+        true
     }
 
-    pub fn put_link(&mut self, key: (String, usize), value: Value) {
-        self.links
-            .entry(key)
-            .or_insert_with(ValueState::absent)
-            .put(value);
+    pub fn put_link(&mut self, key: (String, usize), value: Value) -> bool {
+        let scoped = self.in_scope(&key.0);
+        let state = self.links.entry(key).or_insert_with(ValueState::absent);
+        if state.forgetting && !scoped || scoped && !state.put_in_scope() {
+            return false;
+        }
+        state.put(value);
+        true
+    }
+
+    fn in_scope(&self, repository: &str) -> bool {
+        let scope = self.scope.as_ref();
+        scope.is_some_and(|scope| scope.holds(repository))
+    }
+
+    /// Whether it may be forgotten just now, one scope at a time; if so that begins.
+    pub fn scope_begins(&mut self, scope: &Scope) -> bool {
+        if self.scope.is_some() {
+            return false;
+        }
+        self.scope = Some(scope.clone());
+        self.scoped(scope).for_each(ValueState::scope_begins);
+        true
+    }
+
+    pub fn scope_killed(&mut self, scope: &Scope) {
+        self.scoped(scope).for_each(ValueState::scope_killed);
+    }
+
+    pub fn scope_ends(&mut self) {
+        self.scope = None;
+    }
+
+    /// Tags and links of the scope.
+    fn scoped(&mut self, scope: &Scope) -> impl Iterator<Item = &mut ValueState> {
+        let tags = self.tags.iter_mut();
+        let tags = tags.filter(|(key, _)| scope.holds(repository(key)));
+        let links = self.links.iter_mut();
+        let links = links.filter(|((repository, _), _)| scope.holds(repository));
+        let tags = tags.map(|(_, state)| state);
+        tags.chain(links.map(|(_, state)| state))
     }
 
     pub fn seen(&mut self, content: usize, file: FileId) {
@@ -357,8 +379,9 @@ impl Model {
         }
         self.ages.opened = self.ages.latest;
         for state in self.tags.values_mut().chain(self.links.values_mut()) {
-            state.forgetting = false;
+            state.crashed();
         }
+        self.scope = None;
     }
 
     /// What recovery found becomes what is there. Panics if it must not be, or is missing and not
@@ -395,65 +418,6 @@ impl Model {
         body.shaky = found && doubtful;
         body.possible = found || (body.possible && (lenient || lost || !alone));
         body.version += 1;
-    }
-}
-
-impl ValueState {
-    fn absent() -> ValueState {
-        ValueState {
-            possible: vec![None],
-            ..ValueState::default()
-        }
-    }
-
-    fn put(&mut self, value: Value) {
-        let same = |now: &Value| now.says_the_same(&value);
-        // Of a value that says the same nothing may be written.
-        self.shaky &= self.now.as_ref().is_some_and(same);
-        self.found = false;
-        self.possible.push(Some(value.clone()));
-        self.now = Some(value);
-        self.version += 1;
-    }
-
-    /// Only what says the same as `value` can be found from now on.
-    fn settle(&mut self, value: &Value) {
-        if self.forgetting || self.shaky || self.found {
-            return;
-        }
-        self.possible
-            .retain(|other| other.as_ref().is_some_and(|o| o.says_the_same(value)));
-    }
-
-    pub fn forgotten(&mut self) {
-        self.now = None;
-        self.possible = vec![None];
-    }
-
-    pub fn found(
-        &mut self,
-        what: &str,
-        found: Option<Value>,
-        lenient: bool,
-        amnesia: bool,
-        alone: bool,
-    ) {
-        let right = self.possible.contains(&found) || (lenient && found.is_none()) || amnesia;
-        assert!(
-            right,
-            "{what}: found {found:?}, possible: {:?}",
-            self.possible
-        );
-        self.shaky = lenient;
-        self.found = true;
-        if lenient || !alone {
-            self.possible.push(found.clone());
-        } else {
-            self.possible = vec![found.clone()];
-        }
-        self.now = found;
-        self.version += 1;
-        self.body_purges = None;
     }
 }
 

@@ -16,6 +16,71 @@ pub enum Media {
     Lie,
 }
 
+/// What a client may do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Fills of a body: the right one, a wrong one, too few or too many bytes, given up.
+    Right,
+    Wrong,
+    Short,
+    Long,
+    Dropped,
+    /// Follows a running fill.
+    Join,
+    LookUp,
+    PutTag,
+    LookAtTags,
+    PutLink,
+    ForgetBody,
+    ForgetTag,
+    ForgetLink,
+    Commit,
+    Drain,
+    Seal,
+    Load,
+    Maintain,
+    Compact,
+    /// The clock is wrong by a year from now on.
+    Jump,
+    /// Reads what is leased since long.
+    CheckHeld,
+    /// A repository or the project.
+    ForgetScope,
+    /// A drive stops to work, and works again.
+    Break,
+    Mend,
+}
+
+pub const KINDS: [Kind; 24] = [
+    Kind::Right,
+    Kind::Wrong,
+    Kind::Short,
+    Kind::Long,
+    Kind::Dropped,
+    Kind::Join,
+    Kind::LookUp,
+    Kind::PutTag,
+    Kind::LookAtTags,
+    Kind::PutLink,
+    Kind::ForgetBody,
+    Kind::ForgetTag,
+    Kind::ForgetLink,
+    Kind::Commit,
+    Kind::Drain,
+    Kind::Seal,
+    Kind::Load,
+    Kind::Maintain,
+    Kind::Compact,
+    Kind::Jump,
+    Kind::CheckHeld,
+    Kind::ForgetScope,
+    Kind::Break,
+    Kind::Mend,
+];
+
+/// Those that every run may do.
+const COMMON: usize = 21;
+
 /// Places of some kinds of operations among the weights.
 const FILL: usize = 0;
 const FORGET: usize = 10;
@@ -49,7 +114,10 @@ pub struct Plan {
     /// The store or its file system is small enough to become full.
     pub tight: bool,
     pub withheld_len: u64,
-    pub weights: [u64; 21],
+    /// Of `KINDS`.
+    pub weights: [u64; KINDS.len()],
+    /// Of a thousand starts, before how many a superblock is damaged.
+    pub harms: u64,
     /// Of a thousand processes, how many find a drive missing.
     pub leaves: u64,
     /// Of a thousand processes, how many crash in a step that few runs come to.
@@ -114,6 +182,15 @@ impl Plan {
         self.tight || self.errors.iter().any(refuses)
     }
 
+    pub fn breaks(&self) -> bool {
+        self.weight(Kind::Break) > 0
+    }
+
+    pub fn weight(&self, kind: Kind) -> u64 {
+        let weights = KINDS.iter().zip(self.weights);
+        weights.map(|(k, w)| if *k == kind { w } else { 0 }).sum()
+    }
+
     /// Whether small records may be lost for good: no other drive keeps them.
     pub fn amnesia(&self) -> bool {
         let lost = self.media == Media::Lie || self.noise.decay_small;
@@ -141,7 +218,8 @@ impl Plan {
         format!("{repository}:{kind}{number}")
     }
 
-    pub fn draw(random: &mut Random) -> Plan {
+    /// `apart` has a stream of its own, so that what it decides changes no other run.
+    pub fn draw(random: &mut Random, apart: &mut Random) -> Plan {
         let tight = random.chance(350);
         let capacity = if tight {
             (1 << 20) + random.below(5 << 20)
@@ -170,7 +248,12 @@ impl Plan {
             weak,
             tight,
             withheld_len: options.withheld_len,
-            weights: draw_weights(random),
+            weights: draw_weights(random, apart, drives),
+            harms: if apart.chance(250) {
+                100 + apart.below(400)
+            } else {
+                0
+            },
             leaves: if drives > 1 && random.chance(300) {
                 300
             } else {
@@ -237,11 +320,11 @@ fn draw_noise(random: &mut Random, media: Media) -> Faults {
 }
 
 /// Kinds of operations are switched off and up by run.
-fn draw_weights(random: &mut Random) -> [u64; 21] {
+fn draw_weights(random: &mut Random, apart: &mut Random, drives: usize) -> [u64; KINDS.len()] {
     let mut weights = [
-        30, 4, 3, 3, 5, 10, 25, 15, 5, 8, 6, 3, 3, 25, 2, 1, 4, 25, 15, 1, 5,
+        30, 4, 3, 3, 5, 10, 25, 15, 5, 8, 6, 3, 3, 25, 2, 1, 4, 25, 15, 1, 5, 0, 0, 0,
     ];
-    for weight in weights.iter_mut().skip(1) {
+    for weight in weights[..COMMON].iter_mut().skip(1) {
         *weight = match random.below(10) {
             0 => 0,
             1 => *weight * 4,
@@ -250,6 +333,13 @@ fn draw_weights(random: &mut Random) -> [u64; 21] {
     }
     // Without groups nothing could survive.
     weights[13] = weights[13].max(5);
+    if apart.chance(400) {
+        weights[21] = 1 + apart.below(6);
+    }
+    if drives > 1 && apart.chance(500) {
+        weights[22] = 1 + apart.below(4);
+        weights[23] = 1 + apart.below(8);
+    }
     weights
 }
 

@@ -4,7 +4,9 @@ use std::cell::{Cell, RefCell};
 use std::io::ErrorKind;
 use std::rc::Rc;
 
-use entrepot_storage::disk::sim::{Ending, Executor, Random, SimDisk, SimWorld, Step as Ran};
+use entrepot_storage::disk::sim::{
+    Ending, Executor, Faults, Random, SimDisk, SimWorld, Step as Ran,
+};
 use entrepot_storage::{Compactor, OpenError, Options, Recovered, Store, VolumeSpec};
 
 use super::client::Process;
@@ -23,18 +25,23 @@ const STEPS_MAX: u64 = 20_000_000;
 /// Failed starts of one run: faults make some, and then it opens again.
 const REFUSED_MAX: u64 = 200;
 
+/// Sets the second stream of a seed apart from the first of another.
+const APART: u64 = 0x5eed_0000_0000_0000;
+
 /// What outlives a process.
-struct Run {
-    plan: Rc<Plan>,
-    world: SimWorld,
-    model: Rc<RefCell<Model>>,
-    counts: Rc<RefCell<Counts>>,
-    clock: Rc<Cell<u64>>,
-    random: Random,
+pub struct Run {
+    pub plan: Rc<Plan>,
+    pub world: SimWorld,
+    pub model: Rc<RefCell<Model>>,
+    pub counts: Rc<RefCell<Counts>>,
+    pub clock: Rc<Cell<u64>>,
+    pub random: Random,
+    /// For what not every run does.
+    pub apart: Random,
     /// The last process ended with the machine.
-    rebooted: bool,
+    pub rebooted: bool,
     /// It was opened with all its drives.
-    founded: Rc<Cell<bool>>,
+    pub founded: Rc<Cell<bool>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,12 +62,15 @@ struct Watch {
     done: Cell<bool>,
     forgetting: Rc<Cell<u32>>,
     maintaining: Rc<Cell<u32>>,
+    scoping: Rc<Cell<bool>>,
+    returning: Rc<Cell<bool>>,
     process: RefCell<Option<Rc<Process>>>,
 }
 
 pub fn run(seed: u64) -> Counts {
     let mut random = Random::new(seed);
-    let mut plan = Plan::draw(&mut random);
+    let mut apart = Random::new(seed ^ APART);
+    let mut plan = Plan::draw(&mut random, &mut apart);
     if seed % COMPACTING_EVERY == COMPACTING_EVERY - 1 {
         plan.compacts();
     }
@@ -74,6 +84,7 @@ pub fn run(seed: u64) -> Counts {
         counts: Rc::default(),
         clock: Rc::new(Cell::new(1_800_000_000)),
         random,
+        apart,
         rebooted: true,
         founded: Rc::default(),
     };
@@ -107,13 +118,18 @@ impl Run {
 
     /// A process from its start to its end, bad or, if `last`, good.
     fn process(&mut self, operations: u64, last: bool) -> End {
+        self.harm_superblocks();
         let faulty = !last || self.random.chance(300);
         // A new store is made where all drives are: what is on a missing one is not known.
         let leaves = !last && self.founded.get() && self.random.chance(self.plan.leaves);
         let away = leaves.then_some(self.plan.weak);
+        let mut repaired = Faults::NONE;
         for drive in 0..self.plan.drives() {
             let alone = self.plan.drives() == 1;
             let faulty = faulty && (alone || self.founded.get());
+            if drive == self.plan.weak {
+                repaired = self.plan.faults(drive, faulty);
+            }
             let mut faults = self.plan.faults(drive, faulty);
             faults.gone = away == Some(drive);
             self.world.set_drive_faults(drive, faults);
@@ -121,7 +137,14 @@ impl Run {
         let errors_before = errors(&self.world);
         let executor = Executor::new(self.random.fork());
         let watch = Rc::new(Watch::default());
-        let start = self.start(&executor, &watch, operations, last, errors_before.clone());
+        let start = self.start(
+            &executor,
+            &watch,
+            operations,
+            last,
+            errors_before.clone(),
+            (away.is_some(), repaired),
+        );
         executor.spawn(start);
         let end = self.drive(&executor, &watch, last);
         if let Some(process) = watch.process.borrow().as_ref()
@@ -162,9 +185,9 @@ impl Run {
 
     fn drive(&mut self, executor: &Rc<Executor>, watch: &Watch, last: bool) -> End {
         let rare = self.random.chance(self.plan.rare);
-        let target = *self
-            .random
-            .pick(if rare { &steps::RARE[..] } else { &steps::ALL });
+        let possible = |step: &Step| step.possible(&self.plan);
+        let all: Vec<Step> = steps::ALL.into_iter().filter(possible).collect();
+        let target = *self.random.pick(if rare { &steps::RARE[..] } else { &all });
         let mut countdown = 1 + self.random.below(target.often());
         let mut issued = 0;
         for _ in 0..STEPS_MAX {
@@ -204,6 +227,8 @@ impl Run {
             opening: watch.opening.get(),
             forgetting: watch.forgetting.get() > 0,
             maintaining: watch.maintaining.get() > 0,
+            scoping: watch.scoping.get(),
+            returning: watch.returning.get(),
         };
         steps::hit(&self.world.in_flight(), phase)
     }
@@ -220,6 +245,7 @@ impl Run {
         operations: u64,
         last: bool,
         errors_before: Vec<u64>,
+        (broken, repaired): (bool, Faults),
     ) -> impl Future<Output = ()> + 'static {
         let (world, plan) = (self.world.clone(), Rc::clone(&self.plan));
         let (model, counts) = (Rc::clone(&self.model), Rc::clone(&self.counts));
@@ -287,6 +313,10 @@ impl Run {
                 random: RefCell::new(random),
                 forgetting: Rc::clone(&watch.forgetting),
                 maintaining: Rc::clone(&watch.maintaining),
+                scoping: Rc::clone(&watch.scoping),
+                returning: Rc::clone(&watch.returning),
+                broken: Cell::new(broken),
+                repaired,
                 compactor: RefCell::new(Some(compactor)),
                 moved,
                 maintained,
@@ -327,6 +357,7 @@ async fn check_recovered(process: &Rc<Process>, recovered: &Recovered) {
     // Of several drives one may have had a record that was never said to be durable, and leave.
     let alone = process.drives().len() == 1;
     let count = process.model.borrow().contents.len();
+    let mut there = Vec::new();
     for content in 0..count {
         let digest = process.model.borrow().contents[content]
             .digest
@@ -346,9 +377,11 @@ async fn check_recovered(process: &Rc<Process>, recovered: &Recovered) {
             .model
             .borrow_mut()
             .found_body(content, found.is_some(), lenient, lost, away);
-        if let Some(body) = found {
-            process.check_found(content, &body).await;
-        }
+        there.extend(found.map(|body| (content, body)));
+    }
+    // Only now: what is dropped as damaged is written down, and others may go for the room.
+    for (content, body) in there {
+        process.check_found(content, &body).await;
     }
     let amnesia = process.model.borrow().amnesia;
     let tags: Vec<String> = process.model.borrow().tags.keys().cloned().collect();
@@ -387,6 +420,7 @@ async fn work(process: &Rc<Process>, last: bool) {
     if !last {
         return;
     }
+    process.mend_at_last().await;
     process.settle().await;
     process.held.borrow_mut().clear();
     process.tidy().await;

@@ -8,6 +8,8 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use entrepot_storage::disk::sim::{Fault, InFlight, Injected, Operation};
 
+use super::plan::{KINDS, Kind, Plan};
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
     Reserve,
@@ -42,9 +44,13 @@ pub enum Step {
     Maintain,
     /// No operation of the disk was under way.
     Quiet,
+    /// While a repository or project was forgotten as a whole.
+    ForgetScope,
+    /// While a drive was brought back.
+    BringBack,
 }
 
-pub const ALL: [Step; 25] = [
+pub const ALL: [Step; 27] = [
     Step::Reserve,
     Step::Grow,
     Step::RecordHeader,
@@ -70,6 +76,8 @@ pub const ALL: [Step; 25] = [
     Step::CompactSeal,
     Step::Maintain,
     Step::Quiet,
+    Step::ForgetScope,
+    Step::BringBack,
 ];
 
 /// What some run must meet.
@@ -103,6 +111,15 @@ pub const RARE: [Step; 4] = [
 ];
 
 impl Step {
+    /// Whether a run of this plan may come to it.
+    pub fn possible(self, plan: &Plan) -> bool {
+        match self {
+            Step::ForgetScope => plan.weight(Kind::ForgetScope) > 0,
+            Step::BringBack => plan.breaks(),
+            _ => true,
+        }
+    }
+
     /// Of so many hits a crash takes one.
     pub fn often(self) -> u64 {
         if RARE.contains(&self) { 1 } else { 6 }
@@ -115,6 +132,8 @@ pub struct Phase {
     pub opening: bool,
     pub forgetting: bool,
     pub maintaining: bool,
+    pub scoping: bool,
+    pub returning: bool,
 }
 
 pub fn hit(in_flight: &[InFlight], phase: Phase) -> Vec<Step> {
@@ -131,6 +150,8 @@ pub fn hit(in_flight: &[InFlight], phase: Phase) -> Vec<Step> {
     }
     steps.extend(phase.forgetting.then_some(Step::Forget));
     steps.extend(phase.maintaining.then_some(Step::Maintain));
+    steps.extend(phase.scoping.then_some(Step::ForgetScope));
+    steps.extend(phase.returning.then_some(Step::BringBack));
     if in_flight.is_empty() {
         steps.push(Step::Quiet);
     }
@@ -193,6 +214,40 @@ fn of_write(bytes: &[u8], small: bool) -> Step {
     }
 }
 
+/// What a run did, beside crashes and what was injected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Done {
+    /// Operations of clients.
+    Asked(Kind),
+    /// The record of a repository, or of the project, was written or tried to.
+    RepositoryForgotten,
+    ProjectForgotten,
+    /// The weak drive stopped to work.
+    DriveBroken,
+    BroughtBack,
+    BodiesBroughtBack,
+    /// Bodies purged that a volume had which was offline.
+    PurgedOffline,
+    /// A crash left one copy of a superblock torn.
+    SuperblockTorn,
+    /// One copy was damaged, and the store opened.
+    SuperblockMended,
+    /// Both were, and it was refused; then they were as before, and so was the store.
+    SuperblockRefused,
+}
+
+const DONE: [Done; 9] = [
+    Done::RepositoryForgotten,
+    Done::ProjectForgotten,
+    Done::DriveBroken,
+    Done::BroughtBack,
+    Done::BodiesBroughtBack,
+    Done::PurgedOffline,
+    Done::SuperblockTorn,
+    Done::SuperblockMended,
+    Done::SuperblockRefused,
+];
+
 #[derive(Clone, Debug, Default)]
 pub struct Counts {
     pub operations: u64,
@@ -210,6 +265,7 @@ pub struct Counts {
     pub evicted_idle: u64,
     pub evicted_room: u64,
     hits: BTreeMap<Step, u64>,
+    done: BTreeMap<Done, u64>,
 }
 
 impl Counts {
@@ -217,6 +273,22 @@ impl Counts {
         for step in steps {
             *self.hits.entry(*step).or_default() += 1;
         }
+    }
+
+    pub fn count(&mut self, done: Done) {
+        self.add_to(done, 1);
+    }
+
+    pub fn add_to(&mut self, done: Done, count: u64) {
+        *self.done.entry(done).or_default() += count;
+    }
+
+    /// Each kind of what a run may do, and how often it was.
+    fn all_done(&self) -> impl Iterator<Item = (String, u64)> {
+        let asked = KINDS.map(|kind| (format!("asked {kind:?}"), Done::Asked(kind)));
+        let done = DONE.map(|done| (format!("done {done:?}"), done));
+        let all = asked.into_iter().chain(done);
+        all.map(|(name, done)| (name, self.done.get(&done).copied().unwrap_or(0)))
     }
 
     pub fn crashes(&self) -> u64 {
@@ -236,6 +308,9 @@ impl Counts {
         self.evicted_idle += other.evicted_idle;
         self.evicted_room += other.evicted_room;
         self.checked_bodies += other.checked_bodies;
+        for (done, count) in &other.done {
+            self.add_to(*done, *count);
+        }
         for (step, hits) in &other.hits {
             *self.hits.entry(*step).or_default() += hits;
         }
@@ -247,8 +322,10 @@ impl Counts {
             .iter()
             .filter(|fault| self.injected.of(**fault) == 0);
         let steps = steps.map(|step| format!("a crash in {step:?}"));
+        let never = |(name, count)| (count == 0).then_some(name);
         steps
             .chain(faults.map(|fault| format!("{fault:?}")))
+            .chain(self.all_done().filter_map(never))
             .collect()
     }
 
@@ -270,6 +347,9 @@ impl Counts {
         line("damaged bodies dropped", self.mismatches);
         line("bodies evicted as idle", self.evicted_idle);
         line("bodies evicted for room", self.evicted_room);
+        for (name, count) in self.all_done() {
+            line(&name, count);
+        }
         for step in ALL {
             let hits = self.hits.get(&step).copied().unwrap_or(0);
             line(&format!("crashes in {step:?}"), hits);

@@ -4,10 +4,13 @@ use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
-use entrepot_storage::{Digest, ForgetKey, LinkKey, LinkRecord, Proof, TagKey, TagKind, TagRecord};
+use entrepot_storage::{
+    Digest, ForgetKey, LinkKey, LinkRecord, Proof, ScopeKey, TagKey, TagKind, TagRecord, owner,
+};
 
 use super::client::Process;
-use super::model::Value;
+use super::named::{Scope, Value, repository};
+use super::steps::Done;
 
 impl Process {
     fn value(&self) -> Value {
@@ -38,22 +41,15 @@ impl Process {
             },
             _ => self.value(),
         };
-        if self
-            .model
-            .borrow()
-            .tags
-            .get(&key)
-            .is_some_and(|state| state.forgetting)
-        {
-            return;
-        }
         let record = TagRecord {
             digest: self.digest(value.content),
             origin: value.origin.as_str().into(),
             checked: value.time,
             note: "n".repeat(value.note_len).into(),
         };
-        self.model.borrow_mut().put_tag(&key, value);
+        if !self.model.borrow_mut().put_tag(&key, value) {
+            return;
+        }
         let writer = &self.writers[self.repository_writer(repository(&key))];
         ready(writer.put_tag(tag_key(&key), record)).expect("few records wait");
     }
@@ -62,15 +58,6 @@ impl Process {
         let repository = self.plan.repository(self.below(self.plan.repositories));
         let value = self.value();
         let key = (repository.clone(), value.content);
-        if self
-            .model
-            .borrow()
-            .links
-            .get(&key)
-            .is_some_and(|state| state.forgetting)
-        {
-            return;
-        }
         let value = Value {
             note_len: 0,
             ..value
@@ -81,7 +68,9 @@ impl Process {
             at: value.time,
         };
         let link = self.link_key(&key);
-        self.model.borrow_mut().put_link(key, value);
+        if !self.model.borrow_mut().put_link(key, value) {
+            return;
+        }
         let writer = &self.writers[self.repository_writer(&repository)];
         ready(writer.put_link(link, record)).expect("few records wait");
     }
@@ -160,6 +149,71 @@ impl Process {
         }
     }
 
+    /// A repository or the project as a whole, as the server does it: the owner of the scope with
+    /// one record, then every other writer what it has of it.
+    pub async fn forget_scope(&self) {
+        let all = self.chance(300);
+        let one = self.plan.repository(self.below(self.plan.repositories));
+        let scope = Scope((!all).then_some(one));
+        if !self.model.borrow_mut().scope_begins(&scope) {
+            return;
+        }
+        self.counts.borrow_mut().count(if all {
+            Done::ProjectForgotten
+        } else {
+            Done::RepositoryForgotten
+        });
+        self.scoping.set(true);
+        let key = ScopeKey {
+            project: "p".into(),
+            repository: scope.0.as_deref().map(Into::into),
+        };
+        let mine = owner(key.slice(), self.writers.len());
+        let outcome = self.forget(&self.writers[mine], ForgetKey::Scope(key));
+        let mut durable = outcome.await.is_ok();
+        if durable {
+            self.model.borrow_mut().scope_killed(&scope);
+            for number in (0..self.writers.len()).filter(|number| *number != mine) {
+                let keys = self.keys_of(number, &scope);
+                durable &= self.forget_all(&self.writers[number], keys).await.is_ok();
+            }
+        }
+        self.scope_ended(&scope, durable);
+        self.scoping.set(false);
+    }
+
+    /// Of the scope, what the writer owns.
+    fn keys_of(&self, writer: usize, scope: &Scope) -> Vec<ForgetKey> {
+        let mine = |name: &str| scope.holds(name) && self.repository_writer(name) == writer;
+        let model = self.model.borrow();
+        let tags = model.tags.keys().filter(|key| mine(repository(key)));
+        let links = model.links.keys().filter(|(name, _)| mine(name));
+        let tags = tags.map(|key| ForgetKey::Tag(tag_key(key)));
+        let links = links.map(|key| ForgetKey::Link(self.link_key(key)));
+        tags.chain(links).collect()
+    }
+
+    /// `durable`: so are the records of all writers.
+    fn scope_ended(&self, scope: &Scope, durable: bool) {
+        let mut model = self.model.borrow_mut();
+        model.scope_ends();
+        let mut tags = std::mem::take(&mut model.tags);
+        let mut links = std::mem::take(&mut model.links);
+        drop(model);
+        for (key, state) in &mut tags {
+            if scope.holds(repository(key)) {
+                state.scope_ends(&format!("tag {key}"), self.found_tag(key), durable);
+            }
+        }
+        for (key, state) in &mut links {
+            if scope.holds(&key.0) {
+                state.scope_ends(&format!("link {key:?}"), self.found_link(key), durable);
+            }
+        }
+        let mut model = self.model.borrow_mut();
+        (model.tags, model.links) = (tags, links);
+    }
+
     pub async fn forget_link(&self) {
         let keys: Vec<_> = self.model.borrow().links.keys().cloned().collect();
         if keys.is_empty() {
@@ -196,11 +250,6 @@ fn ready<T>(future: impl Future<Output = T>) -> T {
         Poll::Ready(output) => output,
         Poll::Pending => panic!("it waits"),
     }
-}
-
-/// Keys of tags are `repository:name`.
-pub fn repository(key: &str) -> &str {
-    key.split(':').next().expect("split yields one at least")
 }
 
 fn tag_key(key: &str) -> TagKey {

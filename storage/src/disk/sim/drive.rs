@@ -462,7 +462,7 @@ impl Drive {
     }
 }
 
-/// The superblock never does: a store without one is said to be damaged, and that is all.
+/// The superblock only while no process runs: see `SimWorld::replace`.
 fn decays(name: &str, small: bool) -> bool {
     name.ends_with(".seg") || small && name.ends_with(".rec")
 }

@@ -118,6 +118,23 @@ impl SimWorld {
             .collect()
     }
 
+    /// What is in a file, as the cache has it.
+    pub fn contents(&self, drive: usize, name: &str) -> Option<Vec<u8>> {
+        let world = self.lock();
+        let file = world.drives[drive].names.get(name)?;
+        Some(file.lock().cache.clone())
+    }
+
+    /// The media have something else in the file from now on, and the cache has it too. Only
+    /// while no process runs and nothing waits to be written.
+    pub fn replace(&self, drive: usize, name: &str, bytes: Vec<u8>) {
+        let world = self.lock();
+        let mut inode = world.drives[drive].names[name].lock();
+        assert!(inode.unsynced.is_empty(), "nothing waits to be written");
+        inode.cache.clone_from(&bytes);
+        inode.media = bytes;
+    }
+
     /// The media change one byte on their own, and the cache had not kept it.
     pub fn flip(&self, name: &str, offset: u64) {
         let mut world = self.lock();
