@@ -66,7 +66,7 @@ impl<D: Disk> Shared<D> {
         let number = number as u8;
         let names = self.own(number, volume).await?;
         self.probe(number).await.map_err(failed("probing it"))?;
-        volume.lacks_records();
+        self.store.falls_behind(number);
         let members = self.store.members();
         let written = volume.write_superblock(self.disk(number), &members).await;
         written.map_err(failed("writing the superblock"))?;

@@ -148,7 +148,7 @@ impl<D: Disk> Shared<D> {
             return;
         };
         if !volume.complete() {
-            volume.has_all_records();
+            self.store.has_all_records(number);
             self.write_superblocks().await;
         }
         let old = volume.small_before(first);

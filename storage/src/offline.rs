@@ -56,6 +56,7 @@ impl<D: Disk> Store<D> {
         let mut changes = self.offline_changes();
         let others = self.online().into_iter().any(|other| other != number);
         if others && self.volume(number).go_offline() {
+            self.falls_behind(number);
             *changes += 1;
         }
     }

@@ -315,6 +315,7 @@ impl<D: Disk> Shared<D> {
             Err(error) => {
                 let budget = &self.store.volume(file.volume).budget;
                 budget.give_back(to - from, purpose);
+                self.store.disk_failed(file.volume, &error);
                 Err(refusal(&error))
             }
         }

@@ -260,7 +260,8 @@ impl<D: Disk> Volume<D> {
         floors
     }
 
-    /// Whether it was online before. Its segments are not known any more.
+    /// Whether it was online before. Its segments are not known any more; whether it has every
+    /// small record still is for `Store::falls_behind` to say.
     pub(crate) fn go_offline(&self) -> bool {
         let mut registry = self.registry();
         if self.offline.swap(true, Ordering::AcqRel) {
@@ -271,7 +272,8 @@ impl<D: Disk> Volume<D> {
         }
         drop(registry);
         self.leaving().clear();
-        self.lacks_records();
+        // Of a checkpoint that runs some may be missing.
+        self.lacking.fetch_add(1, Ordering::AcqRel);
         true
     }
 

@@ -27,6 +27,25 @@ impl<D: Disk> Store<D> {
         known.chain(missing.iter().copied()).collect()
     }
 
+    /// It is offline: what is written from now on it misses. But if no other volume has every small
+    /// record, nothing is durable until one has, and it stays the one that knows all purges.
+    pub(crate) fn falls_behind(&self, number: u8) {
+        let others = (0..).zip(&self.volumes).filter(|(n, _)| *n != number);
+        if others.into_iter().any(|(_, other)| other.complete()) {
+            self.volume(number).lacks_records();
+        }
+    }
+
+    /// It has every small record from now on, and is online; those that are not fall behind.
+    pub(crate) fn has_all_records(&self, number: u8) {
+        let _changes = self.offline_changes();
+        self.volume(number).has_all_records();
+        let volumes = (0..).zip(&self.volumes);
+        for (other, _) in volumes.filter(|(n, volume)| *n != number && !volume.online()) {
+            self.falls_behind(other);
+        }
+    }
+
     pub(crate) fn volume(&self, number: u8) -> &Volume<D> {
         &self.volumes[usize::from(number)]
     }

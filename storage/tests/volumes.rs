@@ -497,6 +497,38 @@ fn a_read_only_file_system_is_offline_at_once() {
     });
 }
 
+/// The second volume lacks a purge when the first, which has them all, goes offline. Nothing is
+/// durable from then on, and what was durable is on the first: it still counts as complete.
+#[test]
+fn the_last_complete_volume_stays_complete_when_it_goes_offline() {
+    let world = world(2);
+    process(&world, |machine| async move {
+        let opened = machine.open(&[0, 1], 1).await;
+        opened.put(0..6).await;
+        machine.world.set_drive_faults(1, ALL_FAILS);
+        opened.forget(5).await;
+        machine.world.set_drive_faults(1, NO_FAULTS);
+        let read_only = Faults {
+            read_only: true,
+            ..NO_FAULTS
+        };
+        machine.world.set_drive_faults(0, read_only);
+        let purge = opened.writer.forget(ForgetKey::Body(digest(4))).await;
+        assert!(purge.is_err(), "only one that lacks some has this purge");
+        let states: Vec<_> = opened.store.volumes().iter().map(|v| v.state).collect();
+        assert_eq!(states, [VolumeState::Offline, VolumeState::Online]);
+        // The superblock of the second says so; its checkpoint has begun and not ended.
+        opened.writer.maintain(NOW).await;
+    });
+    world.set_drive_faults(0, NO_FAULTS);
+    process(&world, |machine| async move {
+        let opened = machine.open(&[0, 1], 2).await;
+        assert!(opened.recovered.emptied.is_empty(), "it knows all purges");
+        assert_eq!(opened.present(0..4), [0, 1, 2, 3]);
+        assert!(!opened.has(5));
+    });
+}
+
 #[test]
 fn bodies_that_cannot_be_read_count_against_their_disk() {
     let world = world(2);

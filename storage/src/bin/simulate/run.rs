@@ -351,7 +351,11 @@ fn errors(world: &SimWorld) -> Vec<u64> {
 
 /// Compares what recovery found with what the model allows.
 async fn check_recovered(process: &Rc<Process>, recovered: &Recovered) {
-    let doubtful = |drive| process.failed(drive) || process.model.borrow().lenient[drive];
+    // A volume that lacks records cannot stand alone: it is emptied while the one that has them
+    // all is away.
+    let emptied = |drive| recovered.emptied.contains(&drive) && !recovered.away.is_empty();
+    let failed = |drive| process.failed(drive) || process.model.borrow().lenient[drive];
+    let doubtful = |drive| failed(drive) || emptied(drive);
     // Small records are on every drive: one that never failed has them all.
     let lenient = process.drives().all(doubtful);
     // Of several drives one may have had a record that was never said to be durable, and leave.
