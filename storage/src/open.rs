@@ -213,6 +213,8 @@ impl Plan {
             generation,
             stamp: member::stamp(&options.uuid, generation),
         };
+        // Where nothing counts there is nothing that an empty volume could lack.
+        let nothing_counts = !membership.standings.contains(&Standing::Belongs);
         let member = |(number, standing): (usize, &Standing)| match standing {
             Standing::Away => None,
             Standing::Belongs => {
@@ -222,7 +224,7 @@ impl Plan {
             }
             Standing::New | Standing::Diverged => Some(Member {
                 id: member::new_id(&options.uuid, generation, number),
-                complete: newest.is_none(),
+                complete: nothing_counts,
             }),
         };
         let standings = membership.standings.iter().enumerate();
