@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use entrepot_storage::disk::direct::{DirectDisk, Rate, executor, sleep};
+use entrepot_storage::disk::direct::{DirectDisk, Rate, executor, keep_awake, sleep};
 use entrepot_storage::{Compactor, Exchange};
 
 use crate::priority::{self, Priority};
@@ -45,6 +45,7 @@ pub fn start(exchange: Arc<Exchange>, paths: Vec<PathBuf>, rate: u64) -> io::Res
             Err(error) => return drop(started.send(Err(error))),
         };
         executor.run(async move {
+            keep_awake();
             let compactor = Compactor::new(exchange.clone(), disks(&paths, rate));
             let _ = started.send(Ok(()));
             work(compactor, &exchange, may_idle, &stopped).await;

@@ -21,6 +21,8 @@ use glommio::{LocalExecutor, LocalExecutorBuilder, Placement};
 use super::bulk::{BulkDisk, whole_pages};
 use crate::page::PAGE_LEN;
 
+/// A wake-up that the runtime lost costs this much at most; what is idle wakes as often anyway.
+const HEARTBEAT: Duration = Duration::from_millis(100);
 /// Memory for reads and writes, registered with the ring and so locked: two buffers of a MiB are
 /// in use at a time.
 const MEMORY_BYTES: usize = 4 << 20;
@@ -66,6 +68,18 @@ pub fn executor() -> io::Result<LocalExecutor> {
         .io_memory(MEMORY_BYTES)
         .ring_depth(RING_DEPTH);
     Ok(builder.make()?)
+}
+
+/// Inside `executor`: wakes it again and again. It was seen to sleep on when an operation had
+/// ended, and with nothing else to wake it for ever.
+pub fn keep_awake() {
+    let beats = async {
+        loop {
+            sleep(HEARTBEAT).await;
+        }
+    };
+    // It ends with the executor.
+    glommio::spawn_local(beats).detach();
 }
 
 /// Rests inside `executor`.
