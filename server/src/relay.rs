@@ -16,7 +16,7 @@ use crate::oci::error::Code;
 use crate::project::Repository;
 use crate::respond::{Answered, BLOB_TYPE, CacheStatus, Exchange, Facts, Gone, WHOLE_LEN_MAX};
 use crate::source::{Answer, Search, Wanted, accept, body_path, content_type};
-use crate::upstream::{Body, Method};
+use crate::upstream::{Body, Method, Part};
 
 /// Relays that may run at once on a shard; each holds at most `WHOLE_LEN_MAX` and one piece.
 pub const RELAYS_MAX: usize = 64;
@@ -133,7 +133,7 @@ async fn relay_range(
         method: Method::Get,
         path: &path,
         accept: accept(kind),
-        range: Some(range),
+        range: Some(Part::between(range)),
     };
     match lookup
         .sources

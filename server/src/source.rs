@@ -16,7 +16,7 @@ use crate::fetch::BodyKind;
 use crate::http::upstream_head::ResponseHead;
 use crate::oci::manifest;
 use crate::project::{Projects, Repository};
-use crate::upstream::{Body, Client, Method, Request, Response, UpstreamId};
+use crate::upstream::{Body, Client, Method, Part, Request, Response, UpstreamId};
 
 /// What is asked of an upstream, below `/v2/<repository>/`.
 pub struct Wanted<'a> {
@@ -24,8 +24,8 @@ pub struct Wanted<'a> {
     /// `blobs/<digest>`, `manifests/<reference>`, `tags/list?n=5`, …
     pub path: &'a str,
     pub accept: Option<&'static str>,
-    /// First byte and end (excluded); the answer may be a 206, or a 200 all the same.
-    pub range: Option<(u64, u64)>,
+    /// The answer may be a 206, or a 200 all the same.
+    pub range: Option<Part>,
 }
 
 /// Says of an origin whether it is passed over.
@@ -176,7 +176,10 @@ impl Sources {
             repository: repository.name.to_string(),
             path_and_query: format!("/v2/{}/{}", repository.name, wanted.path),
             accept: wanted.accept,
-            range: wanted.range.map(|(start, end)| (start, Some(end - 1))),
+            range: wanted.range.clone().map(|part| Part {
+                if_range: part.if_range.filter(|known| known.origin == *origin),
+                ..part
+            }),
         };
         match self.client.send(upstream, &request).await {
             Ok(response) if response.status == 200 => Ok(response),

@@ -148,9 +148,37 @@ pub struct Request {
     /// `/v2/<repository>/blobs/<digest>`.
     pub path_and_query: String,
     pub accept: Option<&'static str>,
-    /// First byte and, if not the end, last byte (inclusive, as in RFC 9110 §14.1.2). The caller
-    /// checks for 206 and its Content-Range.
-    pub range: Option<(u64, Option<u64>)>,
+    /// The caller checks for 206 and its Content-Range.
+    pub range: Option<Part>,
+}
+
+/// The part of a body that is wanted (RFC 9110 §14.2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub first: u64,
+    /// Included; `None`: to the end.
+    pub last: Option<u64>,
+    /// The whole is wanted instead if the body is another one by now (RFC 9110 §13.1.5).
+    pub if_range: Option<Validator>,
+}
+
+impl Part {
+    /// From `start` up to `end`, which is not included and above `start`.
+    pub fn between((start, end): (u64, u64)) -> Part {
+        Part {
+            first: start,
+            last: Some(end - 1),
+            if_range: None,
+        }
+    }
+}
+
+/// A strong ETag and the origin that gave it; another origin knows nothing of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Validator {
+    pub origin: Arc<str>,
+    /// With its quotes, as it came.
+    pub etag: Box<str>,
 }
 
 /// A final answer: any status but 1xx, redirects that were followed, and 401 and 403.

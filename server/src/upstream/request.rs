@@ -30,7 +30,7 @@ use super::redirect::{self, Hop};
 use super::resolve::Resolver;
 use super::tls;
 use super::token::{self, ANSWER_LEN_MAX, Token, TokenAsk, TokenError, TokenSource};
-use super::{Clock, Counters, Method, Request, Response, Secret, Upstream, UpstreamId};
+use super::{Clock, Counters, Method, Part, Request, Response, Secret, Upstream, UpstreamId};
 
 const USER_AGENT: &str = concat!("entrepot/", env!("CARGO_PKG_VERSION"));
 /// From the request to the end of the head, whatever the read timeout is.
@@ -66,7 +66,7 @@ struct Ask<'a> {
     method: Method,
     hop: &'a Hop,
     accept: Option<&'a str>,
-    range: Option<(u64, Option<u64>)>,
+    range: Option<&'a Part>,
     authorization: Option<&'a Secret>,
     /// Private addresses are allowed.
     near: bool,
@@ -179,7 +179,7 @@ impl Client {
                 method: request.method,
                 hop: &hop,
                 accept: request.accept,
-                range: request.range,
+                range: request.range.as_ref(),
                 authorization: authorization.filter(|_| hop.authorized),
                 near,
             };
@@ -398,10 +398,17 @@ impl Ask<'_> {
         if let Some(accept) = self.accept {
             field("Accept", accept);
         }
-        match self.range {
-            Some((first, Some(last))) => field("Range", &format!("bytes={first}-{last}")),
-            Some((first, None)) => field("Range", &format!("bytes={first}-")),
-            None => {}
+        if let Some(Part {
+            first,
+            last,
+            if_range,
+        }) = self.range
+        {
+            let last = last.map(|last| last.to_string()).unwrap_or_default();
+            field("Range", &format!("bytes={first}-{last}"));
+            if let Some(validator) = if_range {
+                field("If-Range", &validator.etag);
+            }
         }
         if let Some(authorization) = self.authorization {
             field("Authorization", authorization.expose());

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{
-    Client, Method, Request, Resolver, Response, Token, TokenAsk, TokenCache, TokenFuture,
+    Client, Method, Part, Request, Resolver, Response, Token, TokenAsk, TokenCache, TokenFuture,
     TokenSource, TrustRoots, Upstream, UpstreamError, UpstreamId,
 };
 use crate::config::{self, SecretSource};
@@ -34,6 +34,14 @@ fn run<F: Future>(test: F) -> F::Output {
         .expect("io_uring");
     let mut runtime = std::mem::ManuallyDrop::new(runtime);
     runtime.block_on(test)
+}
+
+fn part(first: u64, last: Option<u64>) -> Part {
+    Part {
+        first,
+        last,
+        if_range: None,
+    }
 }
 
 fn upstream(url: &str) -> config::Upstream {

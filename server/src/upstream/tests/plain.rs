@@ -5,7 +5,7 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::time::Duration;
 
 use super::origin::{Origin, answer};
-use super::{FIRST, Request, Shard, get, head, run, upstream};
+use super::{FIRST, Request, Shard, get, head, part, run, upstream};
 use crate::upstream::pool::{IDLE_PER_ORIGIN_MAX, IDLE_TTL};
 use crate::upstream::{PIECE_LEN_MAX, UpstreamError};
 
@@ -16,7 +16,7 @@ fn a_get_sends_what_it_should_and_nothing_else() {
         let shard = Shard::new(&[upstream(&origin.url())]);
         let request = Request {
             accept: Some("application/json"),
-            range: Some((5, Some(9))),
+            range: Some(part(5, Some(9))),
             ..get("/v2/library/nginx/blobs/x?y=z")
         };
         let mut response = shard.send(request).await.expect("an answer");
@@ -29,7 +29,7 @@ fn a_get_sends_what_it_should_and_nothing_else() {
         assert_eq!(response.body.read().await, Ok(None));
         assert_eq!(response.body.read().await, Ok(None));
         let open_ended = Request {
-            range: Some((7, None)),
+            range: Some(part(7, None)),
             ..get("/")
         };
         drop(shard.send(open_ended).await.expect("an answer"));

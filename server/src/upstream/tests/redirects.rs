@@ -1,7 +1,7 @@
 //! Where redirects lead, and what goes along.
 
 use super::origin::{Origin, answer};
-use super::{Request, Shard, get, head, run, upstream, with_credentials};
+use super::{Request, Shard, get, head, part, run, upstream, with_credentials};
 use crate::upstream::{FailureClass, RedirectError, UpstreamError};
 
 /// An upstream that asks for Basic and sends whoever has it to `location`.
@@ -30,7 +30,7 @@ fn another_port_gets_no_authorization() {
         let shard = Shard::new(&[with_credentials(upstream(&registry.url()))]);
         let request = Request {
             accept: Some("application/json"),
-            range: Some((5, None)),
+            range: Some(part(5, None)),
             ..get("/v2/a/blobs/x")
         };
         for _ in 0..2 {
