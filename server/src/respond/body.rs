@@ -1,0 +1,196 @@
+//! Bodies on their way to a client: held ones from memory or by `sendfile`, those of a running
+//! fill as its watermark moves.
+
+use bytes::Bytes;
+use entrepot_storage::disk::uring::UringDisk;
+use entrepot_storage::{Body, FillState};
+
+use super::selection::Span;
+use super::{Exchange, Facts, Gone, WHOLE_LEN_MAX};
+use crate::fetch::Following;
+use crate::http::framing::{CHUNK_END, LAST_CHUNK, push_chunk_size};
+use crate::http::head::Version;
+use crate::http::range::RangeRequest;
+use crate::metrics::{Counter, Gauge};
+use crate::net::sendfile::SendError;
+use crate::net::socket::Phase;
+use crate::oci::error::Code;
+use crate::reading::Reading;
+
+impl Exchange<'_> {
+    /// A body of the store: from memory when it is small, else by `sendfile`.
+    pub async fn held(&mut self, body: &Body<UringDisk>, facts: &Facts<'_>) -> Result<(), Gone> {
+        let Some(span) = self.span(facts, body.len).await? else {
+            return Ok(());
+        };
+        self.content_head(facts, Some(body.len), span);
+        if self.is_head() {
+            return self.send(&[], false).await;
+        }
+        match &body.bytes {
+            Some(bytes) => self.memory(bytes, span).await,
+            None => self.extent(body, facts.digest, span).await,
+        }
+    }
+
+    /// A body that is being filled: what is readable now, then what becomes so.
+    pub async fn follow(
+        &mut self,
+        mut following: Following,
+        facts: &Facts<'_>,
+    ) -> Result<(), Gone> {
+        let _gauge = self.service.metrics.hold(Gauge::Followers);
+        let streams_unknown = self.head().version >= Version::Http11
+            && !self.is_head()
+            && self.wanted_range(facts) == RangeRequest::None;
+        let len = following.watermark.len();
+        if len.is_none_or(|len| len <= WHOLE_LEN_MAX) && !(len.is_none() && streams_unknown) {
+            // Nothing is said before it is known to be true.
+            if following.follower.wait(u64::MAX).await.1 != FillState::Verified {
+                return self.fill_failed().await;
+            }
+        }
+        if following.watermark.len().is_none() {
+            // A short one may have ended by the time its first byte may go out.
+            let (_, state) = following.follower.wait(0).await;
+            if let FillState::Failed(_) = state {
+                return self.fill_failed().await;
+            }
+        }
+        let Some(len) = following.watermark.len() else {
+            return self.stream_unknown(following, facts).await;
+        };
+        let Some(span) = self.span(facts, len).await? else {
+            return Ok(());
+        };
+        if self.is_head() {
+            self.content_head(facts, Some(len), span);
+            return self.send(&[], false).await;
+        }
+        let (mut readable, mut state) = following.follower.wait(span.start).await;
+        if let FillState::Failed(_) = state {
+            return self.fill_failed().await;
+        }
+        self.content_head(facts, Some(len), span);
+        let mut reading = Reading::new(following.watermark.lease(), facts.digest);
+        let mut at = span.start;
+        while at < span.end {
+            if readable <= at {
+                if state != FillState::Running {
+                    return self.abort("the fill failed");
+                }
+                self.socket.enter(Phase::Work);
+                (readable, state) = following.follower.wait(at).await;
+                continue;
+            }
+            let to = readable.min(span.end);
+            self.slice(&mut reading, at, to).await?;
+            at = to;
+        }
+        // An empty body has had nothing to take its head along.
+        match self.out.is_empty() {
+            true => Ok(()),
+            false => self.send(&[], false).await,
+        }
+    }
+
+    /// A body of unknown length, chunked; its last chunk is sent once the digest matched.
+    async fn stream_unknown(
+        &mut self,
+        mut following: Following,
+        facts: &Facts<'_>,
+    ) -> Result<(), Gone> {
+        let (mut readable, mut state) = following.follower.wait(0).await;
+        if let FillState::Failed(_) = state {
+            return self.fill_failed().await;
+        }
+        self.content_head(
+            facts,
+            None,
+            Span {
+                start: 0,
+                end: 0,
+                partial: false,
+            },
+        );
+        let mut reading = Reading::new(following.watermark.lease(), facts.digest);
+        let mut at = 0;
+        loop {
+            if readable > at {
+                push_chunk_size(self.out, (readable - at) as usize);
+                self.slice(&mut reading, at, readable).await?;
+                self.out.extend_from_slice(CHUNK_END);
+                at = readable;
+                self.sent.set((200, at));
+            }
+            match state {
+                FillState::Running => {}
+                FillState::Verified if following.watermark.len() == Some(at) => break,
+                FillState::Verified => {}
+                FillState::Failed(_) => return self.abort("the fill failed"),
+            }
+            self.send(&[], false).await?;
+            self.socket.enter(Phase::Work);
+            (readable, state) = following.follower.wait(at).await;
+        }
+        self.send(LAST_CHUNK, false).await
+    }
+
+    async fn fill_failed(&mut self) -> Result<(), Gone> {
+        let why = "upstream sent a body that is cut short or does not match its digest";
+        self.error(502, Code::Unknown, why, None).await
+    }
+
+    async fn memory(&mut self, bytes: &Bytes, span: Span) -> Result<(), Gone> {
+        let part = &bytes[span.start as usize..span.end as usize];
+        self.send(part, false).await?;
+        self.count(Counter::ServedMemory, part.len() as u64);
+        Ok(())
+    }
+
+    async fn extent(
+        &mut self,
+        body: &Body<UringDisk>,
+        digest: &str,
+        span: Span,
+    ) -> Result<(), Gone> {
+        if span.start == span.end {
+            return self.send(&[], false).await;
+        }
+        let mut reading = Reading::new(body.lease.clone(), digest);
+        let sent = self.slice_sent(&mut reading, span.start, span.end).await;
+        if let Err(SendError::Store(_) | SendError::Truncated) = sent {
+            self.service.lookup.suspect(digest);
+        }
+        self.cut_unless(sent)
+    }
+
+    /// What is in `out`, then a range of the body in the same packets.
+    async fn slice(&mut self, reading: &mut Reading<'_>, from: u64, to: u64) -> Result<(), Gone> {
+        let sent = self.slice_sent(reading, from, to).await;
+        self.cut_unless(sent)
+    }
+
+    fn cut_unless(&mut self, sent: Result<(), SendError>) -> Result<(), Gone> {
+        match sent {
+            Ok(()) => Ok(()),
+            Err(SendError::Client(_)) => Err(Gone),
+            Err(error) => self.abort(&error.to_string()),
+        }
+    }
+
+    async fn slice_sent(
+        &mut self,
+        reading: &mut Reading<'_>,
+        from: u64,
+        to: u64,
+    ) -> Result<(), SendError> {
+        self.socket.enter(Phase::Send);
+        if !self.out.is_empty() {
+            let head = self.socket.send_all([self.out, &[]], true).await;
+            head.map_err(SendError::Client)?;
+            self.out.clear();
+        }
+        reading.send(self.socket, self.service, from, to).await
+    }
+}
