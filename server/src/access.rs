@@ -89,8 +89,8 @@ impl Links {
             }
             Err(unanswered) => return Err(unanswered.report),
         };
-        let project = self.sources.projects().get(source.project);
-        let key = link_key(project, source, *digest);
+        let project = self.sources.project(source.project);
+        let key = link_key(&project, source, *digest);
         let record = LinkRecord {
             origin: answer.origin.clone(),
             proof: Proof::Headed,

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use entrepot_storage::Store;
 use entrepot_storage::disk::uring::UringDisk;
 
-use crate::config::Config;
+use crate::generation::Current;
 use crate::http::head::{Limits, Method, Parsed, parse_request};
 use crate::http::response::ResponseHead;
 use crate::logging::DroppedLines;
@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const HEAD_LEN_MAX: usize = 8 << 10;
 
 pub struct Admin {
-    pub config: Arc<Config>,
+    pub current: Arc<Current>,
     pub store: Arc<Store<UringDisk>>,
     pub metrics: Vec<Arc<Metrics>>,
     /// False while starting and while draining.
@@ -106,7 +106,7 @@ impl Admin {
                         volumes: self.store.volumes(),
                         compaction: self.store.exchange().compaction(),
                     },
-                    &self.config,
+                    &self.current.get().config,
                     self.log.get() as u64,
                 );
                 (200, "text/plain; version=0.0.4", text)

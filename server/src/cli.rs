@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{self, Config, Flag, FlagValue, Loaded, Problems, Sources};
 use crate::preflight;
 
-pub use remote::{bring_back, purge, volumes};
+pub use remote::{bring_back, purge, reload, volumes};
 
 const ABOUT: &str = "A pull-through cache for OCI registries";
 
@@ -83,6 +83,8 @@ pub enum Command {
     Volumes(remote::Reach),
     /// Takes a disk that went offline into use again
     BringBack(remote::BringBack),
+    /// Has the running server read its configuration again
+    Reload(remote::Reach),
 }
 
 #[derive(Args, Clone, Debug, Default)]

@@ -429,8 +429,8 @@ impl Fetcher {
 
     /// Tells the repository's owner, who may know a tag that names this manifest.
     async fn verified(&self, source: &Repository, digest: Digest) {
-        let project = &self.sources.projects().get(source.project).name;
-        let owner = repository_owner(project, &source.name, self.post.shards());
+        let project = self.sources.project(source.project).name.clone();
+        let owner = repository_owner(&project, &source.name, self.post.shards());
         let source = source.clone();
         let message = |reply| Message::Verified {
             source,
@@ -583,8 +583,8 @@ impl Fetcher {
     }
 
     async fn link(&self, source: &Repository, digest: Digest, origin: &Arc<str>) {
-        let project = self.sources.projects().get(source.project);
-        let key = link_key(project, source, digest);
+        let project = self.sources.project(source.project);
+        let key = link_key(&project, source, digest);
         let record = LinkRecord {
             origin: origin.clone(),
             proof: Proof::Fetched,

@@ -163,11 +163,7 @@ impl Tags {
 
     fn may_stand_in(&self, source: &Repository, cached: &TagRecord, failure: &Failure) -> bool {
         let age_s = clock::now().saturating_sub(cached.checked);
-        let allowed = self
-            .sources
-            .projects()
-            .get(source.project)
-            .stale_for(failure);
+        let allowed = self.sources.project(source.project).stale_for(failure);
         age_s < allowed.as_secs() && self.store.body(&cached.digest).is_some()
     }
 
@@ -343,10 +339,10 @@ impl Tags {
         digest: Digest,
         origin: &Arc<str>,
     ) -> Result<(), Failure> {
-        let project = self.sources.projects().get(source.project);
+        let project = self.sources.project(source.project);
         let owner = digest_owner(&digest, self.post.shards());
         for _ in 0..OBTAIN_ATTEMPTS {
-            let mut proven = is_linked(&self.store, project, &source.name, &digest);
+            let mut proven = is_linked(&self.store, &project, &source.name, &digest);
             if !proven && self.store.body(&digest).is_some() {
                 // The HEAD of the tag in this repository's name named the digest: that is proof.
                 self.link(source, digest, origin).await;
@@ -390,8 +386,8 @@ impl Tags {
     }
 
     async fn link(&self, source: &Repository, digest: Digest, origin: &Arc<str>) {
-        let project = self.sources.projects().get(source.project);
-        let key = link_key(project, source, digest);
+        let project = self.sources.project(source.project);
+        let key = link_key(&project, source, digest);
         let record = entrepot_storage::LinkRecord {
             origin: origin.clone(),
             proof: entrepot_storage::Proof::Headed,
@@ -408,7 +404,7 @@ impl Tags {
         if self.store.body(&record.digest).is_none() {
             return;
         }
-        let project = self.sources.projects().get(source.project);
+        let project = self.sources.project(source.project);
         let key = TagKey {
             project: Box::from(&*project.name),
             repository: Box::from(&*source.name),
@@ -428,7 +424,7 @@ pub fn cached(
     source: &Repository,
     tag: &str,
 ) -> Option<TagRecord> {
-    let project = sources.projects().get(source.project);
+    let project = sources.project(source.project);
     let key = TagKeyRef {
         project: &project.name,
         repository: &source.name,

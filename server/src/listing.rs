@@ -86,7 +86,7 @@ fn known_parameters(query: &str) -> String {
 /// The last answer, if its upstream still counts.
 fn kept(exchange: &Exchange<'_>, source: &Repository, path: &str) -> Option<TagRecord> {
     let lookup = &exchange.service.lookup;
-    let project = lookup.sources.projects().get(source.project);
+    let project = lookup.sources.project(source.project);
     let key = TagKeyRef {
         project: &project.name,
         repository: &source.name,
@@ -159,7 +159,7 @@ async fn remember(exchange: &Exchange<'_>, source: &Repository, path: &str, list
         return;
     }
     let key = TagKey {
-        project: Box::from(&*lookup.sources.projects().get(source.project).name),
+        project: Box::from(&*lookup.sources.project(source.project).name),
         repository: Box::from(&*source.name),
         kind: TagKind::Listing,
         name: path.into(),
@@ -185,7 +185,7 @@ async fn stale(
     unknown: Code,
 ) -> Result<(), Gone> {
     let service = exchange.service.clone();
-    let project = service.lookup.sources.projects().get(source.project);
+    let project = service.lookup.sources.project(source.project);
     let failure = unanswered.report;
     let judged = unanswered.own.as_ref().unwrap_or(&failure);
     let now = clock::now();

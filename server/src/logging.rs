@@ -17,6 +17,7 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::{Registry, reload};
 
 use crate::config::{Log, LogFormat};
 
@@ -32,11 +33,28 @@ pub const LEVEL_EXPECTED: &str =
 pub struct Guard {
     _worker: WorkerGuard,
     dropped: DroppedLines,
+    filter: Filter,
 }
 
 impl Guard {
+    pub fn filter(&self) -> Filter {
+        self.filter.clone()
+    }
+
     pub fn dropped_lines(&self) -> DroppedLines {
         self.dropped.clone()
+    }
+}
+
+/// Which lines are written; a reload may change it.
+#[derive(Clone)]
+pub struct Filter(reload::Handle<EnvFilter, Registry>);
+
+impl Filter {
+    /// Takes what `parse_filter` accepts.
+    pub fn set(&self, level: &str) {
+        // Fails only without a subscriber, which is there until the process ends.
+        let _ = self.0.reload(filter(level));
     }
 }
 
@@ -59,10 +77,12 @@ pub fn start(log: &Log) -> Guard {
         .finish(BufWriter::new(io::stderr()));
     let dropped = DroppedLines(writer.error_counter());
     // Fails only if there is a subscriber already, as when several tests share a process.
-    let _ = tracing::subscriber::set_global_default(subscriber(log, writer));
+    let (subscriber, filter) = subscriber(log, writer);
+    let _ = tracing::subscriber::set_global_default(subscriber);
     Guard {
         _worker: worker,
         dropped,
+        filter,
     }
 }
 
@@ -79,15 +99,20 @@ pub fn parse_filter(level: &str) -> Option<EnvFilter> {
     }
 }
 
-fn subscriber<W>(log: &Log, writer: W) -> impl Subscriber + Send + Sync
+fn filter(level: &str) -> EnvFilter {
+    parse_filter(level).unwrap_or_else(|| EnvFilter::new("info"))
+}
+
+fn subscriber<W>(log: &Log, writer: W) -> (impl Subscriber + Send + Sync + use<W>, Filter)
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let filter = parse_filter(&log.level).unwrap_or_else(|| EnvFilter::new("info"));
+    let (filter, switch) = reload::Layer::new(filter(&log.level));
     let lines = tracing_subscriber::fmt::layer()
         .event_format(Line { format: log.format })
         .with_writer(writer);
-    tracing_subscriber::registry().with(filter).with(lines)
+    let subscriber = tracing_subscriber::registry().with(filter).with(lines);
+    (subscriber, Filter(switch))
 }
 
 struct Line {
@@ -264,7 +289,7 @@ mod tests {
         let writer = captured.clone();
         let level = level.to_owned();
         let log = Log { format, level };
-        tracing::subscriber::with_default(subscriber(&log, move || writer.clone()), events);
+        tracing::subscriber::with_default(subscriber(&log, move || writer.clone()).0, events);
         let bytes = captured.0.lock().expect("lock").clone();
         String::from_utf8(bytes).expect("UTF-8")
     }

@@ -201,7 +201,7 @@ impl Lookup {
         tag: &str,
         head: bool,
     ) -> Result<Resolved, Failure> {
-        let project = self.sources.projects().get(source.project);
+        let project = self.sources.project(source.project);
         let fresh_s = project.fresh_for(tag).as_secs();
         if fresh_s > 0
             && let Some(record) = cached(&self.store, &self.sources, source, tag)
@@ -229,16 +229,11 @@ impl Lookup {
     }
 
     pub fn owner(&self, source: &Repository) -> usize {
-        let project = self.sources.projects().get(source.project);
+        let project = self.sources.project(source.project);
         repository_owner(&project.name, &source.name, self.post.shards())
     }
 
     fn is_linked(&self, project: usize, name: &str, digest: &Digest) -> bool {
-        is_linked(
-            &self.store,
-            self.sources.projects().get(project),
-            name,
-            digest,
-        )
+        is_linked(&self.store, &self.sources.project(project), name, digest)
     }
 }

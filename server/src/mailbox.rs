@@ -17,6 +17,7 @@ use crate::access::ProofAsk;
 use crate::failure::Failure;
 use crate::fetch::BodyAsk;
 use crate::freshness::TagAsk;
+use crate::generation::Adoption;
 use crate::metrics::{Counter, Metrics};
 use crate::project::Repository;
 use crate::purge;
@@ -79,6 +80,11 @@ pub enum Message {
         media_type: String,
         bytes: Bytes,
         reply: Reply<Result<(), Failure>>,
+    },
+    /// A step of a reload; the slot has room for all shards' answers.
+    Adopt {
+        adoption: Adoption,
+        reply: Reply<()>,
     },
     /// A shard's part of a purge; the slot has room for all shards' answers.
     Purge {

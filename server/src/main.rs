@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::Parser;
 use entrepot::cli::{self, Cli, Command, Given};
 use entrepot::config::Config;
-use entrepot::logging::DroppedLines;
+use entrepot::logging::Guard;
 use entrepot::mailbox::Mailboxes;
 use entrepot::metrics::Metrics;
 use entrepot::start::{self, StartError};
@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         Command::Purge(purge) => cli::purge(&purge),
         Command::Volumes(reach) => cli::volumes(&reach),
         Command::BringBack(asked) => cli::bring_back(&asked),
+        Command::Reload(reach) => cli::reload(&reach),
     }
 }
 
@@ -34,7 +35,7 @@ fn serve(given: &Given) -> ExitCode {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    match run(Arc::new(loaded.config), log.dropped_lines()) {
+    match run(Arc::new(loaded.config), given, &log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("entrepot: {error}");
@@ -43,7 +44,7 @@ fn serve(given: &Given) -> ExitCode {
     }
 }
 
-fn run(config: Arc<Config>, dropped: DroppedLines) -> Result<(), StartError> {
+fn run(config: Arc<Config>, given: &Given, log: &Guard) -> Result<(), StartError> {
     let shards = start::shard_count(&config);
     // The store is opened through a ring of its own.
     let passed = preflight::run(&config, shards + 1)?;
@@ -53,14 +54,16 @@ fn run(config: Arc<Config>, dropped: DroppedLines) -> Result<(), StartError> {
     let parts = Arc::new(start::parts(config.clone(), &passed, mailboxes)?);
     let metrics: Vec<Arc<Metrics>> = (0..shards).map(|_| Arc::default()).collect();
     let ready = Arc::new(AtomicBool::new(false));
-    let admin = start::admin(&parts, &metrics, &ready, dropped)?;
-    let control = start::control(&parts)?;
+    let admin = start::admin(&parts, &metrics, &ready, log.dropped_lines())?;
+    let given = given.clone();
+    let reloader = start::reloader(&parts, Box::new(move || given.load()), log.filter());
+    let control = start::control(&parts, &reloader)?;
     let compactor = start::compactor(&parts)?;
     let running = start::shards(&parts, listeners, receivers, &metrics)?;
     ready.store(true, Ordering::Release);
     start::announce(&config, admin);
     start::told(notify::ready());
-    signals.wait();
+    signals.wait(&reloader);
     tracing::info!("stopping: requests and fills end, then the store");
     ready.store(false, Ordering::Release);
     start::told(notify::stopping());

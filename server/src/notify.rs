@@ -2,7 +2,7 @@
 //!
 //! One datagram to the socket that `$NOTIFY_SOCKET` names, a path or an abstract name (`@…`, which
 //! the crates for this do not all support). Without the variable nobody asked, and nothing
-//! happens. Called by `main`, never by a shard.
+//! happens. Called by `main` and `reload`, never by a shard.
 
 use std::ffi::OsStr;
 use std::io;
@@ -15,6 +15,15 @@ const SOCKET: &str = "NOTIFY_SOCKET";
 /// Recovery is done and every listener accepts.
 pub fn ready() -> io::Result<()> {
     notify(std::env::var_os(SOCKET).as_deref(), b"READY=1\n")
+}
+
+/// The configuration is being read again; `ready` says when that is over. systemd wants to know
+/// since when: microseconds of CLOCK_MONOTONIC.
+pub fn reloading() -> io::Result<()> {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let since_us = now.tv_sec * 1_000_000 + now.tv_nsec / 1_000;
+    let state = format!("RELOADING=1\nMONOTONIC_USEC={since_us}\n");
+    notify(std::env::var_os(SOCKET).as_deref(), state.as_bytes())
 }
 
 /// SIGTERM arrived; the drain begins.

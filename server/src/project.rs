@@ -1,10 +1,14 @@
 //! Projects as the serving path sees them: who serves a name, and by which rules.
 //!
-//! Built once from the configuration. `resolve` turns the three URL shapes into a project and
-//! the upstream's repository name; `ns` is a key into this table and never an address to dial.
+//! Built from the configuration at the start and at each reload. `resolve` turns the three URL
+//! shapes into a project and the upstream's repository name; `ns` is a key into this table and
+//! never an address to dial. An index is never given to another name, so requests under way stay
+//! right across a reload.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::ops::Deref;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +31,15 @@ pub struct Project {
 }
 
 impl Project {
+    fn new(rules: &config::Project, upstreams: Vec<(UpstreamId, Arc<str>)>) -> Project {
+        Project {
+            name: rules.name.as_str().into(),
+            upstreams,
+            docker_hub: rules.serves.iter().any(|host| host == DOCKER_HUB),
+            rules: rules.clone(),
+        }
+    }
+
     /// True when records from this origin still count for the project (R10).
     pub fn trusts(&self, origin: &str) -> bool {
         self.upstreams.iter().any(|(_, known)| **known == *origin)
@@ -60,54 +73,64 @@ pub struct Repository {
     pub name: Arc<str>,
 }
 
+#[derive(Clone, Default)]
 pub struct Projects {
-    projects: Vec<Project>,
+    /// Also those that are no longer configured: requests under way may name them.
+    projects: Vec<Arc<Project>>,
+    routes: Arc<Routes>,
+}
+
+/// Which project serves a name; of configured ones only.
+#[derive(Default)]
+struct Routes {
     by_name: HashMap<Arc<str>, usize>,
     by_host: HashMap<String, usize>,
     default: Option<usize>,
 }
 
 impl Projects {
-    /// `origins` are all configured upstreams' origins, in the order of their ids.
-    pub fn new(config: &config::Config, origins: &[Arc<str>]) -> Projects {
-        let mut next = 0;
-        let projects: Vec<Project> = config
-            .projects
-            .iter()
-            .map(|project| {
-                let mut upstreams = Vec::new();
-                for upstream in &project.upstreams {
-                    if upstream.active {
-                        upstreams.push((UpstreamId(next), origins[next].clone()));
-                    }
-                    next += 1;
-                }
-                Project {
-                    name: project.name.as_str().into(),
-                    upstreams,
-                    rules: project.clone(),
-                    docker_hub: project.serves.iter().any(|host| host == DOCKER_HUB),
-                }
-            })
-            .collect();
-        let by_name = projects
-            .iter()
-            .enumerate()
-            .map(|(i, p)| (p.name.clone(), i))
-            .collect();
-        let by_host = config
-            .projects
-            .iter()
-            .enumerate()
-            .flat_map(|(i, project)| project.serves.iter().map(move |host| (host.clone(), i)))
-            .collect();
-        let default = config.projects.iter().position(|project| project.default);
+    /// Those of a configuration, in the places that they have in `before`. `upstreams` are the
+    /// active ones of each configured project.
+    pub fn new(
+        before: &Projects,
+        config: &config::Config,
+        upstreams: Vec<Vec<(UpstreamId, Arc<str>)>>,
+    ) -> Projects {
+        let mut projects = before.projects.clone();
+        let mut routes = Routes::default();
+        for (rules, upstreams) in config.projects.iter().zip(upstreams) {
+            let project = Arc::new(Project::new(rules, upstreams));
+            let known = projects.iter().position(|known| known.name == project.name);
+            let index = known.unwrap_or(projects.len());
+            routes.by_name.insert(project.name.clone(), index);
+            let hosts = rules.serves.iter().map(|host| (host.clone(), index));
+            routes.by_host.extend(hosts);
+            if rules.default {
+                routes.default = Some(index);
+            }
+            match known {
+                Some(index) => projects[index] = project,
+                None => projects.push(project),
+            }
+        }
         Projects {
             projects,
-            by_name,
-            by_host,
-            default,
+            routes: Arc::new(routes),
         }
+    }
+
+    /// These projects, found by the names and hosts of others: what all shards know before any
+    /// of them sends a request there.
+    pub fn routed_as(&self, before: &Projects) -> Projects {
+        Projects {
+            projects: self.projects.clone(),
+            routes: before.routes.clone(),
+        }
+    }
+
+    /// How many are configured.
+    pub fn count(&self) -> usize {
+        self.routes.by_name.len()
     }
 
     pub fn get(&self, index: usize) -> &Project {
@@ -125,14 +148,14 @@ impl Projects {
         name: &'a str,
     ) -> Option<(usize, Cow<'a, str>)> {
         if let Some(prefix) = prefix {
-            let index = *self.by_name.get(prefix)?;
+            let index = *self.routes.by_name.get(prefix)?;
             return Some((index, self.upstream_name(index, name)));
         }
         let named = name.split_once('/').and_then(|(first, rest)| {
-            let index = *self.by_name.get(first)?;
+            let index = *self.routes.by_name.get(first)?;
             Some((index, rest))
         });
-        let index = match (ns.map(|host| self.by_host.get(host)), named) {
+        let index = match (ns.map(|host| self.routes.by_host.get(host)), named) {
             // `/v2/<project>/<repository>?ns=<host>`, if the host is that project's; another
             // registry may have a namespace of the project's name.
             (Some(Some(&by_host)), Some((index, rest))) if by_host == index => {
@@ -141,7 +164,7 @@ impl Projects {
             (Some(Some(&by_host)), _) => by_host,
             (Some(None), _) => return None,
             (None, Some((index, rest))) => return Some((index, self.upstream_name(index, rest))),
-            (None, None) => self.default?,
+            (None, None) => self.routes.default?,
         };
         Some((index, self.upstream_name(index, name)))
     }
@@ -149,7 +172,7 @@ impl Projects {
     /// The name by which the store knows a repository of a project, also of one that is no longer
     /// configured.
     pub fn upstream_name_in<'a>(&self, project: &str, name: &'a str) -> Cow<'a, str> {
-        match self.by_name.get(project) {
+        match self.routes.by_name.get(project) {
             Some(index) => self.upstream_name(*index, name),
             None => Cow::Borrowed(name),
         }
@@ -161,6 +184,27 @@ impl Projects {
         } else {
             Cow::Borrowed(name)
         }
+    }
+}
+
+/// A project as one shard knows it now; later reloads do not change it. Taking one touches no
+/// count that other cores write.
+pub struct ProjectRef {
+    projects: Rc<Projects>,
+    index: usize,
+}
+
+impl ProjectRef {
+    pub fn new(projects: Rc<Projects>, index: usize) -> ProjectRef {
+        ProjectRef { projects, index }
+    }
+}
+
+impl Deref for ProjectRef {
+    type Target = Project;
+
+    fn deref(&self) -> &Project {
+        self.projects.get(self.index)
     }
 }
 
@@ -183,13 +227,8 @@ mod tests {
         let home = |name: &str| (name == "HOME").then(|| "/nonexistent".to_owned());
         let loaded = config::load(&config::Sources::default(), &home);
         let config = loaded.expect("an empty configuration is valid").config;
-        let origins: Vec<Arc<str>> = config
-            .projects
-            .iter()
-            .flat_map(|project| &project.upstreams)
-            .map(|upstream| upstream.url.to_string().into())
-            .collect();
-        Projects::new(&config, &origins)
+        let upstreams = config.projects.iter().map(|_| Vec::new()).collect();
+        Projects::new(&Projects::default(), &config, upstreams)
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::config::Config;
 use crate::connection;
 use crate::fetch::{Bounds, Fetcher};
 use crate::freshness::Tags;
+use crate::generation::Current;
 use crate::lookup::Lookup;
 use crate::mailbox::{Mailboxes, Message, Post};
 use crate::metrics::{Gauge, Metrics};
@@ -30,13 +31,10 @@ use crate::net::socket::{self, Socket};
 use crate::net::warm::Warmer;
 use crate::net::watchdog::{Patience, Watchdog};
 use crate::preflight::RING_ENTRIES;
-use crate::project::Projects;
 use crate::purge;
 use crate::service::Service;
 use crate::source::Sources;
-use crate::upstream::{
-    Client, Resolver, Token, TokenAsk, TokenCache, TokenSource, Upstream, UpstreamError,
-};
+use crate::upstream::{Client, Resolver, Token, TokenAsk, TokenCache, TokenSource, UpstreamError};
 use crate::verify::Checks;
 
 /// A group commit is due this long after the last one (or when it is large).
@@ -56,8 +54,8 @@ const DRAIN_LOOK: Duration = Duration::from_millis(20);
 /// What all shards are made of.
 pub struct Parts {
     pub config: Arc<Config>,
-    pub projects: Arc<Projects>,
-    pub upstreams: Arc<[Upstream]>,
+    /// Shards start with the first; the others come by mailbox.
+    pub current: Arc<Current>,
     /// What the limit of open files leaves of the configured maximum, over all shards.
     pub connections_max: usize,
     pub resolver: Resolver,
@@ -147,15 +145,15 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
     let writer = Rc::new(parts.store.writer(parts.disks.clone(), seat.index));
     let post = Post::new(parts.mailboxes.clone(), metrics.clone());
     let tokens = Rc::new(TokenMail { post: post.clone() });
-    let upstreams = parts.upstreams.clone();
+    let generation = parts.current.get();
     let client = Client::new(
-        upstreams,
+        &generation.upstreams,
         parts.resolver.clone(),
         tokens,
         Rc::new(Instant::now),
     );
     metrics.show(client.counters().clone());
-    let sources = Sources::new(client.clone(), parts.projects.clone());
+    let sources = Sources::new(client.clone(), &generation.projects);
     let bounds = Bounds {
         fills_max: config.limits.fills_max.div_ceil(shards),
         followers_max: config.limits.followers_max,
@@ -187,6 +185,7 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
         checks: Checks::new(writer.clone()),
         tokens: Rc::new(TokenCache::new()),
         client,
+        sources: sources.clone(),
         writer: writer.clone(),
     };
     let seconds = |time: Duration| time.as_secs().clamp(1, u64::from(u32::MAX)) as u32;
@@ -277,6 +276,7 @@ struct Owner {
     tags: Rc<Tags>,
     tokens: Rc<TokenCache>,
     client: Rc<Client>,
+    sources: Sources,
     writer: Rc<Writer<UringDisk>>,
     purge: Rc<purge::Owner>,
     checks: Rc<Checks>,
@@ -340,6 +340,11 @@ impl Owner {
                 });
             }
             Message::Verify { digest, why, reply } => self.checks.check(digest, why, reply),
+            Message::Adopt { adoption, reply } => {
+                self.client.learn(&adoption.upstreams);
+                self.sources.adopt(&adoption.projects);
+                let _ = reply.try_send(());
+            }
             Message::Purge { step, reply } => {
                 let purge = self.purge.clone();
                 monoio::spawn(async move {

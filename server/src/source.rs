@@ -4,7 +4,7 @@
 //! order is strict priority; a "not found", a denial and a failure all lead to the next one.
 //! Which of the failures is reported is decided by `Failure::worse`.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::failure::{Failure, FailureKind};
 use crate::fetch::BodyKind;
 use crate::http::upstream_head::ResponseHead;
 use crate::oci::manifest;
-use crate::project::{Projects, Repository};
+use crate::project::{ProjectRef, Projects, Repository};
 use crate::upstream::{Body, Client, Method, Part, Request, Response, UpstreamId};
 
 /// What is asked of an upstream, below `/v2/<repository>/`.
@@ -73,13 +73,15 @@ pub struct Answer {
 #[derive(Clone)]
 pub struct Sources {
     client: Rc<Client>,
-    projects: Arc<Projects>,
+    /// Swapped by a reload.
+    projects: Rc<RefCell<Rc<Projects>>>,
     /// Second of the last warning.
     warned: Rc<Cell<Seconds>>,
 }
 
 impl Sources {
-    pub fn new(client: Rc<Client>, projects: Arc<Projects>) -> Sources {
+    pub fn new(client: Rc<Client>, projects: &Projects) -> Sources {
+        let projects = Rc::new(RefCell::new(Rc::new(projects.clone())));
         Sources {
             client,
             projects,
@@ -87,8 +89,18 @@ impl Sources {
         }
     }
 
-    pub fn projects(&self) -> &Projects {
-        &self.projects
+    /// As they are now. Take them once for what must agree.
+    pub fn projects(&self) -> Rc<Projects> {
+        self.projects.borrow().clone()
+    }
+
+    pub fn project(&self, index: usize) -> ProjectRef {
+        ProjectRef::new(self.projects(), index)
+    }
+
+    /// A reload: what is asked from now on goes by these.
+    pub fn adopt(&self, projects: &Projects) {
+        *self.projects.borrow_mut() = Rc::new(projects.clone());
     }
 
     /// The first answer, in the order of the search.
@@ -98,7 +110,7 @@ impl Sources {
         wanted: &Wanted<'_>,
         search: Search<'_>,
     ) -> Result<Answer, Unanswered> {
-        let project = self.projects.get(repository.project);
+        let project = self.project(repository.project);
         let ahead =
             |origin: &str| search.prefer == Some(origin) || search.came_from == Some(origin);
         let upstreams = &project.upstreams;

@@ -6,28 +6,29 @@ mod store;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use entrepot_storage::{OpenError, VolumeState};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::admin::Admin;
 use crate::compactor::{self, Running};
 use crate::config::Config;
 use crate::control::BindError;
 use crate::control::server::{self, Control, SocketFile};
-use crate::logging::DroppedLines;
+use crate::generation::{Current, Generation, GenerationError};
+use crate::logging::{DroppedLines, Filter};
 use crate::mailbox::{Mailboxes, Message};
 use crate::metrics::Metrics;
 use crate::net::socket::listen;
 use crate::net::warm::Warmer;
 use crate::preflight::{Fatal, Passed};
-use crate::project::Projects;
 use crate::purge::Purger;
+use crate::reload::{Load, Reloader};
 use crate::shard::{self, Drained, Parts, Seat};
-use crate::upstream::{Resolver, SetupError, TrustRoots, Upstream};
+use crate::upstream::{Resolver, TrustRoots};
 
 /// Why a start ended.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +36,7 @@ pub enum StartError {
     #[error(transparent)]
     Machine(#[from] Fatal),
     #[error("{0}")]
-    Upstream(#[from] SetupError),
+    Upstream(#[from] GenerationError),
     #[error("{0}")]
     Control(#[from] BindError),
     #[error("the store {} cannot be opened: {error}", path.display())]
@@ -57,18 +58,26 @@ pub fn shard_count(config: &Config) -> usize {
     config.shards.unwrap_or(cores).max(1)
 }
 
-/// SIGTERM and SIGINT, caught before any thread starts.
+/// SIGTERM, SIGINT and SIGHUP, caught before any thread starts.
 pub struct Signals(signal_hook::iterator::Signals);
 
 pub fn signals() -> Result<Signals, StartError> {
-    let signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT]);
+    let signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]);
     signals.map(Signals).map_err(system("catching SIGTERM"))
 }
 
 impl Signals {
-    /// Returns at the first signal; the next one then ends the process at once.
-    pub fn wait(mut self) {
-        let _ = self.0.forever().next();
+    /// Returns at the first SIGTERM or SIGINT; the next one then ends the process at once.
+    /// SIGHUP has the configuration read again.
+    pub fn wait(mut self, reloader: &Reloader) {
+        let mut ends = self.0.forever().filter(|signal| {
+            *signal != SIGHUP || {
+                // Its outcome is logged; nobody else waits for it.
+                let _ = reloader.reload();
+                false
+            }
+        });
+        let _ = ends.next();
         for signal in [SIGTERM, SIGINT] {
             // Without it a second signal is ignored, which is no worse than before.
             let _ = signal_hook::flag::register_conditional_shutdown(
@@ -105,20 +114,10 @@ pub fn parts(
     mailboxes: Arc<Mailboxes>,
 ) -> Result<Parts, StartError> {
     let roots = TrustRoots::native();
-    let mut upstreams = Vec::new();
-    for project in &config.projects {
-        for upstream in &project.upstreams {
-            upstreams.push(Upstream::new(upstream, &roots)?);
-        }
-    }
-    let origins: Vec<Arc<str>> = upstreams
-        .iter()
-        .map(|upstream| upstream.origin().into())
-        .collect();
+    let generation = Generation::first(config.clone(), &roots)?;
     let (disks, store) = store::open(&config, passed, mailboxes.shards())?;
     Ok(Parts {
-        projects: Arc::new(Projects::new(&config, &origins)),
-        upstreams: upstreams.into(),
+        current: Arc::new(Current::new(generation)),
         resolver: Resolver::start().map_err(system("starting the name threads"))?,
         warmer: Warmer::start().map_err(system("starting the warming threads"))?,
         connections_max: passed.connections_max,
@@ -139,7 +138,7 @@ pub fn admin(
 ) -> Result<SocketAddr, StartError> {
     let address = parts.config.admin;
     let admin = Admin {
-        config: parts.config.clone(),
+        current: parts.current.clone(),
         store: parts.store.clone(),
         metrics: metrics.to_vec(),
         ready: ready.clone(),
@@ -149,17 +148,29 @@ pub fn admin(
         .map_err(|error| StartError::Machine(Fatal::Listen { address, error }))
 }
 
+/// What reads the configuration again, from where it was read first.
+pub fn reloader(parts: &Parts, load: Load, filter: Filter) -> Arc<Reloader> {
+    Arc::new(Reloader {
+        load,
+        current: parts.current.clone(),
+        mailboxes: parts.mailboxes.clone(),
+        filter,
+        turn: Mutex::default(),
+    })
+}
+
 /// Binds the control socket; what it is asked waits for the shards. `None` when it would be on a
 /// disk that is away, which is no reason not to serve what is on the others.
-pub fn control(parts: &Parts) -> Result<Option<SocketFile>, StartError> {
+pub fn control(parts: &Parts, reloader: &Arc<Reloader>) -> Result<Option<SocketFile>, StartError> {
     let path = &parts.config.control;
     let on_first = path.starts_with(&parts.config.store.paths[0]);
     let away = on_first && parts.store.volumes()[0].state == VolumeState::Offline;
     let control = Control {
-        purger: Purger::new(parts.mailboxes.clone(), parts.projects.clone()),
+        purger: Purger::new(parts.mailboxes.clone(), parts.current.clone()),
         store: parts.store.clone(),
         paths: parts.config.store.paths.clone(),
         mailboxes: parts.mailboxes.clone(),
+        reloader: reloader.clone(),
     };
     match server::start(path, control) {
         Err(error @ BindError::Failed { .. }) if away => {

@@ -144,6 +144,25 @@ pub fn bring_back(asked: &BringBack) -> ExitCode {
     }
 }
 
+/// Has the configuration read again; what needs a restart is said.
+pub fn reload(reach: &Reach) -> ExitCode {
+    match reach.ask(&Request::Reload {}) {
+        Ok(Answer::Reloaded(reloaded)) => {
+            for warning in &reloaded.warnings {
+                eprintln!("entrepot: warning: {warning}");
+            }
+            let mut text = format!("reloaded: {} projects\n", reloaded.projects);
+            if !reloaded.restart.is_empty() {
+                let keys = reloaded.restart.join(", ");
+                text.push_str(&format!("unchanged until a restart: {keys}\n"));
+            }
+            written(&text)
+        }
+        Ok(other) => unexpected(&other),
+        Err(code) => code,
+    }
+}
+
 const COLUMNS: [&str; 9] = [
     "volume",
     "state",

@@ -9,6 +9,7 @@ pub mod error;
 mod load;
 mod print;
 mod project;
+mod restart;
 mod section;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ use std::time::Duration;
 pub use error::{Cause, Place, Problem, Problems};
 pub use load::{Flag, FlagValue, Loaded, SHARDS_MAX, Sources, load};
 pub use print::print;
+pub use restart::needing_restart;
 pub use url::{Scheme, Url};
 
 #[derive(Clone, Debug)]
@@ -219,7 +221,7 @@ impl Default for Stale {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
     pub url: Url,
     /// Set exactly when `password` is.

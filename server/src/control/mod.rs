@@ -28,6 +28,8 @@ pub enum Request {
     Volumes {},
     /// Takes a volume that went offline into use again: its path.
     BringBack(PathBuf),
+    /// Reads the configuration again.
+    Reload {},
 }
 
 /// What is to be forgotten for good, as the operator names it.
@@ -55,7 +57,19 @@ pub enum Answer {
         volume: VolumeLine,
         bodies: u64,
     },
+    Reloaded(Reloaded),
     Error(String),
+}
+
+/// What a reload came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reloaded {
+    /// How many are configured now.
+    pub projects: usize,
+    pub warnings: Vec<String>,
+    /// Keys whose new values wait for a restart.
+    pub restart: Vec<String>,
 }
 
 /// One of the store's paths. Sizes in bytes.

@@ -19,6 +19,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use super::{Answer, BindError, Request, VolumeLine, read_line, write_line};
 use crate::mailbox::{Mailboxes, Message};
 use crate::purge::Purger;
+use crate::reload::Reloader;
 
 /// How long an asker may take to send its line or to take the answer: it is on this machine.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -38,6 +39,7 @@ pub struct Control {
     /// Of the store's volumes, in their order.
     pub paths: Vec<PathBuf>,
     pub mailboxes: Arc<Mailboxes>,
+    pub reloader: Arc<Reloader>,
 }
 
 /// The socket's file; unlinked on drop, so that nobody connects to a server that ends.
@@ -131,6 +133,10 @@ impl Control {
         let answer = match request {
             Request::Purge(target) => match self.purger.purge(target) {
                 Ok(purged) => Answer::Purged(purged),
+                Err(error) => Answer::Error(error.to_string()),
+            },
+            Request::Reload {} => match self.reloader.reload() {
+                Ok(reloaded) => Answer::Reloaded(reloaded),
                 Err(error) => Answer::Error(error.to_string()),
             },
             Request::Volumes {} => Answer::Volumes(self.volumes()),

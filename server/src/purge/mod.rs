@@ -17,9 +17,10 @@ use std::time::{Duration, Instant};
 use entrepot_storage::{Digest, DigestError, ScopeKey as Scope, WriteError, owner as slice_owner};
 
 use crate::control::{Purged, Target};
+use crate::generation::Current;
 use crate::mailbox::{Mailboxes, Message};
 use crate::oci::name::{is_repository, is_tag};
-use crate::project::{Projects, digest_owner, repository_owner};
+use crate::project::{digest_owner, repository_owner};
 
 pub use owner::Owner;
 
@@ -81,15 +82,12 @@ pub struct Done {
 /// The asking side: has the shards do the steps of a purge, and waits.
 pub struct Purger {
     mailboxes: Arc<Mailboxes>,
-    projects: Arc<Projects>,
+    current: Arc<Current>,
 }
 
 impl Purger {
-    pub fn new(mailboxes: Arc<Mailboxes>, projects: Arc<Projects>) -> Purger {
-        Purger {
-            mailboxes,
-            projects,
-        }
+    pub fn new(mailboxes: Arc<Mailboxes>, current: Arc<Current>) -> Purger {
+        Purger { mailboxes, current }
     }
 
     /// Returns when the purge is durable.
@@ -127,7 +125,8 @@ impl Purger {
     /// The project comes first, here as in what clients ask for.
     fn repository(&self, text: &str) -> Option<Scope> {
         let (project, name) = text.split_once('/').filter(|_| is_repository(text))?;
-        let repository = self.projects.upstream_name_in(project, name);
+        let projects = self.current.get().projects.clone();
+        let repository = projects.upstream_name_in(project, name);
         Some(Scope {
             project: project.into(),
             repository: Some(repository.into()),

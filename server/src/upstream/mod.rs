@@ -43,7 +43,8 @@ pub use token::{Token, TokenAsk, TokenCache, TokenError, TokenFuture, TokenSourc
 use crate::config;
 use crate::http::upstream_head::ResponseHead;
 
-/// Which of the configured upstreams; an index into the slice given to [`Client::new`].
+/// Which of the configured upstreams; an index into the slice given to [`Client::new`] and
+/// [`Client::learn`]. Never given to another one: a changed upstream is a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UpstreamId(pub usize);
 

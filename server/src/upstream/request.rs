@@ -5,6 +5,7 @@
 //! GET and HEAD may be repeated). At most one authorization is obtained for a request.
 //! Bodies are read by the caller: see `body`.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -48,16 +49,21 @@ const INTERIM_MAX: u32 = 8;
 
 /// One shard's way to all upstreams.
 pub struct Client {
-    upstreams: Arc<[Upstream]>,
-    /// For each upstream.
-    tls: Vec<Arc<ClientConfig>>,
-    remembered: Vec<Remembered>,
+    /// By id; a reload adds to it and takes nothing away.
+    known: RefCell<Vec<Rc<Known>>>,
     resolver: Resolver,
     tokens: Rc<dyn TokenSource>,
     clock: Clock,
     pool: Rc<Pool>,
     open: Open,
     counters: Arc<Counters>,
+}
+
+/// One upstream and what this shard has for it.
+struct Known {
+    upstream: Arc<Upstream>,
+    tls: Arc<ClientConfig>,
+    remembered: Remembered,
 }
 
 /// A single request as it goes out.
@@ -90,33 +96,41 @@ enum Failure {
 impl Client {
     /// `tokens` leads to the caches of the shards that own the upstreams.
     pub fn new(
-        upstreams: Arc<[Upstream]>,
+        upstreams: &[Arc<Upstream>],
         resolver: Resolver,
         tokens: Rc<dyn TokenSource>,
         clock: Clock,
     ) -> Rc<Client> {
-        Rc::new(Client {
-            tls: upstreams
-                .iter()
-                .map(|upstream| tls::for_shard(&upstream.tls))
-                .collect(),
-            remembered: upstreams.iter().map(|_| Remembered::default()).collect(),
-            upstreams,
+        let client = Rc::new(Client {
+            known: RefCell::default(),
             resolver,
             tokens,
             pool: Pool::new(clock.clone()),
             clock,
             open: Open::default(),
             counters: Arc::default(),
-        })
+        });
+        client.learn(upstreams);
+        client
+    }
+
+    /// All upstreams there are now, those known already at their places.
+    pub fn learn(&self, upstreams: &[Arc<Upstream>]) {
+        let mut known = self.known.borrow_mut();
+        let new = upstreams.iter().skip(known.len()).map(|upstream| Known {
+            tls: tls::for_shard(&upstream.tls),
+            upstream: upstream.clone(),
+            remembered: Remembered::default(),
+        });
+        known.extend(new.map(Rc::new));
     }
 
     pub fn counters(&self) -> &Arc<Counters> {
         &self.counters
     }
 
-    pub fn upstream(&self, id: UpstreamId) -> &Upstream {
-        &self.upstreams[id.0]
+    fn known(&self, id: UpstreamId) -> Rc<Known> {
+        self.known.borrow()[id.0].clone()
     }
 
     /// Closes connections that were idle too long; for an occasional timer of the shard.
@@ -128,11 +142,12 @@ impl Client {
     /// Dropping the future closes its connection.
     pub async fn send(&self, id: UpstreamId, request: &Request) -> Result<Response, UpstreamError> {
         check_target(&request.path_and_query)?;
+        let known = self.known(id);
         let authorize = Authorize {
-            upstream: self.upstream(id),
+            upstream: &known.upstream,
             id,
             repository: &request.repository,
-            remembered: &self.remembered[id.0],
+            remembered: &known.remembered,
             tokens: &self.tokens,
             now: self.now(),
         };
@@ -157,7 +172,7 @@ impl Client {
         request: &Request,
         authorization: Option<&Secret>,
     ) -> Result<(Hop, Answer), UpstreamError> {
-        let origin = self.upstream(id).url.clone();
+        let origin = self.known(id).upstream.url.clone();
         let target = Target {
             origin,
             path: request.path_and_query.clone(),
@@ -197,7 +212,7 @@ impl Client {
     /// A token for `TokenCache`. Redirects of a token service are not followed: what is sent
     /// there is for it alone (R11).
     pub(super) async fn fetch_token(&self, ask: &TokenAsk) -> Result<Token, UpstreamError> {
-        let upstream = self.upstream(ask.upstream);
+        let upstream = self.known(ask.upstream).upstream.clone();
         let mut target = realm::check(&upstream.url, &ask.realm)?;
         let query = ask.query();
         if !query.is_empty() {
@@ -240,7 +255,7 @@ impl Client {
     }
 
     async fn exchange(&self, ask: &Ask<'_>) -> Result<Answer, UpstreamError> {
-        let upstream = self.upstream(ask.id);
+        let known = self.known(ask.id);
         let key = Key {
             upstream: ask.id,
             origin: ask.hop.target.origin.clone(),
@@ -258,8 +273,8 @@ impl Client {
         }
         let dial = Dial {
             origin: &key.origin,
-            tls: &self.tls[ask.id.0],
-            timeout: upstream.connect_timeout,
+            tls: &known.tls,
+            timeout: known.upstream.connect_timeout,
             near: ask.near,
             resolver: &self.resolver,
             open: &self.open,
@@ -282,7 +297,7 @@ impl Client {
     ) -> Result<Answer, Failure> {
         let origin = &key.origin;
         let (used, near) = (connection.used, connection.near);
-        let read_timeout = self.upstream(ask.id).read_timeout;
+        let read_timeout = self.known(ask.id).upstream.read_timeout;
         let limit = read_timeout.min(HEAD_TIMEOUT);
         let head = match timeout(limit, converse(&mut connection, origin, bytes)).await {
             Ok(head) => head?,

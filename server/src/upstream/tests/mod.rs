@@ -78,9 +78,9 @@ impl Shard {
 
     fn with_resolver(upstreams: &[config::Upstream], resolver: Resolver) -> Shard {
         let roots = TrustRoots::none();
-        let upstreams: Arc<[Upstream]> = upstreams
+        let upstreams: Vec<Arc<Upstream>> = upstreams
             .iter()
-            .map(|config| Upstream::new(config, &roots).expect("a usable upstream"))
+            .map(|config| Arc::new(Upstream::new(config, &roots).expect("a usable upstream")))
             .collect();
         let now = Rc::new(Cell::new(Instant::now()));
         let tokens = Rc::new(LocalTokens {
@@ -91,7 +91,7 @@ impl Shard {
         });
         let clock = now.clone();
         let source = Rc::new(LocalTokensRef(tokens.clone()));
-        let client = Client::new(upstreams, resolver, source, Rc::new(move || clock.get()));
+        let client = Client::new(&upstreams, resolver, source, Rc::new(move || clock.get()));
         tokens.client.set(Rc::downgrade(&client)).expect("set once");
         Shard {
             client,
