@@ -1,0 +1,323 @@
+//! Every way an upstream fails, and for each of them what a client sees and what upstream was asked.
+//!
+//! One row, one world: an image is pulled, upstream breaks, and then the same is asked of every
+//! row: a hit, which may ask nothing; a tag that is cached, which is served stale or refused by
+//! its rule; a miss, which fails clean within its time or is cut short; and, once upstream is mended,
+//! a miss that works.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use entrepot_tests::deadline::until_within;
+use entrepot_tests::entrepot::{Config, Entrepot, Setup};
+use entrepot_tests::http::{Answer, get_hashed};
+use entrepot_tests::origin::{Held, Origin};
+use entrepot_tests::sha256::digest;
+
+/// Worlds that run at once: the machine may have two cores.
+const WORLDS: usize = 4;
+/// Of upstreams in the rows. What a miss may take is a little more than twice this.
+const TIMEOUT: &str = "connect_timeout = \"1s\"\nread_timeout = \"1s\"";
+const MISS_WITHIN: Duration = Duration::from_secs(10);
+/// A breaker that opened, or a rate limit that was honoured, lets go after this at the latest.
+const MENDED_WITHIN: Duration = Duration::from_secs(60);
+/// A layer longer than what is withheld.
+const LONG: u64 = 3 << 20;
+const KEPT: &str = "/v2/dh/library/kept/manifests/1";
+const NEW: &str = "/v2/dh/library/new/manifests/1";
+
+/// What becomes of a tag that is cached.
+#[derive(Clone, Copy, Debug)]
+enum Cached {
+    /// Served, and says how old it is and why.
+    Stale,
+    /// Upstream's word counts.
+    Refused(u16),
+}
+
+struct Row {
+    name: &'static str,
+    /// What the origin does to every request of its registry; `Null`: it does not listen.
+    fault: Value,
+    cached: Cached,
+    /// Statuses of a miss; a long body may also be cut short after its head.
+    miss: &'static [u16],
+    /// Requests that one miss of a tag and one of a blob may cost upstream together.
+    asked_max: usize,
+}
+
+fn rows() -> Vec<Row> {
+    use Cached::{Refused, Stale};
+    let row = |name, fault, cached, miss, asked_max| Row {
+        name,
+        fault,
+        cached,
+        miss,
+        asked_max,
+    };
+    let raw = |text: &str, times: u64| json!({"raw": text, "raw_repeat": times});
+    vec![
+        row("connections refused", Value::Null, Stale, &[502, 503], 0),
+        row(
+            "closed without an answer",
+            json!({"refuse": true}),
+            Stale,
+            &[502, 503],
+            8,
+        ),
+        row("no answer", json!({"hang": true}), Stale, &[504], 8),
+        row(
+            "reset after the head",
+            json!({"reset_at": 0}),
+            Stale,
+            &[502],
+            8,
+        ),
+        row(
+            "cut in the middle",
+            json!({"truncate_at": "50%"}),
+            Stale,
+            &[502],
+            16,
+        ),
+        row(
+            "reset in the middle",
+            json!({"reset_at": "50%"}),
+            Stale,
+            &[502],
+            16,
+        ),
+        row(
+            "longer than it said",
+            json!({"length_add": -10}),
+            Stale,
+            &[502],
+            16,
+        ),
+        row(
+            "shorter than it said",
+            json!({"length_add": 10}),
+            Stale,
+            &[502],
+            16,
+        ),
+        row("other bytes", json!({"flip_at": "50%"}), Stale, &[502], 8),
+        row(
+            "401 for every token",
+            json!({"status": 401}),
+            Refused(403),
+            &[403],
+            8,
+        ),
+        row("403", json!({"status": 403}), Refused(403), &[403], 8),
+        row("404", json!({"status": 404}), Refused(404), &[404], 8),
+        row("429, two seconds", limited("2"), Stale, &[429, 503], 4),
+        row(
+            "429, a date",
+            limited("Wed, 21 Oct 2026 07:28:00 GMT"),
+            Stale,
+            &[429, 503],
+            4,
+        ),
+        row("429, garbage", limited("soon"), Stale, &[429, 503], 4),
+        row("500", json!({"status": 500}), Stale, &[502, 503], 12),
+        row("502", json!({"status": 502}), Stale, &[502, 503], 12),
+        row("503", json!({"status": 503}), Stale, &[502, 503], 12),
+        row("504", json!({"status": 504}), Stale, &[502, 503, 504], 12),
+        row("garbage", raw("nonsense\r\n\r\n", 1), Stale, &[502, 503], 8),
+        row(
+            "HTTP/0.9",
+            raw("<html>hello</html>", 1),
+            Stale,
+            &[502, 503],
+            8,
+        ),
+        row(
+            "HTTP/2",
+            raw("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 1),
+            Stale,
+            &[502, 503],
+            8,
+        ),
+        row(
+            "an endless head",
+            raw("X: aaaaaaaaaaaaaaaaaaaaaaaa\r\n", 100_000),
+            Stale,
+            &[502, 503],
+            8,
+        ),
+        row(
+            "endless interim answers",
+            raw("HTTP/1.1 100 Continue\r\n\r\n", 10_000),
+            Stale,
+            &[502, 503],
+            8,
+        ),
+        row(
+            "endless extensions",
+            endless_extension(),
+            Stale,
+            &[502, 503],
+            8,
+        ),
+        row(
+            "a redirect to itself",
+            json!({"redirect": "/v2/", "status": 302}),
+            Stale,
+            &[502, 503],
+            16,
+        ),
+    ]
+}
+
+fn limited(after: &str) -> Value {
+    json!({"status": 429, "headers": {"Retry-After": after}})
+}
+
+fn endless_extension() -> Value {
+    let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;";
+    json!({"raw": format!("{head}{}", "a=b;".repeat(50_000))})
+}
+
+#[test]
+fn every_fault_has_its_outcome() {
+    let rows = rows();
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..WORLDS {
+            scope.spawn(|| {
+                while let Some(row) =
+                    rows.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+                {
+                    Row::check(row);
+                }
+            });
+        }
+    });
+}
+
+impl Row {
+    fn check(&self) {
+        let origin = Origin::start();
+        let kept = origin.image("library/kept", "1", 1);
+        let kept_blob = origin.blob(&["library/kept"], LONG, 2);
+        origin.image("library/new", "1", 3);
+        let new_blob = origin.blob(&["library/new"], LONG, 4);
+        let server = before(&origin);
+        assert_eq!(digest(&server.get(KEPT).expect(200).body), kept.digest);
+        pull(&server, "kept", &kept_blob);
+
+        self.break_it(&origin);
+        let name = self.name;
+        pull(&server, "kept", &kept_blob);
+        let by_digest = format!("/v2/dh/library/kept/manifests/{}", kept.digest);
+        server.get(&by_digest).expect(200);
+        assert_eq!(origin.count(""), 0, "{name}: a hit asked upstream");
+
+        self.check_cached(&server.get(KEPT), &kept.digest);
+        origin.clear_log();
+        self.check_miss(&server, &new_blob);
+        let asked = origin.log("");
+        assert!(asked.len() <= self.asked_max, "{name}: {asked:#?}");
+
+        origin.clear_faults();
+        origin.come_back();
+        until_within(MENDED_WITHIN, &format!("{name}: a miss that works"), || {
+            let hashed = get_hashed(server.addr(), &blob_target("new", &new_blob)).ok()?;
+            (hashed.head.status == 200 && hashed.broken.is_none())
+                .then(|| assert_eq!(hashed.digest, new_blob.digest, "{name}"))
+        });
+        until_within(MENDED_WITHIN, &format!("{name}: a fresh tag"), || {
+            let answer = server.try_get(KEPT).ok()?;
+            (answer.status() == 200 && answer.field("warning").is_none()).then_some(())
+        });
+    }
+
+    fn break_it(&self, origin: &Origin) {
+        if self.fault.is_null() {
+            origin.go_down();
+        } else {
+            origin.fault(json!({"listener": "registry"}), self.fault.clone());
+        }
+        origin.clear_log();
+    }
+
+    fn check_cached(&self, answer: &Answer, digest_kept: &str) {
+        let (name, raw) = (self.name, &answer.head.raw);
+        match self.cached {
+            Cached::Stale => {
+                assert_eq!(answer.status(), 200, "{name}: {raw}");
+                assert_eq!(digest(&answer.body), digest_kept, "{name}");
+                let warned = answer.field("warning").unwrap_or_default();
+                assert!(warned.starts_with("299 "), "{name}: {raw}");
+                assert!(answer.field("age").is_some(), "{name}: {raw}");
+                let status = answer.field("cache-status").unwrap_or_default();
+                assert!(status.contains("hit"), "{name}: {raw}");
+            }
+            Cached::Refused(status) => assert_eq!(answer.status(), status, "{name}: {raw}"),
+        }
+    }
+
+    /// A tag and a layer that are not here.
+    fn check_miss(&self, server: &Entrepot, blob: &Held) {
+        let name = self.name;
+        let started = Instant::now();
+        let answer = server.get(NEW);
+        assert_eq!(answer.broken, None, "{name}");
+        assert!(
+            self.miss.contains(&answer.status()),
+            "{name}: {}",
+            answer.head.raw
+        );
+        assert!(answer.error_code().is_some(), "{name}: {}", answer.text());
+        if matches!(answer.status(), 429 | 503) {
+            let after = answer
+                .field("retry-after")
+                .and_then(|text| text.parse().ok());
+            let after: u64 = after.unwrap_or_else(|| panic!("{name}: {}", answer.head.raw));
+            assert!((1..=300).contains(&after), "{name}: {after}");
+        }
+        // Its head may have left before it broke; then it is not complete.
+        match get_hashed(server.addr(), &blob_target("new", blob)) {
+            Ok(hashed) if hashed.head.status == 200 => {
+                assert!(hashed.broken.is_some(), "{name}: a complete 200");
+            }
+            Ok(hashed) => {
+                let status = hashed.head.status;
+                assert!(self.miss.contains(&status), "{name}: {}", hashed.head.raw);
+            }
+            Err(broken) => assert!(
+                self.fault["flip_at"] != Value::Null || self.cuts(),
+                "{name}: {broken:?}"
+            ),
+        }
+        let took = started.elapsed();
+        assert!(took < MISS_WITHIN, "{name}: {took:?}");
+    }
+
+    /// Bodies end early, so a long one may be broken off even before its head has left.
+    fn cuts(&self) -> bool {
+        ["truncate_at", "reset_at", "length_add"]
+            .iter()
+            .any(|key| self.fault[key] != Value::Null)
+    }
+}
+
+fn before(origin: &Origin) -> Entrepot {
+    let config = Config::new().project("dh", "default = true", &[]);
+    let keys = format!("url = \"{}\"\n{TIMEOUT}", origin.url());
+    Setup::new(&config.upstream("dh", &keys))
+        .args(&["--set", "limits.mismatch_holdoff=2s"])
+        .start()
+}
+
+fn blob_target(repository: &str, blob: &Held) -> String {
+    format!("/v2/dh/library/{repository}/blobs/{}", blob.digest)
+}
+
+#[track_caller]
+fn pull(server: &Entrepot, repository: &str, blob: &Held) {
+    let hashed = get_hashed(server.addr(), &blob_target(repository, blob)).expect("a head");
+    assert_eq!((hashed.broken, hashed.digest), (None, blob.digest.clone()));
+}
