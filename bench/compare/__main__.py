@@ -39,6 +39,8 @@ def main():
                     server.check(blobs)
                 records = measure(arguments, started, blobs)
                 facts = machine.facts(REPOSITORY, programs, arguments.profile)
+                facts["nginx"] = machine.output([servers.nginx_program(), "-v"])
+                facts["wrk"] = machine.output(["wrk", "-v"]).split(" Copyright")[0]
                 facts["counters"] = {server.name: server.counters() for server in started}
                 facts["commands"] = commands(started, directory, records)
                 facts["configurations"] = {server.name: server.configuration for server in started}

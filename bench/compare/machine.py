@@ -6,7 +6,6 @@ import re
 import subprocess
 from pathlib import Path
 
-from servers import nginx_program
 
 
 def facts(repository, programs, profile):
@@ -23,8 +22,6 @@ def facts(repository, programs, profile):
         "commit": output(["git", "-C", str(repository), "describe", "--always", "--dirty"]),
         "profile": profile,
         "rustc": output(["rustc", "--version"]),
-        "nginx": output([nginx_program(), "-v"]),
-        "wrk": output(["wrk", "-v"]).split(" Copyright")[0],
         "entrepot": output([str(programs.entrepot), "--version"]),
     }
 
