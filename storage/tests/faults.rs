@@ -1,13 +1,13 @@
 //! The store on a disk that fails or decays in one chosen way.
 
-use std::cell::RefCell;
+mod machine;
+
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 
-use entrepot_storage::disk::sim::{Ending, Executor, Faults, Random, SimDisk, SimWorld, Step};
+use entrepot_storage::disk::sim::{Ending, Faults, Random, SimDisk, SimWorld};
 use entrepot_storage::{
     Body, Digest, Disk, FillError, FillFailure, FillSpec, FillState, ForgetKey, OpenError, Options,
     Recovered, Refusal, Store, TagKey, TagKind, TagRecord, VolumeSpec, WriteError, Writer,
@@ -44,21 +44,9 @@ fn process<T: 'static, F: Future<Output = T> + 'static>(
     world: &SimWorld,
     task: impl FnOnce(SimDisk, SimWorld) -> F,
 ) -> T {
-    let executor = Executor::new(Random::new(11));
-    let disk = SimDisk::new(world, &executor);
-    let output = Rc::new(RefCell::new(None));
-    let told = Rc::clone(&output);
-    let task = task(disk, world.clone());
-    executor.spawn(async move {
-        let value = task.await;
-        told.borrow_mut().replace(value);
-    });
-    while output.borrow().is_none() {
-        assert_ne!(executor.step(world), Step::Idle, "nobody was woken");
-    }
-    drop(executor);
-    world.end(Ending::PowerLoss);
-    output.take().expect("just seen")
+    machine::run(world, Ending::PowerLoss, |executor| {
+        task(SimDisk::new(world, executor), world.clone())
+    })
 }
 
 type Opened = (Arc<Store<SimDisk>>, Writer<SimDisk>, Recovered);

@@ -4,12 +4,12 @@
 //! the runs that are not zero, all numbers little-endian. Those in `fixtures/` were made by the last
 //! program of each format, and stay.
 
-use std::cell::RefCell;
+mod machine;
+
 use std::future::Future;
-use std::rc::Rc;
 use std::sync::Arc;
 
-use entrepot_storage::disk::sim::{Ending, Executor, Random, SimDisk, SimWorld, Step};
+use entrepot_storage::disk::sim::{Ending, Random, SimDisk, SimWorld};
 use entrepot_storage::{
     Digest, Disk, FillSpec, ForgetKey, LinkKey, LinkKeyRef, LinkRecord, Options, Proof, Recovered,
     RepositoryKey, RepositoryKeyRef, Statistics, Store, TagKey, TagKeyRef, TagKind, TagRecord,
@@ -36,20 +36,9 @@ fn process<T: 'static, F: Future<Output = T> + 'static>(
     world: &SimWorld,
     task: impl FnOnce(SimDisk) -> F,
 ) -> T {
-    let executor = Executor::new(Random::new(11));
-    let task = task(SimDisk::new(world, &executor));
-    let output = Rc::new(RefCell::new(None));
-    let told = Rc::clone(&output);
-    executor.spawn(async move {
-        let value = task.await;
-        told.borrow_mut().replace(value);
-    });
-    while output.borrow().is_none() {
-        assert_ne!(executor.step(world), Step::Idle, "nobody was woken");
-    }
-    drop(executor);
-    world.end(Ending::Kill);
-    output.take().expect("just seen")
+    machine::run(world, Ending::Kill, |executor| {
+        task(SimDisk::new(world, executor))
+    })
 }
 
 async fn open(disk: &SimDisk) -> (Arc<Store<SimDisk>>, Writer<SimDisk>, Recovered) {

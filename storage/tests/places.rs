@@ -1,11 +1,11 @@
 //! What somebody did to the files of a store while it was closed: each has its answer.
 
-use std::cell::RefCell;
+mod machine;
+
 use std::future::Future;
-use std::rc::Rc;
 
 use bytes::Bytes;
-use entrepot_storage::disk::sim::{Ending, Executor, Random, SimDisk, SimWorld, Step};
+use entrepot_storage::disk::sim::{Ending, Random, SimDisk, SimWorld};
 use entrepot_storage::{
     Digest, Disk, FillSpec, ForgetKey, OpenError, OpenFailure, Options, Recovered, Store,
     VolumeSpec,
@@ -20,20 +20,9 @@ fn process<T: 'static, F: Future<Output = T> + 'static>(
     world: &SimWorld,
     task: impl FnOnce(SimDisk) -> F,
 ) -> T {
-    let executor = Executor::new(Random::new(11));
-    let task = task(SimDisk::new(world, &executor));
-    let output = Rc::new(RefCell::new(None));
-    let told = Rc::clone(&output);
-    executor.spawn(async move {
-        let value = task.await;
-        told.borrow_mut().replace(value);
-    });
-    while output.borrow().is_none() {
-        assert_ne!(executor.step(world), Step::Idle, "nobody was woken");
-    }
-    drop(executor);
-    world.end(Ending::Kill);
-    output.take().expect("just seen")
+    machine::run(world, Ending::Kill, |executor| {
+        task(SimDisk::new(world, executor))
+    })
 }
 
 type Opened = (std::sync::Arc<Store<SimDisk>>, Recovered);

@@ -1,11 +1,12 @@
 //! Stores of several volumes: which of them make up the store, and what survives one of them.
 
-use std::cell::RefCell;
+mod machine;
+
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use entrepot_storage::disk::sim::{Ending, Executor, Faults, Random, SimDisk, SimWorld, Step};
+use entrepot_storage::disk::sim::{Ending, Executor, Faults, Random, SimDisk, SimWorld};
 use entrepot_storage::{
     BringBackError, Digest, FillSpec, ForgetKey, OpenError, OpenFailure, Options, Recovered, Store,
     TagKey, TagKeyRef, TagKind, TagRecord, VolumeSpec, VolumeState, Writer,
@@ -41,24 +42,12 @@ fn process<T: 'static, F: Future<Output = T> + 'static>(
     world: &SimWorld,
     task: impl FnOnce(Machine) -> F,
 ) -> T {
-    let executor = Executor::new(Random::new(11));
-    let machine = Machine {
-        world: world.clone(),
-        executor: Rc::clone(&executor),
-    };
-    let output = Rc::new(RefCell::new(None));
-    let told = Rc::clone(&output);
-    let task = task(machine);
-    executor.spawn(async move {
-        let value = task.await;
-        told.borrow_mut().replace(value);
-    });
-    while output.borrow().is_none() {
-        assert_ne!(executor.step(world), Step::Idle, "nobody was woken");
-    }
-    drop(executor);
-    world.end(Ending::PowerLoss);
-    output.take().expect("just seen")
+    machine::run(world, Ending::PowerLoss, |executor| {
+        task(Machine {
+            world: world.clone(),
+            executor: Rc::clone(executor),
+        })
+    })
 }
 
 struct Machine {
