@@ -127,7 +127,7 @@ def large(arguments, origin, cache):
             _, whole = Client(url).get(path, blob.digest)
             took[name].append(whole)
             print(f"round {turn} {name:8} {whole:7.3f} s", file=sys.stderr)
-    call(origin, "rate", None)
+    call(origin, "rate", {"bytes_per_second": None})
     return took
 
 
