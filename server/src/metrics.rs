@@ -53,6 +53,10 @@ closed_set!(Counter {
     FillsFailed => "entrepot_fills_total{result=\"failed\"}",
     FillsStaged => "entrepot_fills_total{result=\"staged\"}",
     WrongDigests => "entrepot_wrong_digests_total",
+    // Answers that went on with a body where another had broken, and the bytes of those that had
+    // to begin at its start.
+    FillResumes => "entrepot_fill_resumes_total",
+    RepeatedBytes => "entrepot_fill_repeated_bytes_total",
     Relays => "entrepot_relays_total",
     // A response whose lease was revoked went on from where its body is now.
     Resumed => "entrepot_resumed_total",

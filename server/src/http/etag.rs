@@ -19,6 +19,14 @@ pub fn if_range(value: &[u8], digest: &str) -> bool {
         && tags.next().is_none()
 }
 
+/// The value of an `ETag` field if it is one strong entity tag (RFC 9110 §8.8.3).
+pub fn strong(value: &[u8]) -> Option<&str> {
+    let tag = std::str::from_utf8(value).ok()?;
+    let opaque = tag.strip_prefix('"')?.strip_suffix('"')?;
+    let plain = |byte: u8| byte.is_ascii_graphic() && byte != b'"';
+    opaque.bytes().all(plain).then_some(tag)
+}
+
 struct Tag<'a> {
     opaque: &'a [u8],
     weak: bool,
@@ -106,6 +114,25 @@ mod tests {
         for (values, expected) in cases {
             let values_bytes = values.iter().map(|value| value.as_bytes());
             assert_eq!(if_none_match(values_bytes, DIGEST), expected, "{values:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_strong_tag_is_one() {
+        for (value, strong_one) in [
+            (r#""a""#, true),
+            (r#""""#, true),
+            (r#"W/"a""#, false),
+            (r#""a", "b""#, false),
+            (r#""a"#, false),
+            (r#"""#, false),
+            ("a", false),
+            ("*", false),
+            ("\"a\r\nX: y\"", false),
+            ("", false),
+        ] {
+            let found = strong(value.as_bytes());
+            assert_eq!(found, strong_one.then_some(value), "{value}");
         }
     }
 

@@ -158,7 +158,11 @@ impl<'a> Exchange<'a> {
             return self.send_raw(wire, text, then.raw_repeat.unwrap_or(1));
         }
         let scripted = scripted(then, &self.cdn_target(), |status| self.error(status));
-        let answer = scripted.unwrap_or_else(|| self.origin.respond(self.side, self.head, body));
+        let mut head = self.head.clone();
+        if then.whole {
+            head.fields.retain(|(name, _)| name != "range");
+        }
+        let answer = scripted.unwrap_or_else(|| self.origin.respond(self.side, &head, body));
         let plan = Plan::new(answer, then, &self.head.method, self.head.close);
         sender.send(wire, &plan)
     }

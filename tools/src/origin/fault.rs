@@ -52,6 +52,7 @@ pub struct Then {
     pub headers: BTreeMap<String, String>,
     pub body: Option<String>,
     pub html: bool,
+    pub whole: bool,
     pub raw: Option<String>,
     pub raw_repeat: Option<u64>,
     pub redirect: Option<String>,

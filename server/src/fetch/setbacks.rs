@@ -1,0 +1,67 @@
+//! What is remembered of fills that failed, so that the next ask does not repeat them at once.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use entrepot_storage::Digest;
+
+/// Remembered mismatches; beyond it a new one is not remembered and only costs a refetch.
+const REFUSED_MAX: usize = 1024;
+/// Remembered bodies that were too long; beyond it a new one costs its askers a cut pull.
+const OUTGROWN_MAX: usize = 1024;
+/// How long a body counts as too long. Room may come back; a failed fill costs its followers.
+const OUTGROWN_HOLDOFF: Duration = Duration::from_secs(60);
+
+pub struct Setbacks {
+    /// How long a source that sent wrong bytes is not asked for that digest again.
+    mismatch_holdoff: Duration,
+    refused: RefCell<HashMap<(Digest, Arc<str>), Instant>>,
+    /// Bodies of unknown length that turned out to be too long, and until when that is believed.
+    outgrown: RefCell<HashMap<Digest, Instant>>,
+}
+
+impl Setbacks {
+    pub fn new(mismatch_holdoff: Duration) -> Setbacks {
+        Setbacks {
+            mismatch_holdoff,
+            refused: RefCell::default(),
+            outgrown: RefCell::default(),
+        }
+    }
+
+    /// The origin sent other bytes than those of the digest.
+    pub fn refuse(&self, digest: Digest, origin: Arc<str>) {
+        let mut refused = self.refused.borrow_mut();
+        let now = Instant::now();
+        refused.retain(|_, until| *until > now);
+        if refused.len() < REFUSED_MAX {
+            refused.insert((digest, origin), now + self.mismatch_holdoff);
+        }
+    }
+
+    pub fn is_refused(&self, digest: &Digest, origin: &Arc<str>) -> bool {
+        let refused = self.refused.borrow();
+        !refused.is_empty()
+            && refused
+                .get(&(*digest, origin.clone()))
+                .is_some_and(|until| *until > Instant::now())
+    }
+
+    /// It will not fit the next time either: whoever asks then fetches for itself.
+    pub fn outgrew(&self, digest: Digest) {
+        let mut outgrown = self.outgrown.borrow_mut();
+        let now = Instant::now();
+        outgrown.retain(|_, until| *until > now);
+        if outgrown.len() < OUTGROWN_MAX {
+            outgrown.insert(digest, now + OUTGROWN_HOLDOFF);
+        }
+    }
+
+    pub fn has_outgrown(&self, digest: &Digest) -> bool {
+        let outgrown = self.outgrown.borrow();
+        let until = outgrown.get(digest);
+        until.is_some_and(|until| *until > Instant::now())
+    }
+}

@@ -1,0 +1,454 @@
+//! A body on its way in, over as many answers as it takes.
+//!
+//! Read by `fetch`. When an answer breaks, the rest is asked for where it broke: at the same
+//! upstream while that one gets on, else at the others first. Only what says that it is the rest
+//! of a body of the same length is joined (RFC 9110 §14.4, §15.3.7), or a whole one of that length
+//! is skipped up to there; whether the bytes are right is for the digest to say. Every request
+//! begins at the registry: an address it signed an hour ago may have expired.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use entrepot_storage::Digest;
+use monoio::time::sleep;
+
+use crate::failure::{Failure, FailureKind};
+use crate::fetch::BodyKind;
+use crate::http::etag;
+use crate::http::range::ContentRange;
+use crate::jitter::jittered;
+use crate::metrics::{Counter, Metrics};
+use crate::project::Repository;
+use crate::source::{Answer, Refused, Search, Sources, Wanted, body_path, check_manifest};
+use crate::source::{content_type, read_manifest};
+use crate::upstream::{Body, BodyError, Method, Part, Response, Validator};
+
+/// Attempts in a row that brought less than `PROGRESS_LEN`; then the body is given up. With the
+/// pauses between them about three seconds: longer than a proxy takes to restart, shorter than
+/// clients wait for a byte.
+const FRUITLESS_MAX: u32 = 6;
+/// An answer that brings this much was worth asking for: a body of 4 GiB may break as often as
+/// its length allows.
+const PROGRESS_LEN: u64 = 1 << 20;
+/// Before the first attempt. A connection that broke is rarely alone.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+/// Doubled for each fruitless attempt up to here.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// Who is asked for a body, in whose name and for how long.
+pub struct Course<'a> {
+    pub sources: &'a Sources,
+    pub metrics: &'a Metrics,
+    pub repository: &'a Repository,
+    pub digest: Digest,
+    /// Of origins that sent wrong bytes under this digest a moment ago.
+    pub refused: &'a Refused<'a>,
+    /// False when one answer must do.
+    pub resumes: bool,
+}
+
+/// Why an answer did not bring the rest of the body.
+#[derive(Debug, thiserror::Error)]
+enum Lost {
+    #[error("{0}")]
+    Broken(#[from] BodyError),
+    #[error("the answer ended {0} bytes before the body")]
+    Short(u64),
+}
+
+/// Why an answer can't be the rest of what has arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+enum Unfit {
+    #[error("a 206 of another part than was asked for")]
+    OtherPart,
+    #[error("a body of another length")]
+    OtherLength,
+    #[error("a body of another ETag")]
+    OtherBody,
+}
+
+pub struct Arriving<'a> {
+    course: Course<'a>,
+    /// Of whom the current answer is.
+    origin: Arc<str>,
+    body: Body,
+    /// A manifest, which is collected and checked before anything else.
+    collected: Option<Vec<u8>>,
+    /// As the first answer gave it.
+    len: Option<u64>,
+    /// As any answer gave it.
+    total: Option<u64>,
+    /// Bytes of the body, each counted once.
+    arrived: u64,
+    /// What the current answer still repeats.
+    repeated: u64,
+    validator: Option<Validator>,
+    /// Answers that bytes were taken from.
+    answers: u32,
+    /// Where the current answer began to bring something new.
+    resumed_at: u64,
+    fruitless: u32,
+    /// Origins that brought little or were slow: asked after the others.
+    weak: Vec<Arc<str>>,
+    /// Origins that have another body; not asked again for this one.
+    unfit: Vec<Arc<str>>,
+}
+
+impl<'a> Arriving<'a> {
+    pub async fn open(
+        course: Course<'a>,
+        kind: BodyKind,
+        answer: Answer,
+    ) -> Result<Arriving<'a>, Failure> {
+        let Answer {
+            origin,
+            mut response,
+            ..
+        } = answer;
+        let (mut collected, mut len) = (None, response.length);
+        if kind == BodyKind::Manifest {
+            let bytes = read_manifest(&mut response.body, &origin).await?;
+            check_manifest(&bytes, content_type(&response.head).as_deref(), &origin)?;
+            len = Some(bytes.len() as u64);
+            collected = Some(bytes);
+        }
+        Ok(Arriving {
+            validator: validator(&origin, &response),
+            course,
+            origin,
+            body: response.body,
+            collected,
+            len,
+            total: len,
+            arrived: 0,
+            repeated: 0,
+            answers: 1,
+            resumed_at: 0,
+            fruitless: 0,
+            weak: Vec::new(),
+            unfit: Vec::new(),
+        })
+    }
+
+    /// Of the whole body, if the first answer said it.
+    pub fn len(&self) -> Option<u64> {
+        self.len
+    }
+
+    pub fn arrived(&self) -> u64 {
+        self.arrived
+    }
+
+    /// Who sends just now.
+    pub fn origin(&self) -> &Arc<str> {
+        &self.origin
+    }
+
+    /// True when the bytes are of more than one answer.
+    pub fn is_spliced(&self) -> bool {
+        self.answers > 1
+    }
+
+    /// The next piece; `None` at the clean end. While `wanted` holds, what breaks is gone on with.
+    pub async fn next(&mut self, wanted: &dyn Fn() -> bool) -> Result<Option<Vec<u8>>, String> {
+        loop {
+            match self.piece().await {
+                Ok(piece) => return Ok(piece),
+                Err(lost) if self.course.resumes => self.resume(lost, wanted).await?,
+                Err(lost) => return Err(lost.to_string()),
+            }
+        }
+    }
+
+    async fn piece(&mut self) -> Result<Option<Vec<u8>>, Lost> {
+        if let Some(bytes) = self.collected.take() {
+            self.arrived += bytes.len() as u64;
+            return Ok(Some(bytes).filter(|bytes| !bytes.is_empty()));
+        }
+        while let Some(mut piece) = self.read().await? {
+            let again = self.repeated.min(piece.len() as u64);
+            if again > 0 {
+                self.repeated -= again;
+                self.course.metrics.add(Counter::RepeatedBytes, again);
+                piece.drain(..again as usize);
+            }
+            if !piece.is_empty() {
+                self.arrived += piece.len() as u64;
+                return Ok(Some(piece));
+            }
+        }
+        match self.total.and_then(|total| total.checked_sub(self.arrived)) {
+            None | Some(0) => Ok(None),
+            Some(missing) => Err(Lost::Short(missing)),
+        }
+    }
+
+    async fn read(&mut self) -> Result<Option<Vec<u8>>, BodyError> {
+        match self.body.read().await {
+            // The bytes are all there; what is missing is the end of a coding.
+            Err(_) if self.total == Some(self.arrived) => Ok(None),
+            read => read,
+        }
+    }
+
+    /// Finds an answer that brings the rest.
+    async fn resume(&mut self, lost: Lost, wanted: &dyn Fn() -> bool) -> Result<(), String> {
+        let broken = Instant::now();
+        let mut why = format!("{}: {lost}", self.origin);
+        self.judge(&lost);
+        loop {
+            self.fruitless += 1;
+            if self.fruitless > FRUITLESS_MAX || !wanted() {
+                return Err(why);
+            }
+            sleep(jittered(pause(self.fruitless))).await;
+            match self.ask_again().await {
+                Ok(status) => {
+                    self.course.metrics.count(Counter::FillResumes);
+                    tracing::info!(
+                        digest = %self.course.digest, upstream = %self.origin, status,
+                        at = self.arrived, ms = broken.elapsed().as_millis() as u64, why,
+                        "fill resumed"
+                    );
+                    return Ok(());
+                }
+                Err(failure) => why = failure.detail.to_string(),
+            }
+        }
+    }
+
+    /// Whether the answer that ended was worth its request, and its origin is asked first again.
+    fn judge(&mut self, lost: &Lost) {
+        let progress = self.arrived - self.resumed_at >= PROGRESS_LEN;
+        if progress {
+            self.fruitless = 0;
+        }
+        let slow = matches!(lost, Lost::Broken(BodyError::Timeout | BodyError::TooSlow));
+        self.weak.retain(|origin| *origin != self.origin);
+        if slow || !progress {
+            self.weak.push(self.origin.clone());
+        }
+    }
+
+    /// Asks for the rest: first those that did well so far, the last one before the others.
+    /// Answers the status of what will be read from now on.
+    async fn ask_again(&mut self) -> Result<u16, Failure> {
+        let project = self.course.sources.project(self.course.repository.project);
+        let mut origins = project.upstreams.iter().map(|(_, origin)| origin);
+        let strong = origins.any(|origin| !self.weak.contains(origin) && !self.is_passed(origin));
+        let answer = match strong {
+            true => self.first(true).await,
+            false => self.first(false).await,
+        };
+        let answer = match answer {
+            // Rather one that did badly than none.
+            Err(_) if strong && !self.weak.is_empty() => self.first(false).await?,
+            answer => answer?,
+        };
+        let Answer {
+            origin, response, ..
+        } = answer;
+        match self.fits(&origin, &response) {
+            Ok(repeated) => {
+                self.validator = validator(&origin, &response);
+                self.repeated = repeated;
+                self.resumed_at = self.arrived;
+                self.answers += 1;
+                self.origin = origin;
+                self.body = response.body;
+                Ok(response.status)
+            }
+            Err(unfit) => {
+                let why = format!("{origin} answered the rest of a body with {unfit}");
+                self.unfit.push(origin);
+                Err(Failure::new(FailureKind::BadBody, why))
+            }
+        }
+    }
+
+    async fn first(&self, strong: bool) -> Result<Answer, Failure> {
+        let path = body_path(BodyKind::Blob, &self.course.digest);
+        let wanted = Wanted {
+            method: Method::Get,
+            path: &path,
+            accept: None,
+            range: Some(Part {
+                first: self.arrived,
+                last: self.total.map(|total| total - 1),
+                if_range: self.validator.clone(),
+            }),
+        };
+        let search = Search {
+            prefer: Some(&self.origin),
+            refused: Some(&|origin| {
+                self.is_passed(origin) || (strong && self.weak.contains(origin))
+            }),
+            ..Search::default()
+        };
+        let course = &self.course;
+        Ok(course
+            .sources
+            .first(course.repository, &wanted, search)
+            .await?)
+    }
+
+    fn is_passed(&self, origin: &Arc<str>) -> bool {
+        self.unfit.contains(origin) || (self.course.refused)(origin)
+    }
+
+    /// How many bytes of the answer have arrived already.
+    fn fits(&mut self, origin: &Arc<str>, response: &Response) -> Result<u64, Unfit> {
+        let known = self
+            .validator
+            .as_ref()
+            .filter(|known| known.origin == *origin);
+        let now = response.head.field("etag").and_then(etag::strong);
+        if let (Some(known), Some(now)) = (known, now)
+            && *known.etag != *now
+        {
+            return Err(Unfit::OtherBody);
+        }
+        let part = response.head.field("content-range");
+        let part = part.and_then(ContentRange::parse);
+        let (repeated, total) = rest(response.status, part, response.length, self.arrived)?;
+        if self.total.is_some() && self.total != total {
+            return Err(Unfit::OtherLength);
+        }
+        self.total = total;
+        Ok(repeated)
+    }
+}
+
+/// What an answer to "the rest from `at`" is: how much of it is known already, and the length of
+/// the whole.
+fn rest(
+    status: u16,
+    part: Option<ContentRange>,
+    length: Option<u64>,
+    at: u64,
+) -> Result<(u64, Option<u64>), Unfit> {
+    match (status, part) {
+        (200, _) if length.is_some_and(|length| length < at) => Err(Unfit::OtherLength),
+        (200, _) => Ok((at, length)),
+        (
+            206,
+            Some(ContentRange::Part {
+                start,
+                end,
+                length: total,
+            }),
+        ) => {
+            let whole = start == at && total.is_some_and(|total| total == end);
+            let honest = length.is_none_or(|length| length == end - start);
+            match whole && honest {
+                true => Ok((0, total)),
+                false => Err(Unfit::OtherPart),
+            }
+        }
+        _ => Err(Unfit::OtherPart),
+    }
+}
+
+fn validator(origin: &Arc<str>, response: &Response) -> Option<Validator> {
+    let etag = etag::strong(response.head.field("etag")?)?;
+    Some(Validator {
+        origin: origin.clone(),
+        etag: etag.into(),
+    })
+}
+
+fn pause(fruitless: u32) -> Duration {
+    let doubled = PAUSE_MIN * 2_u32.pow(fruitless.saturating_sub(1).min(16));
+    doubled.min(PAUSE_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ContentRange, Duration, FRUITLESS_MAX, PAUSE_MAX, PAUSE_MIN, Unfit, pause, rest};
+
+    fn part(start: u64, end: u64, length: Option<u64>) -> Option<ContentRange> {
+        Some(ContentRange::Part { start, end, length })
+    }
+
+    #[test]
+    fn only_the_rest_of_the_body_is_joined() {
+        for (name, status, part, length, expected) in [
+            (
+                "the rest",
+                206,
+                part(60, 100, Some(100)),
+                Some(40),
+                Ok((0, Some(100))),
+            ),
+            (
+                "the rest, in chunks",
+                206,
+                part(60, 100, Some(100)),
+                None,
+                Ok((0, Some(100))),
+            ),
+            ("the whole", 200, None, Some(100), Ok((60, Some(100)))),
+            ("the whole, in chunks", 200, None, None, Ok((60, None))),
+            (
+                "too short to skip",
+                200,
+                None,
+                Some(59),
+                Err(Unfit::OtherLength),
+            ),
+            (
+                "another start",
+                206,
+                part(59, 100, Some(100)),
+                Some(41),
+                Err(Unfit::OtherPart),
+            ),
+            (
+                "another end",
+                206,
+                part(60, 99, Some(100)),
+                Some(39),
+                Err(Unfit::OtherPart),
+            ),
+            (
+                "of unknown length",
+                206,
+                part(60, 100, None),
+                Some(40),
+                Err(Unfit::OtherPart),
+            ),
+            (
+                "a length that lies",
+                206,
+                part(60, 100, Some(100)),
+                Some(41),
+                Err(Unfit::OtherPart),
+            ),
+            (
+                "no Content-Range",
+                206,
+                None,
+                Some(40),
+                Err(Unfit::OtherPart),
+            ),
+            (
+                "nothing",
+                206,
+                Some(ContentRange::Unsatisfied { length: 100 }),
+                Some(0),
+                Err(Unfit::OtherPart),
+            ),
+        ] {
+            assert_eq!(rest(status, part, length, 60), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn pauses_grow_to_their_bound() {
+        assert_eq!(pause(1), PAUSE_MIN);
+        assert_eq!(pause(2), PAUSE_MIN * 2);
+        assert_eq!(pause(u32::MAX), PAUSE_MAX);
+        let all: Duration = (1..=FRUITLESS_MAX).map(pause).sum();
+        assert!(all < Duration::from_secs(5), "{all:?}");
+    }
+}
