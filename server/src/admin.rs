@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use entrepot_storage::Store;
 use entrepot_storage::disk::uring::UringDisk;
 
+use crate::gate::Board;
 use crate::generation::Current;
 use crate::http::head::{Limits, Method, Parsed, parse_request};
 use crate::http::response::ResponseHead;
@@ -28,6 +29,7 @@ pub struct Admin {
     pub current: Arc<Current>,
     pub store: Arc<Store<UringDisk>>,
     pub metrics: Vec<Arc<Metrics>>,
+    pub board: Arc<Board>,
     /// False while starting and while draining.
     pub ready: Arc<AtomicBool>,
     pub log: DroppedLines,
@@ -106,6 +108,7 @@ impl Admin {
                         volumes: self.store.volumes(),
                         compaction: self.store.exchange().compaction(),
                     },
+                    &self.board,
                     &self.current.get().config,
                     self.log.get() as u64,
                 );

@@ -6,6 +6,8 @@
 
 use std::sync::Arc;
 
+use crate::clock;
+use crate::http::rate_limit;
 use crate::oci::error::Code;
 use crate::upstream::{FailureClass, UpstreamError};
 
@@ -84,8 +86,8 @@ impl Failure {
             _ => FailureKind::ServerError,
         };
         let retry_after_s = retry_after
-            .and_then(|value| std::str::from_utf8(value).ok()?.trim().parse::<u32>().ok())
-            .map(|seconds| seconds.min(RETRY_AFTER_MAX_S));
+            .and_then(|value| rate_limit::retry_after(value, clock::now()))
+            .map(|seconds| seconds.min(RETRY_AFTER_MAX_S.into()) as u32);
         Failure {
             kind,
             detail: format!("{origin} answered {status}").into(),

@@ -174,8 +174,10 @@ impl Tags {
         head: bool,
         cached: Option<&TagRecord>,
     ) -> Result<Resolved, Unanswered> {
+        let limited = Failure::new(FailureKind::RateLimited, "");
         let search = || Search {
             came_from: cached.map(|cached| &*cached.origin),
+            spare: cached.is_some_and(|cached| self.may_stand_in(source, cached, &limited)),
             ..Search::default()
         };
         let path = format!("manifests/{tag}");

@@ -15,6 +15,7 @@ pub mod control;
 pub mod failure;
 pub mod fetch;
 pub mod freshness;
+pub mod gate;
 pub mod generation;
 pub mod http;
 pub mod jitter;

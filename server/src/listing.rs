@@ -112,6 +112,7 @@ async fn forward(
     let sources = &exchange.service.lookup.sources;
     let search = Search {
         came_from: kept.map(|kept| &*kept.origin),
+        spare: kept.is_some(),
         ..Search::default()
     };
     let mut answer = sources.first(source, &wanted, search).await?;

@@ -17,6 +17,7 @@ use crate::access::ProofAsk;
 use crate::failure::Failure;
 use crate::fetch::BodyAsk;
 use crate::freshness::TagAsk;
+use crate::gate::{Enter, Leave};
 use crate::generation::Adoption;
 use crate::metrics::{Counter, Metrics};
 use crate::project::Repository;
@@ -37,6 +38,10 @@ pub enum Message {
     Body(BodyAsk),
     Tag(TagAsk),
     Proof(ProofAsk),
+    /// A request to an upstream wants to be sent.
+    Enter(Enter),
+    /// What came of it; never refused, and not answered.
+    Leave(Leave),
     Token {
         ask: TokenAsk,
         reply: Reply<Result<Token, UpstreamError>>,
@@ -149,6 +154,21 @@ impl Post {
             .recv_async()
             .await
             .map_err(|_| Failure::busy("the answer of another core"))
+    }
+
+    /// Tells a shard what must not be refused and needs no answer. Without room a task waits for
+    /// it; there are no more of those than permits of upstreams.
+    pub fn inform(&self, shard: usize, message: Message) {
+        self.metrics.count(Counter::Messages);
+        if let Err(flume::TrySendError::Full(message)) =
+            self.mailboxes.senders[shard].try_send(message)
+        {
+            let mailboxes = self.mailboxes.clone();
+            monoio::spawn(async move {
+                // An error means that the process is going down.
+                let _ = mailboxes.senders[shard].send_async(message).await;
+            });
+        }
     }
 
     /// Tells a shard what must not be refused; waits for room and for the answer.

@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 use entrepot_storage::{Compaction, Usage, VolumeState, VolumeUsage};
 
 use crate::config::Config;
+use crate::gate::{Board, FIGURES};
 use crate::upstream::Counters;
 
 macro_rules! closed_set {
@@ -142,6 +143,7 @@ pub struct StoreFigures {
 pub fn render(
     shards: &[Arc<Metrics>],
     store: &StoreFigures,
+    board: &Board,
     config: &Config,
     log_lines_dropped: u64,
 ) -> String {
@@ -228,6 +230,7 @@ pub fn render(
     for (name, value) in gauges {
         page.sample("gauge", name, value);
     }
+    page.upstreams(board);
     page.volumes(&config.store.paths, &store.volumes);
     let evicted = [
         ("idle", usage.evicted_idle),
@@ -313,6 +316,19 @@ impl Page {
         let _ = writeln!(self.text, "{name} {value}");
     }
 
+    /// The state of the gates. Ids tell apart two upstreams of one project with one origin.
+    fn upstreams(&mut self, board: &Board) {
+        for (figure, of, family) in FIGURES {
+            for (id, levels) in board.shown() {
+                let (project, origin) = (&levels.name().project, &levels.name().origin);
+                let (project, origin, id) = (label(project), label(origin), id.0);
+                let labels = format!("project=\"{project}\",upstream=\"{origin}\",id=\"{id}\"");
+                let name = format!("{family}{{{labels}}}");
+                self.sample(of, &name, levels.get(*figure));
+            }
+        }
+    }
+
     fn volumes(&mut self, paths: &[PathBuf], volumes: &[VolumeUsage]) {
         for (of, figure, value) in VOLUME_FIGURES {
             for (path, volume) in paths.iter().zip(volumes) {
@@ -346,7 +362,13 @@ mod tests {
             volumes: Vec::new(),
             compaction: Compaction::default(),
         };
-        let text = render(&[shard.clone(), shard], &store, &config, 0);
+        let text = render(
+            &[shard.clone(), shard],
+            &store,
+            &Board::default(),
+            &config,
+            0,
+        );
         let mut seen = std::collections::HashSet::new();
         for line in text.lines() {
             let name = match line.strip_prefix("# TYPE ") {

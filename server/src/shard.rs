@@ -23,6 +23,7 @@ use crate::config::Config;
 use crate::connection;
 use crate::fetch::{Bounds, Fetcher};
 use crate::freshness::Tags;
+use crate::gate::{self, Board, Gates};
 use crate::generation::Current;
 use crate::lookup::Lookup;
 use crate::mailbox::{Mailboxes, Message, Post};
@@ -64,6 +65,8 @@ pub struct Parts {
     pub disks: Vec<UringDisk>,
     pub warmer: Warmer,
     pub mailboxes: Arc<Mailboxes>,
+    /// What the gates of the upstreams show.
+    pub board: Arc<Board>,
     pub drained: Drained,
 }
 
@@ -153,7 +156,13 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
         Rc::new(Instant::now),
     );
     metrics.show(client.counters().clone());
-    let sources = Sources::new(client.clone(), &generation.projects);
+    let sources = Sources::new(
+        client.clone(),
+        &generation.projects,
+        post.clone(),
+        parts.board.clone(),
+    );
+    let gates = Gates::new(post.clone(), parts.board.clone());
     let bounds = Bounds {
         fills_max: config.limits.fills_max.div_ceil(shards),
         followers_max: config.limits.followers_max,
@@ -175,6 +184,7 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
         writer.clone(),
         fetcher.clone(),
         tags.clone(),
+        gates.clone(),
         (seat.index, shards),
     );
     let owner = Owner {
@@ -183,6 +193,7 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
         tags,
         purge: Rc::new(purge),
         checks: Checks::new(writer.clone()),
+        gates: gates.clone(),
         tokens: Rc::new(TokenCache::new()),
         client,
         sources: sources.clone(),
@@ -217,6 +228,7 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
     monoio::spawn(sweep(watchdog.clone()));
     monoio::spawn(commit(writer.clone()));
     monoio::spawn(maintain(writer.clone()));
+    monoio::spawn(look_at(gates));
     monoio::spawn(receive(seat.mailbox.clone(), owner.clone()));
     let _ = seat.drain.recv_async().await;
     let patience = config.limits.drain_timeout;
@@ -280,6 +292,7 @@ struct Owner {
     writer: Rc<Writer<UringDisk>>,
     purge: Rc<purge::Owner>,
     checks: Rc<Checks>,
+    gates: Rc<Gates>,
 }
 
 async fn receive(mailbox: flume::Receiver<Message>, owner: Owner) {
@@ -294,6 +307,8 @@ impl Owner {
             Message::Body(ask) => self.fetcher.body(ask),
             Message::Tag(ask) => self.tags.resolve(ask),
             Message::Proof(ask) => self.links.prove(ask),
+            Message::Enter(ask) => self.gates.enter(ask),
+            Message::Leave(leave) => self.gates.leave(leave),
             Message::Token { ask, reply } => {
                 let (tokens, client) = (self.tokens.clone(), self.client.clone());
                 monoio::spawn(async move {
@@ -408,6 +423,14 @@ async fn maintain(writer: Rc<Writer<UringDisk>>) {
     loop {
         sleep(MAINTAIN_EVERY).await;
         writer.maintain(clock::now()).await;
+    }
+}
+
+/// Who waits at a gate goes on, or is told that its time is up.
+async fn look_at(gates: Rc<Gates>) {
+    loop {
+        sleep(gate::LOOK).await;
+        gates.look();
     }
 }
 

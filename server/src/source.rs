@@ -2,18 +2,24 @@
 //!
 //! Used by `fetch` (bodies), `access` (proofs), `freshness` (tags), `listing` and `relay`. The
 //! order is strict priority; a "not found", a denial and a failure all lead to the next one.
-//! Which of the failures is reported is decided by `Failure::worse`.
+//! Which of the failures is reported is decided by `Failure::worse`. Every request goes through
+//! the gate of its upstream; while a rate limit is the only thing between a client and an answer,
+//! it waits there.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use entrepot_storage::Seconds;
 
 use crate::clock;
 use crate::failure::{Failure, FailureKind};
 use crate::fetch::BodyKind;
+use crate::gate::{Board, Enter, Gates, Heard, Lane, Name, Pass, Standing, Urgency, WAIT_MAX};
+use crate::http::rate_limit;
 use crate::http::upstream_head::ResponseHead;
+use crate::mailbox::{Message, Post};
 use crate::oci::manifest;
 use crate::project::{ProjectRef, Projects, Repository};
 use crate::upstream::{Body, Client, Method, Part, Request, Response, UpstreamId};
@@ -39,6 +45,8 @@ pub struct Search<'a> {
     /// Where a record came from: asked first, and the others only if it does not have it or
     /// does not give it. A failure of it is no reason to take another's namesake.
     pub came_from: Option<&'a str>,
+    /// A cached copy stands in when upstream can't be asked soon: nothing is waited for.
+    pub spare: bool,
     /// Origins that are passed over.
     pub refused: Option<&'a Refused<'a>>,
 }
@@ -75,16 +83,20 @@ pub struct Sources {
     client: Rc<Client>,
     /// Swapped by a reload.
     projects: Rc<RefCell<Rc<Projects>>>,
+    post: Post,
+    board: Arc<Board>,
     /// Second of the last warning.
     warned: Rc<Cell<Seconds>>,
 }
 
 impl Sources {
-    pub fn new(client: Rc<Client>, projects: &Projects) -> Sources {
+    pub fn new(client: Rc<Client>, projects: &Projects, post: Post, board: Arc<Board>) -> Sources {
         let projects = Rc::new(RefCell::new(Rc::new(projects.clone())));
         Sources {
             client,
             projects,
+            post,
+            board,
             warned: Rc::default(),
         }
     }
@@ -103,7 +115,17 @@ impl Sources {
         *self.projects.borrow_mut() = Rc::new(projects.clone());
     }
 
-    /// The first answer, in the order of the search.
+    /// How many times as long as configured a tag from this origin is to be trusted, by what
+    /// the upstream says of its rate limit.
+    pub fn stretch(&self, project: usize, origin: &str) -> u64 {
+        let project = self.project(project);
+        let upstreams = &project.upstreams;
+        let named = upstreams.iter().find(|(_, known)| **known == *origin);
+        named.map_or(1, |(upstream, _)| self.board.stretch(*upstream))
+    }
+
+    /// The first answer, in the order of the search. What upstreams refuse for their rate limit
+    /// alone they are asked for again, within `WAIT_MAX`.
     pub async fn first(
         &self,
         repository: &Repository,
@@ -118,40 +140,58 @@ impl Sources {
             .iter()
             .filter(|(_, origin)| ahead(origin))
             .chain(upstreams.iter().filter(|(_, origin)| !ahead(origin)));
-        let mut unanswered: Option<Unanswered> = None;
-        for (upstream, origin) in in_order {
-            let error = match self
-                .ask(*upstream, origin, repository, wanted, &search)
-                .await
-            {
-                Ok(response) => {
-                    let origin = origin.clone();
-                    return Ok(Answer { origin, response });
-                }
-                Err(error) => error,
-            };
-            self.log(origin, repository, wanted.path, &error);
-            let own = search.came_from == Some(&**origin);
-            let last = own && !matches!(error.kind, FailureKind::NotFound | FailureKind::Denied);
-            unanswered = Some(match unanswered {
-                None => Unanswered {
-                    own: own.then(|| error.clone()),
-                    report: error,
-                },
-                Some(before) => Unanswered {
-                    own: if own { Some(error.clone()) } else { before.own },
-                    report: Failure::worse(before.report, error),
-                },
-            });
-            if last {
-                break;
+        let mut round = Round {
+            upstreams: in_order.cloned().collect(),
+            unanswered: None,
+            deadline: Instant::now() + WAIT_MAX,
+            urgency: match search.spare || upstreams.len() > 1 {
+                true => Urgency::Prompt,
+                false => Urgency::Patient,
+            },
+        };
+        while !round.upstreams.is_empty() {
+            if let Some(answer) = self.go_round(repository, wanted, &search, &mut round).await {
+                return Ok(answer);
             }
+            round.urgency = Urgency::Patient;
         }
-        Err(unanswered.unwrap_or_else(|| {
+        Err(round.unanswered.unwrap_or_else(|| {
             let why = format!("project {} has no active upstream", project.name);
             let report = Failure::new(FailureKind::Unreachable, why);
             Unanswered { report, own: None }
         }))
+    }
+
+    /// Asks each upstream of the round. Those that are left in it can be asked again later.
+    async fn go_round(
+        &self,
+        repository: &Repository,
+        wanted: &Wanted<'_>,
+        search: &Search<'_>,
+        round: &mut Round,
+    ) -> Option<Answer> {
+        let mut limited = Vec::new();
+        for (upstream, origin) in std::mem::take(&mut round.upstreams) {
+            let source = (upstream, &origin);
+            let error = match self.ask(source, repository, wanted, search, round).await {
+                Ok(response) => return Some(Answer { origin, response }),
+                Err(error) => error,
+            };
+            self.log(&origin, repository, wanted.path, &error);
+            let own = search.came_from == Some(&*origin);
+            let last = own && !matches!(error.kind, FailureKind::NotFound | FailureKind::Denied);
+            // Refused after it was waited for, the wait would be too long.
+            let refused = round.urgency == Urgency::Patient && error.status.is_none();
+            if error.kind == FailureKind::RateLimited && !search.spare && !refused {
+                limited.push((upstream, origin));
+            }
+            round.note(error, own);
+            if last {
+                break;
+            }
+        }
+        round.upstreams = limited;
+        None
     }
 
     /// A failure that an operator can do something about is a warning, one a second at most.
@@ -173,16 +213,21 @@ impl Sources {
 
     async fn ask(
         &self,
-        upstream: UpstreamId,
-        origin: &Arc<str>,
+        (upstream, origin): (UpstreamId, &Arc<str>),
         repository: &Repository,
         wanted: &Wanted<'_>,
         search: &Search<'_>,
+        round: &Round,
     ) -> Result<Response, Failure> {
         if search.refused.is_some_and(|refused| refused(origin)) {
             let why = format!("{origin} sent wrong bytes for {} a moment ago", wanted.path);
             return Err(Failure::new(FailureKind::BadBody, why));
         }
+        let cached = search.came_from.is_some();
+        let source = (upstream, origin);
+        let mut pass = self
+            .enter(source, repository, wanted, cached, round)
+            .await?;
         let request = Request {
             method: wanted.method,
             repository: repository.name.to_string(),
@@ -193,16 +238,126 @@ impl Sources {
                 ..part
             }),
         };
-        match self.client.send(upstream, &request).await {
-            Ok(response) if response.status == 200 => Ok(response),
-            Ok(response) if response.status == 206 && wanted.range.is_some() => Ok(response),
-            Ok(response) => Err(Failure::status(
-                origin,
-                response.status,
-                response.head.field("retry-after"),
-            )),
-            Err(error) => Err(Failure::upstream(origin, &error)),
+        let mut response = match self.client.send(upstream, &request).await {
+            Ok(response) => response,
+            Err(error) => {
+                let failure = Failure::upstream(origin, &error);
+                pass.heard(Heard {
+                    standing: standing(&failure, error.is_of(origin)),
+                    failure: Some(failure.clone()),
+                    wait: None,
+                    budget: None,
+                });
+                return Err(failure);
+            }
+        };
+        let good = response.status == 200 || (response.status == 206 && wanted.range.is_some());
+        let retry_after = response.head.field("retry-after");
+        let failure = (!good).then(|| Failure::status(origin, response.status, retry_after));
+        pass.heard(heard(&response, failure.clone()));
+        match failure {
+            Some(failure) => Err(failure),
+            None => {
+                response.body.keep(pass);
+                Ok(response)
+            }
         }
+    }
+
+    /// Waits for leave to send one request.
+    async fn enter(
+        &self,
+        (upstream, origin): (UpstreamId, &Arc<str>),
+        repository: &Repository,
+        wanted: &Wanted<'_>,
+        cached: bool,
+        round: &Round,
+    ) -> Result<Pass, Failure> {
+        let project = self.project(repository.project).name.clone();
+        let namer = self.board.namer();
+        let question = namer.question(&project, &repository.name, wanted.method, wanted.path);
+        let owner = Gates::owner(upstream, self.post.shards());
+        let enter = |reply| {
+            Message::Enter(Enter {
+                upstream,
+                name: Name {
+                    project: project.clone(),
+                    origin: origin.clone(),
+                },
+                rules: self.client.gate(upstream),
+                lane: Lane::of(wanted.method, wanted.path),
+                question: (!cached).then_some(question),
+                urgency: round.urgency,
+                deadline: round.deadline,
+                reply,
+            })
+        };
+        self.post.ask(owner, enter).await?
+    }
+}
+
+/// Once round the upstreams of a search.
+struct Round {
+    upstreams: Vec<(UpstreamId, Arc<str>)>,
+    unanswered: Option<Unanswered>,
+    /// Of waiting at gates, over all rounds.
+    deadline: Instant,
+    urgency: Urgency,
+}
+
+impl Round {
+    fn note(&mut self, error: Failure, own: bool) {
+        self.unanswered = Some(match self.unanswered.take() {
+            None => Unanswered {
+                own: own.then(|| error.clone()),
+                report: error,
+            },
+            Some(before) => Unanswered {
+                own: if own { Some(error.clone()) } else { before.own },
+                report: Failure::worse(before.report, error),
+            },
+        });
+    }
+}
+
+/// What an answer says to the gate.
+fn heard(response: &Response, failure: Option<Failure>) -> Heard {
+    let field = |name| response.head.field(name);
+    let wait = field("retry-after")
+        .and_then(|value| rate_limit::retry_after(value, clock::now()))
+        .map(Duration::from_secs);
+    // What a place says that it led to is not about the upstream.
+    let budget = match (field("ratelimit-limit"), field("ratelimit-remaining")) {
+        (Some(limit), Some(remaining)) if response.hops == 0 => {
+            rate_limit::budget(limit, remaining)
+        }
+        _ => None,
+    };
+    let standing = match &failure {
+        Some(failure) => standing(failure, response.hops == 0),
+        None => Standing::Answers,
+    };
+    Heard {
+        standing,
+        failure,
+        wait,
+        budget,
+    }
+}
+
+/// `own`: it was said by or is about the upstream itself.
+fn standing(failure: &Failure, own: bool) -> Standing {
+    let fails = match (failure.kind, failure.status) {
+        (FailureKind::Unreachable | FailureKind::Timeout, _) => true,
+        (FailureKind::ServerError, status) => {
+            status.is_none_or(|status| matches!(status, 500 | 502..=504))
+        }
+        _ => false,
+    };
+    match (fails, own) {
+        (false, _) => Standing::Answers,
+        (true, true) => Standing::Fails,
+        (true, false) => Standing::Unknown,
     }
 }
 

@@ -18,6 +18,7 @@ use crate::compactor::{self, Running};
 use crate::config::Config;
 use crate::control::BindError;
 use crate::control::server::{self, Control, SocketFile};
+use crate::gate::Board;
 use crate::generation::{Current, Generation, GenerationError};
 use crate::logging::{DroppedLines, Filter};
 use crate::mailbox::{Mailboxes, Message};
@@ -122,6 +123,7 @@ pub fn parts(
         warmer: Warmer::start().map_err(system("starting the warming threads"))?,
         connections_max: passed.connections_max,
         drained: Drained::new(mailboxes.shards()),
+        board: Arc::new(Board::default()),
         store,
         disks,
         mailboxes,
@@ -141,6 +143,7 @@ pub fn admin(
         current: parts.current.clone(),
         store: parts.store.clone(),
         metrics: metrics.to_vec(),
+        board: parts.board.clone(),
         ready: ready.clone(),
         log,
     };

@@ -22,6 +22,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::gate::BreakerRules;
+
 pub use error::{Cause, Place, Problem, Problems};
 pub use load::{Flag, FlagValue, Loaded, SHARDS_MAX, Sources, load};
 pub use print::print;
@@ -236,7 +238,25 @@ pub struct Upstream {
     pub ca_file: Option<PathBuf>,
     /// An inactive upstream is never asked.
     pub active: bool,
+    /// Requests under way at once, over all shards.
+    pub connections_max: usize,
+    pub breaker: BreakerRules,
+    /// How long what it does not have, or does not give, is not asked for again.
+    pub negative_for: Duration,
 }
+
+/// Four images of 64 layers at once, and what a registry on one machine serves without pain.
+pub const UPSTREAM_CONNECTIONS_MAX: usize = 256;
+/// One failure may be chance and three a restart; five in a row cost clients a while each.
+pub const BREAKER: BreakerRules = BreakerRules {
+    failures: 5,
+    pause: Duration::from_secs(1),
+    pause_max: Duration::from_secs(30),
+};
+/// Long enough for clients that retry at once, short enough for who pushes and pulls.
+pub const NEGATIVE_FOR: Duration = Duration::from_secs(5);
+/// Longer would hide what was pushed meanwhile.
+pub const NEGATIVE_FOR_MAX: Duration = Duration::from_secs(30);
 
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Hub's storage was seen to pause for tens of seconds and go on.

@@ -196,4 +196,11 @@ fn print_upstream(out: &mut String, upstream: &Upstream) {
         key(out, "ca_file", path(file));
     }
     key(out, "active", upstream.active);
+    key(out, "connections_max", upstream.connections_max);
+    let time = |time| text(&format_duration(time));
+    let (failures, breaker) = (upstream.breaker.failures, &upstream.breaker);
+    let (pause, pause_max) = (time(breaker.pause), time(breaker.pause_max));
+    let breaker = format!("failures = {failures}, pause = {pause}, pause_max = {pause_max}");
+    key(out, "breaker", format!("{{ {breaker} }}"));
+    key(out, "negative_for", time(upstream.negative_for));
 }

@@ -8,12 +8,20 @@ use regex::RegexBuilder;
 use super::credentials;
 use super::error::{Cause, Place};
 use super::section::{Section, Sink};
+use super::units;
 use super::url::{self, Url};
-use super::{Access, CONNECT_TIMEOUT, MIB, Project, READ_TIMEOUT, Stale, Tier, Upstream};
+use super::{Access, BREAKER, CONNECT_TIMEOUT, MIB, NEGATIVE_FOR, NEGATIVE_FOR_MAX, Project};
+use super::{READ_TIMEOUT, Stale, Tier, UPSTREAM_CONNECTIONS_MAX, Upstream};
+use crate::gate::BreakerRules;
 
 /// What a tag expression may take when compiled. The default of the crate, 10 MiB, times a
 /// hundred tiers would be more than the rest of the server.
 const REGEX_LEN_MAX: usize = MIB as usize;
+
+/// More than all shards of a large machine may open.
+const CONNECTIONS_CEILING: u64 = 65_536;
+/// More failures in a row than this are no breaker.
+const FAILURES_MAX: u64 = 1_000_000;
 
 const HOST_EXPECTED: &str = "a registry host, such as \"docker.io\" or \"registry.example:5000\"";
 
@@ -218,10 +226,46 @@ fn read_upstream(
         tls_verify: section.boolean("tls_verify").unwrap_or(true),
         ca_file: credentials::read_ca_file(&section),
         active: section.boolean("active").unwrap_or(true),
+        connections_max: section
+            .number("connections_max", 1..=CONNECTIONS_CEILING)
+            .map_or(UPSTREAM_CONNECTIONS_MAX, |connections| connections as usize),
+        breaker: read_breaker(section.table("breaker")),
+        negative_for: read_negative_for(&section),
     };
     credentials::warn_of_exposure(&upstream, section.place(), warnings);
     section.finish();
     upstream
+}
+
+fn read_breaker(section: Option<Section<'_>>) -> BreakerRules {
+    let Some(section) = section else {
+        return BREAKER;
+    };
+    let at_least = Duration::from_millis(1);
+    let failures = section.number("failures", 0..=FAILURES_MAX);
+    let pause = section.duration("pause", at_least).unwrap_or(BREAKER.pause);
+    let breaker = BreakerRules {
+        failures: failures.map_or(BREAKER.failures, |failures| failures as u32),
+        pause,
+        pause_max: section
+            .duration("pause_max", pause)
+            .unwrap_or(BREAKER.pause_max.max(pause)),
+    };
+    section.finish();
+    breaker
+}
+
+fn read_negative_for(section: &Section<'_>) -> Duration {
+    const KEY: &str = "negative_for";
+    let time = section
+        .duration(KEY, Duration::ZERO)
+        .unwrap_or(NEGATIVE_FOR);
+    if time > NEGATIVE_FOR_MAX {
+        let place = section.place_of(KEY).unwrap_or(section.place());
+        let [found, max] = [time, NEGATIVE_FOR_MAX].map(units::format_duration);
+        section.wrong_value(KEY, place, &found, &format!("at most {max}"));
+    }
+    time
 }
 
 fn read_url(section: &Section<'_>) -> Url {

@@ -14,6 +14,7 @@ pub mod framing;
 pub(crate) mod fuzzing;
 pub mod head;
 pub mod range;
+pub mod rate_limit;
 pub mod response;
 mod scan;
 mod target;

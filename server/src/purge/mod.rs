@@ -55,6 +55,8 @@ pub enum Step {
     Bodies(Vec<Digest>),
     /// Forget every repository's link to the digest.
     LinksTo(Digest),
+    /// Forget what upstreams said they do not have in the scope, or at all.
+    Negatives(Option<Scope>),
     Tag {
         scope: Scope,
         tag: Box<str>,
@@ -98,6 +100,7 @@ impl Purger {
                     found: text.clone(),
                     error,
                 })?;
+                self.forget_negatives(None)?;
                 let mut purged = self.bodies(&HashSet::from([digest]))?;
                 purged += self.all(|| Step::LinksTo(digest))?.purged;
                 Ok(purged)
@@ -133,7 +136,13 @@ impl Purger {
         })
     }
 
+    /// From here on upstreams are asked again for what they did not have in the scope, or at all.
+    pub fn forget_negatives(&self, scope: Option<&Scope>) -> Result<(), PurgeError> {
+        self.all(|| Step::Negatives(scope.cloned())).map(drop)
+    }
+
     fn tag(&self, scope: Scope, tag: &str) -> Result<Purged, PurgeError> {
+        self.forget_negatives(Some(&scope))?;
         let repository = scope.repository.as_deref().unwrap_or_default();
         let owner = repository_owner(&scope.project, repository, self.mailboxes.shards());
         let tag = tag.into();
@@ -141,6 +150,7 @@ impl Purger {
     }
 
     fn scope(&self, scope: &Scope) -> Result<Purged, PurgeError> {
+        self.forget_negatives(Some(scope))?;
         let mut digests = self.all(|| Step::Named(scope.clone()))?.digests;
         if !digests.is_empty() {
             let named = Arc::new(digests.clone());

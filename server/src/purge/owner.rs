@@ -17,6 +17,7 @@ use super::{Done, Step};
 use crate::control::Purged;
 use crate::fetch::Fetcher;
 use crate::freshness::Tags;
+use crate::gate::Gates;
 
 /// Between two slices, so that the shard's other tasks get on (R3): a task that only wakes itself
 /// would starve the ring.
@@ -32,6 +33,7 @@ pub struct Owner {
     writer: Rc<Writer<UringDisk>>,
     fetcher: Rc<Fetcher>,
     tags: Rc<Tags>,
+    gates: Rc<Gates>,
     slices: Range<usize>,
 }
 
@@ -41,6 +43,7 @@ impl Owner {
         writer: Rc<Writer<UringDisk>>,
         fetcher: Rc<Fetcher>,
         tags: Rc<Tags>,
+        gates: Rc<Gates>,
         (shard, shards): (usize, usize),
     ) -> Owner {
         Owner {
@@ -48,6 +51,7 @@ impl Owner {
             writer,
             fetcher,
             tags,
+            gates,
             slices: slices_owned(shard, shards),
         }
     }
@@ -59,6 +63,16 @@ impl Owner {
                 let is_it = |key: &LinkKey| key.digest == digest;
                 let keys = self.links(self.slices.clone(), is_it).await;
                 self.forget(keys).await
+            }
+            Step::Negatives(scope) => {
+                let within = |scope: &Scope| {
+                    let (project, repository) = (&*scope.project, scope.repository.as_deref());
+                    self.gates.forget(Some((project, repository)));
+                };
+                scope
+                    .as_ref()
+                    .map_or_else(|| self.gates.forget(None), within);
+                Ok(Done::default())
             }
             Step::Tag { scope, tag } => self.tag(scope, &tag).await,
             Step::Named(scope) => {

@@ -4,6 +4,7 @@
 //! clean end the connection goes back to the pool; in every other case it is closed.
 //! Nothing is verified here but the framing, and nothing is read ahead of the reader.
 
+use std::any::Any;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -54,6 +55,8 @@ struct Reading {
     first: bool,
     /// Met after bytes that had to be delivered before it.
     failure: Option<BodyError>,
+    /// Dropped when the body has ended or is given up.
+    kept: Option<Box<dyn Any>>,
     counters: Arc<Counters>,
 }
 
@@ -100,11 +103,19 @@ impl Body {
             room: PIECE_LEN_MIN,
             first: true,
             failure: None,
+            kept: None,
             counters,
         });
         match reading.left {
             Left::Length(0) => Body(reading.end()),
             _ => Body(State::Reading(reading)),
+        }
+    }
+
+    /// Keeps something for as long as this body occupies its connection.
+    pub fn keep(&mut self, what: impl Any) {
+        if let State::Reading(reading) = &mut self.0 {
+            reading.kept = Some(Box::new(what));
         }
     }
 

@@ -102,6 +102,27 @@ impl UpstreamError {
         }
     }
 
+    /// Whether it says something of the origin: not of ourselves, and not of where it led to.
+    pub fn is_of(&self, origin: &str) -> bool {
+        use UpstreamError as E;
+        match self {
+            E::Busy | E::RequestTarget | E::Redirect(_) | E::DeniedElsewhere { .. } => false,
+            E::Realm(_) | E::Token(_) => false,
+            E::Names { host, .. } => origin.contains(host.as_str()),
+            E::Connect { origin: at, .. }
+            | E::ConnectTimeout { origin: at }
+            | E::Tls { origin: at, .. }
+            | E::Closed { origin: at }
+            | E::Lost { origin: at, .. }
+            | E::HeadTimeout { origin: at }
+            | E::Head { origin: at, .. }
+            | E::Interim { origin: at }
+            | E::Coding { origin: at }
+            | E::Denied { origin: at, .. }
+            | E::NoCredentials { origin: at } => at == origin,
+        }
+    }
+
     /// Whether time ran out, which a gateway answers with 504 and not with 502.
     pub fn is_timeout(&self) -> bool {
         matches!(

@@ -41,6 +41,7 @@ pub use tls::TrustRoots;
 pub use token::{Token, TokenAsk, TokenCache, TokenError, TokenFuture, TokenSource};
 
 use crate::config;
+use crate::gate;
 use crate::http::upstream_head::ResponseHead;
 
 /// Which of the configured upstreams; an index into the slice given to [`Client::new`] and
@@ -61,6 +62,7 @@ pub struct Upstream {
     connect_timeout: Duration,
     read_timeout: Duration,
     active: bool,
+    gate: gate::Rules,
 }
 
 impl Upstream {
@@ -78,6 +80,11 @@ impl Upstream {
             connect_timeout: config.connect_timeout,
             read_timeout: config.read_timeout,
             active: config.active,
+            gate: gate::Rules {
+                connections_max: config.connections_max,
+                breaker: config.breaker,
+                negative_for: config.negative_for,
+            },
         })
     }
 

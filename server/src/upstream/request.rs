@@ -14,6 +14,7 @@ use monoio::time::timeout;
 use rustls::ClientConfig;
 
 use crate::config::Url;
+use crate::gate;
 use crate::http;
 use crate::http::head::{HeadError, Limits, Parsed};
 use crate::http::upstream_head::{
@@ -131,6 +132,11 @@ impl Client {
 
     fn known(&self, id: UpstreamId) -> Rc<Known> {
         self.known.borrow()[id.0].clone()
+    }
+
+    /// How the gate of an upstream lets requests through; asking there first is the caller's part.
+    pub fn gate(&self, id: UpstreamId) -> gate::Rules {
+        self.known.borrow()[id.0].upstream.gate
     }
 
     /// Closes connections that were idle too long; for an occasional timer of the shard.

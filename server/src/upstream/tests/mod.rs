@@ -54,6 +54,9 @@ fn upstream(url: &str) -> config::Upstream {
         tls_verify: true,
         ca_file: None,
         active: true,
+        connections_max: config::UPSTREAM_CONNECTIONS_MAX,
+        breaker: config::BREAKER,
+        negative_for: config::NEGATIVE_FOR,
     }
 }
 
