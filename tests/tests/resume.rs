@@ -5,9 +5,11 @@ use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 
+use sha2::{Digest as _, Sha512};
+
 use entrepot_tests::deadline::until;
 use entrepot_tests::entrepot::{Config, Entrepot, Setup};
-use entrepot_tests::http::{Hashed, get_hashed};
+use entrepot_tests::http::{Hashed, fetch, get_hashed};
 use entrepot_tests::origin::{Held, Origin};
 
 const REPOSITORY: &str = "library/big";
@@ -307,4 +309,82 @@ fn wrong_bytes_of_one_upstream_are_replaced_by_those_of_the_next() {
     expect_whole(server.addr(), &blob);
     assert_eq!(first.count("kind=blob&method=GET"), 1);
     assert_eq!(second.count("kind=blob&method=GET"), 1);
+}
+
+fn sha512(bytes: &[u8]) -> String {
+    let hex = Sha512::digest(bytes);
+    let hex: String = hex.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha512:{hex}")
+}
+
+/// The name decides by which algorithm a body is verified, resumed ones and wrong ones included.
+#[test]
+fn a_sha512_body_is_verified_by_its_own_digest() {
+    let origin = Origin::start();
+    let held = |seed: u64| {
+        let body = json!({"repositories": [REPOSITORY], "size": STREAMED_LEN, "seed": seed,
+            "algorithm": "sha512"});
+        let answer = origin.call("blobs", body);
+        Held {
+            digest: answer["digest"].as_str().expect("a digest").to_owned(),
+            size: STREAMED_LEN,
+        }
+    };
+    let (good, bad) = (held(1), held(2));
+    assert!(good.digest.starts_with("sha512:"));
+    let of = |blob: &Held| json!({"contains": blob.digest, "method": "GET"});
+    origin.fault_times(1, of(&good), json!({"truncate_at": "50%"}));
+    origin.fault(of(&bad), json!({"flip_at": "50%"}));
+    let server = before(&[&origin]);
+    expect_cut(server.addr(), &bad);
+    let whole = server.get(&target(&good)).expect(200);
+    assert_eq!(sha512(&whole.body), good.digest);
+    server.wait_committed();
+    assert_eq!(
+        origin.count(&format!("method=GET&contains={}", good.digest)),
+        2
+    );
+
+    origin.go_down();
+    let server = server.kill9().start();
+    let again = server.get(&target(&good)).expect(200);
+    assert_eq!(sha512(&again.body), good.digest);
+    expect_cut(server.addr(), &bad);
+}
+
+/// A manifest may name other places for a layer. The client may go there; we never do, whatever
+/// a manifest says, and what the repository has is served from it.
+#[test]
+fn the_urls_of_a_foreign_layer_are_never_followed() {
+    const FOREIGN: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
+    const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+    let (origin, elsewhere) = (Origin::start(), Origin::start());
+    let config = origin.text_blob(&[REPOSITORY], "{}");
+    let [held, absent] = ["held here, too", "held elsewhere only"].map(|text| {
+        let layer = elsewhere.text_blob(&[REPOSITORY], text);
+        let url = format!("{}/v2/{REPOSITORY}/blobs/{}", elsewhere.url(), layer.digest);
+        (layer, url)
+    });
+    origin.text_blob(&[REPOSITORY], "held here, too");
+    let layer = |(layer, url): &(Held, String)| json!({"mediaType": FOREIGN, "digest": layer.digest, "size": layer.size, "urls": [url]});
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": MANIFEST,
+        "config": {"mediaType": "application/vnd.docker.container.image.v1+json",
+            "digest": config.digest, "size": config.size},
+        "layers": [layer(&held), layer(&absent)],
+    });
+    let text = manifest.to_string();
+    origin.manifest(REPOSITORY, MANIFEST, &text, &["windows"]);
+
+    let server = before(&[&origin]);
+    let tag = format!("/v2/dh/{REPOSITORY}/manifests/windows");
+    assert_eq!(server.get(&tag).expect(200).text(), text);
+    let served = server.get(&target(&held.0)).expect(200);
+    assert_eq!(served.text(), "held here, too");
+    for method in ["GET", "HEAD"] {
+        let answer = fetch(server.addr(), method, &target(&absent.0), &[]);
+        let answer = answer.expect("an answer");
+        assert_eq!((answer.status(), answer.broken), (404, None), "{method}");
+    }
+    assert!(elsewhere.log("").is_empty(), "{:#?}", elsewhere.log(""));
 }
