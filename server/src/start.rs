@@ -29,7 +29,7 @@ use crate::preflight::{Fatal, Passed};
 use crate::purge::Purger;
 use crate::reload::{Load, Reloader};
 use crate::shard::{self, Drained, Parts, Seat};
-use crate::upstream::{Resolver, TrustRoots};
+use crate::upstream::{self, Resolver, TrustRoots};
 
 /// Why a start ended.
 #[derive(Debug, thiserror::Error)]
@@ -116,9 +116,11 @@ pub fn parts(
 ) -> Result<Parts, StartError> {
     let roots = TrustRoots::native();
     let generation = Generation::first(config.clone(), &roots)?;
+    let current = Arc::new(Current::new(generation));
+    follow_files(current.clone())?;
     let (disks, store) = store::open(&config, passed, mailboxes.shards())?;
     Ok(Parts {
-        current: Arc::new(Current::new(generation)),
+        current,
         resolver: Resolver::start().map_err(system("starting the name threads"))?,
         warmer: Warmer::start().map_err(system("starting the warming threads"))?,
         connections_max: passed.connections_max,
@@ -129,6 +131,12 @@ pub fn parts(
         mailboxes,
         config,
     })
+}
+
+/// Passwords and certificates in files are followed, those of later configurations too.
+fn follow_files(current: Arc<Current>) -> Result<(), StartError> {
+    upstream::follow_files(move || current.get().upstreams.clone())
+        .map_err(system("starting the credentials thread"))
 }
 
 /// Binds the admin listener; it answers at once and is ready when `ready` is.

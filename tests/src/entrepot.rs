@@ -20,14 +20,21 @@ const CAPACITY: &str = "4GiB";
 const FREE_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// Variables that the program reads, and that whoever runs the tests may have set.
-const OUTSIDE: [&str; 7] = [
+const OUTSIDE: [&str; 14] = [
+    "CREDENTIALS_DIRECTORY",
     "ENTREPOT_CONFIG",
     "ENTREPOT_CONTROL",
     "ENTREPOT_SHARDS",
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
     "NOTIFY_SOCKET",
+    "NO_PROXY",
     "SSL_CERT_FILE",
     "STATE_DIRECTORY",
     "XDG_CACHE_HOME",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
 ];
 
 /// The program, built by `cargo build -p entrepot`.

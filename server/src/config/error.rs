@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::credentials::FileError;
+use super::proxy::ProxyError;
 use super::url::UrlError;
 
 /// Where a value was written.
@@ -160,20 +162,35 @@ pub enum Cause {
     #[error("admin {0} is also a listen address: metrics never share the data port")]
     AdminOnListen(SocketAddr),
 
-    #[error("only one of password, password_file and password_env can be set")]
+    #[error("only one of password, password_file, password_env and password_credential can be set")]
     PasswordTwice,
     #[error("a password needs a username")]
     NoUsername,
-    #[error("username without password, password_file or password_env")]
+    #[error("username without password, password_file, password_env or password_credential")]
     NoPassword,
-    #[error("password_file {}: {error}", path.display())]
-    PasswordFile { path: PathBuf, error: io::Error },
-    #[error("password_file {} is empty", .0.display())]
-    PasswordEmpty(PathBuf),
+    #[error("{key} {}: {error}", path.display())]
+    PasswordFile {
+        key: &'static str,
+        path: PathBuf,
+        error: FileError,
+    },
+    #[error(
+        "password_credential: $CREDENTIALS_DIRECTORY is not set: it is there under systemd, with \
+             LoadCredential={0}:... in the unit"
+    )]
+    NoCredentialsDirectory(String),
     #[error("password_env: ${0} is not set or empty")]
     PasswordEnv(String),
     #[error("ca_file {}: {reason}", path.display())]
     CaFile { path: PathBuf, reason: String },
+    #[error("client_cert_file and client_key_file belong together")]
+    HalfAnIdentity,
+    #[error("a client certificate needs an https url")]
+    IdentityWithoutTls,
+    #[error("client_cert_file {}: {reason}", path.display())]
+    Identity { path: PathBuf, reason: String },
+    #[error("{key}: {error}")]
+    Proxy { key: String, error: ProxyError },
     #[error(
         "project {project} has upstream credentials and {listen} is not a loopback address: \
              everybody who reaches it could pull what those credentials can. Listen on 127.0.0.1, \

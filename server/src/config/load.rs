@@ -395,8 +395,11 @@ fn warn_of_readable_passwords(config: &Config, path: &Path, warnings: &Sink) {
         .projects
         .iter()
         .flat_map(|project| &project.upstreams)
-        .filter_map(|upstream| upstream.password.as_ref())
-        .any(|password| *password.source() == SecretSource::Inline);
+        .any(|upstream| {
+            let password = upstream.password.as_ref();
+            password.is_some_and(|it| *it.source() == SecretSource::Inline)
+                || upstream.proxies.hold_a_password()
+        });
     let readable = |metadata: std::fs::Metadata| metadata.permissions().mode() & 0o004 != 0;
     if inline && path.metadata().is_ok_and(readable) {
         warnings.push(&Place::Builtin, Cause::WorldReadable(path.to_owned()));

@@ -9,12 +9,14 @@ pub mod error;
 mod load;
 mod print;
 mod project;
+mod proxy;
 mod restart;
 mod section;
 #[cfg(test)]
 mod tests;
 mod tree;
 pub mod units;
+mod upstream;
 pub mod url;
 
 use std::fmt;
@@ -22,12 +24,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::gate::BreakerRules;
-
+pub use credentials::{FileError, load_identity, reread};
 pub use error::{Cause, Place, Problem, Problems};
 pub use load::{Flag, FlagValue, Loaded, SHARDS_MAX, Sources, load};
 pub use print::print;
+pub use proxy::{Proxies, Proxy};
 pub use restart::needing_restart;
+pub use upstream::{IdentityFiles, Upstream};
 pub use url::{Scheme, Url};
 
 #[derive(Clone, Debug)]
@@ -223,45 +226,6 @@ impl Default for Stale {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Upstream {
-    pub url: Url,
-    /// Set exactly when `password` is.
-    pub username: Option<String>,
-    pub password: Option<Secret>,
-    /// Of the TCP and the TLS handshake together, for each address tried.
-    pub connect_timeout: Duration,
-    /// An upstream that sends no byte for this long has failed.
-    pub read_timeout: Duration,
-    pub tls_verify: bool,
-    /// PEM certificates trusted beside the system's.
-    pub ca_file: Option<PathBuf>,
-    /// An inactive upstream is never asked.
-    pub active: bool,
-    /// Requests under way at once, over all shards.
-    pub connections_max: usize,
-    pub breaker: BreakerRules,
-    /// How long what it does not have, or does not give, is not asked for again.
-    pub negative_for: Duration,
-}
-
-/// Four images of 64 layers at once, and what a registry on one machine serves without pain.
-pub const UPSTREAM_CONNECTIONS_MAX: usize = 256;
-/// One failure may be chance and three a restart; five in a row cost clients a while each.
-pub const BREAKER: BreakerRules = BreakerRules {
-    failures: 5,
-    pause: Duration::from_secs(1),
-    pause_max: Duration::from_secs(30),
-};
-/// Long enough for clients that retry at once, short enough for who pushes and pulls.
-pub const NEGATIVE_FOR: Duration = Duration::from_secs(5);
-/// Longer would hide what was pushed meanwhile.
-pub const NEGATIVE_FOR_MAX: Duration = Duration::from_secs(30);
-
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Hub's storage was seen to pause for tens of seconds and go on.
-pub const READ_TIMEOUT: Duration = Duration::from_secs(60);
-
 /// A password. Neither Debug nor Display shows it (R11).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret {
@@ -275,6 +239,11 @@ pub enum SecretSource {
     Inline,
     File(PathBuf),
     Env(String),
+    /// A name below systemd's directory of credentials.
+    Credential {
+        name: String,
+        path: PathBuf,
+    },
 }
 
 /// Written for every inline password.

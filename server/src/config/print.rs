@@ -179,6 +179,9 @@ fn print_upstream(out: &mut String, upstream: &Upstream) {
         Some(SecretSource::Inline) => key(out, "password", text(&MASK)),
         Some(SecretSource::File(file)) => key(out, "password_file", path(file)),
         Some(SecretSource::Env(name)) => key(out, "password_env", text(name)),
+        Some(SecretSource::Credential { name, .. }) => {
+            key(out, "password_credential", text(name));
+        }
         None => {}
     }
     key(
@@ -191,10 +194,19 @@ fn print_upstream(out: &mut String, upstream: &Upstream) {
         "read_timeout",
         text(&format_duration(upstream.read_timeout)),
     );
+    match upstream.total_timeout {
+        Some(time) => key(out, "total_timeout", text(&format_duration(time))),
+        None => line(out, "# total_timeout: none"),
+    }
     key(out, "tls_verify", upstream.tls_verify);
     if let Some(file) = &upstream.ca_file {
         key(out, "ca_file", path(file));
     }
+    if let Some(identity) = &upstream.identity {
+        key(out, "client_cert_file", path(&identity.cert));
+        key(out, "client_key_file", path(&identity.key));
+    }
+    print_ways(out, upstream);
     key(out, "active", upstream.active);
     key(out, "connections_max", upstream.connections_max);
     let time = |time| text(&format_duration(time));
@@ -203,4 +215,26 @@ fn print_upstream(out: &mut String, upstream: &Upstream) {
     let breaker = format!("failures = {failures}, pause = {pause}, pause_max = {pause_max}");
     key(out, "breaker", format!("{{ {breaker} }}"));
     key(out, "negative_for", time(upstream.negative_for));
+}
+
+/// Where it may lead, and through what.
+fn print_ways(out: &mut String, upstream: &Upstream) {
+    let list = |texts: Vec<String>| format!("[{}]", texts.join(", "));
+    match &upstream.proxies.written {
+        Some(proxy) => key(out, "proxy", text(proxy)),
+        None => line(out, "# proxy: from the environment"),
+    }
+    let exceptions = &upstream.proxies.exceptions_written;
+    if !exceptions.is_empty() {
+        let exceptions = exceptions.iter().map(|it| text(it)).collect();
+        key(out, "no_proxy", list(exceptions));
+    }
+    if !upstream.realms.is_empty() {
+        let realms = upstream.realms.iter().map(|it| text(it)).collect();
+        key(out, "realms", list(realms));
+    }
+    match upstream.private {
+        Some(private) => key(out, "private", private),
+        None => line(out, "# private: as the upstream itself"),
+    }
 }

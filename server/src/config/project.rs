@@ -1,27 +1,17 @@
-//! Reads `[project.*]`: names, routes, freshness, stale times, upstreams.
+//! Reads `[project.*]`: names, routes, freshness, stale times. Upstreams: see `upstream`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use regex::RegexBuilder;
 
-use super::credentials;
 use super::error::{Cause, Place};
 use super::section::{Section, Sink};
-use super::units;
-use super::url::{self, Url};
-use super::{Access, BREAKER, CONNECT_TIMEOUT, MIB, NEGATIVE_FOR, NEGATIVE_FOR_MAX, Project};
-use super::{READ_TIMEOUT, Stale, Tier, UPSTREAM_CONNECTIONS_MAX, Upstream};
-use crate::gate::BreakerRules;
+use super::{Access, MIB, Project, Stale, Tier, upstream, url};
 
 /// What a tag expression may take when compiled. The default of the crate, 10 MiB, times a
 /// hundred tiers would be more than the rest of the server.
 const REGEX_LEN_MAX: usize = MIB as usize;
-
-/// More than all shards of a large machine may open.
-const CONNECTIONS_CEILING: u64 = 65_536;
-/// More failures in a row than this are no breaker.
-const FAILURES_MAX: u64 = 1_000_000;
 
 const HOST_EXPECTED: &str = "a registry host, such as \"docker.io\" or \"registry.example:5000\"";
 
@@ -64,7 +54,7 @@ fn read(
         access: section.word("access", &[("anonymous", Access::Anonymous)]),
         freshness: read_freshness(&section),
         stale: read_stale(section.table("stale")),
-        upstreams: read_upstreams(&section, warnings, env),
+        upstreams: upstream::read_all(&section, warnings, env),
     };
     if project.upstreams.is_empty() {
         section.wrong(
@@ -192,108 +182,6 @@ fn read_stale(section: Option<Section<'_>>) -> Stale {
     }
     section.finish();
     stale
-}
-
-fn read_upstreams(
-    section: &Section<'_>,
-    warnings: &Sink,
-    env: &dyn Fn(&str) -> Option<String>,
-) -> Vec<Upstream> {
-    let sections = section.tables("upstream").unwrap_or_default();
-    sections
-        .into_iter()
-        .map(|section| read_upstream(section, warnings, env))
-        .collect()
-}
-
-fn read_upstream(
-    section: Section<'_>,
-    warnings: &Sink,
-    env: &dyn Fn(&str) -> Option<String>,
-) -> Upstream {
-    let at_least = Duration::from_millis(1);
-    let (username, password) = credentials::read(&section, warnings, env);
-    let upstream = Upstream {
-        url: read_url(&section),
-        username,
-        password,
-        connect_timeout: section
-            .duration("connect_timeout", at_least)
-            .unwrap_or(CONNECT_TIMEOUT),
-        read_timeout: section
-            .duration("read_timeout", at_least)
-            .unwrap_or(READ_TIMEOUT),
-        tls_verify: section.boolean("tls_verify").unwrap_or(true),
-        ca_file: credentials::read_ca_file(&section),
-        active: section.boolean("active").unwrap_or(true),
-        connections_max: section
-            .number("connections_max", 1..=CONNECTIONS_CEILING)
-            .map_or(UPSTREAM_CONNECTIONS_MAX, |connections| connections as usize),
-        breaker: read_breaker(section.table("breaker")),
-        negative_for: read_negative_for(&section),
-    };
-    credentials::warn_of_exposure(&upstream, section.place(), warnings);
-    section.finish();
-    upstream
-}
-
-fn read_breaker(section: Option<Section<'_>>) -> BreakerRules {
-    let Some(section) = section else {
-        return BREAKER;
-    };
-    let at_least = Duration::from_millis(1);
-    let failures = section.number("failures", 0..=FAILURES_MAX);
-    let pause = section.duration("pause", at_least).unwrap_or(BREAKER.pause);
-    let breaker = BreakerRules {
-        failures: failures.map_or(BREAKER.failures, |failures| failures as u32),
-        pause,
-        pause_max: section
-            .duration("pause_max", pause)
-            .unwrap_or(BREAKER.pause_max.max(pause)),
-    };
-    section.finish();
-    breaker
-}
-
-fn read_negative_for(section: &Section<'_>) -> Duration {
-    const KEY: &str = "negative_for";
-    let time = section
-        .duration(KEY, Duration::ZERO)
-        .unwrap_or(NEGATIVE_FOR);
-    if time > NEGATIVE_FOR_MAX {
-        let place = section.place_of(KEY).unwrap_or(section.place());
-        let [found, max] = [time, NEGATIVE_FOR_MAX].map(units::format_duration);
-        section.wrong_value(KEY, place, &found, &format!("at most {max}"));
-    }
-    time
-}
-
-fn read_url(section: &Section<'_>) -> Url {
-    let Some((text, place)) = section.text("url") else {
-        if section.place_of("url").is_none() {
-            missing("url", section);
-        }
-        return unknown_url();
-    };
-    text.parse().unwrap_or_else(|error| {
-        let key = section.key("url");
-        // A url with userinfo may hold a password: it is not repeated.
-        let found = match error {
-            url::UrlError::Userinfo => "(not shown)".to_owned(),
-            _ => text.to_owned(),
-        };
-        section.wrong(place, Cause::Url { key, found, error });
-        unknown_url()
-    })
-}
-
-/// Stands in for a wrong one until the configuration is refused for it.
-fn unknown_url() -> Url {
-    Url {
-        scheme: url::Scheme::Https,
-        host: String::new(),
-        port: 443,
-    }
 }
 
 /// Who may pull is not decided per client yet, so private content must not leak before.

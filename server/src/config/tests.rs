@@ -561,7 +561,7 @@ fn credentials_come_from_one_readable_place() {
         ),
         (
             upstream("username = 'u'\npassword = 'x'\npassword_file = '/y'"),
-            "only one of password, password_file and password_env",
+            "only one of password, password_file, password_env and password_credential",
         ),
         (
             upstream("username = 'u'\npassword_file = '/nowhere/password'"),
@@ -582,6 +582,35 @@ fn credentials_come_from_one_readable_place() {
             upstream("username = 'u'\npassword_env = 'EMPTY'"),
             "$EMPTY is not set or empty",
         ),
+        (
+            upstream("username = 'u'\npassword_credential = 'hub'"),
+            "$CREDENTIALS_DIRECTORY is not set",
+        ),
+        (
+            upstream("username = 'u'\npassword_credential = '../hub'"),
+            "\"../hub\" is not a name below $CREDENTIALS_DIRECTORY",
+        ),
+        (
+            upstream("client_cert_file = '/nowhere/cert.pem'"),
+            "client_cert_file and client_key_file belong together",
+        ),
+        (
+            upstream("client_cert_file = '/nowhere/cert'\nclient_key_file = '/nowhere/key'"),
+            "client_cert_file /nowhere/cert: /nowhere/cert: No such file",
+        ),
+        (
+            upstream("proxy = 'socks5://p'"),
+            "a proxy is reached by http://",
+        ),
+        (
+            upstream("no_proxy = ['a b']"),
+            "\"a b\" is not a host, a domain",
+        ),
+        (
+            upstream("realms = ['auth.example']"),
+            "expected http:// or https://",
+        ),
+        (upstream("total_timeout = '0s'"), "at least 1ms"),
         (upstream("url2 = 'x'"), "unknown key \"url2\""),
         (
             upstream("ca_file = '/nowhere/ca.pem'"),

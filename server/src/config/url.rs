@@ -51,6 +51,14 @@ impl Url {
         }
     }
 
+    /// With the port, whatever it is: what CONNECT names (RFC 9112 §3.2.3).
+    pub fn host_and_port(&self) -> String {
+        match self.host.contains(':') {
+            true => format!("[{}]:{}", self.host, self.port),
+            false => format!("{}:{}", self.host, self.port),
+        }
+    }
+
     /// Whether the host is this machine, by name or by address.
     pub fn is_loopback(&self) -> bool {
         match self.host.parse::<std::net::IpAddr>() {

@@ -13,7 +13,7 @@ use crate::oci::challenge::{self, Scheme};
 
 use super::error::UpstreamError;
 use super::token::{Token, TokenAsk, TokenSource};
-use super::{Secret, Upstream, UpstreamId};
+use super::{Reach, Secret, Upstream, UpstreamId};
 
 /// Repositories of one upstream, on one shard, whose tokens are remembered here.
 const REPOSITORIES_MAX: usize = 1024;
@@ -59,17 +59,17 @@ impl Authorize<'_> {
                 Ok(Some(grant.token.authorization().clone()))
             }
             Some(grant) => self.ask(grant.ask, None).await.map(Some),
-            None if self.remembered.basic.get() => Ok(self.upstream.basic.clone()),
+            None if self.remembered.basic.get() => Ok(self.upstream.basic()),
             None => Ok(None),
         }
     }
 
-    /// What to send after a 401 to `sent`. `near`: it came from a private address.
+    /// What to send after a 401 to `sent`. Token services may be within `reach`.
     pub async fn after(
         &self,
         head: &ResponseHead,
         sent: Option<&Secret>,
-        near: bool,
+        reach: Reach,
     ) -> Result<Secret, UpstreamError> {
         let grant = self.remembered.grants.borrow_mut().remove(self.repository);
         let refused = sent.map(|sent| Token::refused(sent.clone(), self.now));
@@ -87,7 +87,7 @@ impl Authorize<'_> {
                         realm,
                         service: challenge.service,
                         scope: scope.unwrap_or_else(|| self.scope()),
-                        near,
+                        reach,
                         refused: None,
                     };
                     return self.ask(ask, refused).await;
@@ -130,13 +130,13 @@ impl Authorize<'_> {
 
     fn basic(&self, sent: Option<&Secret>) -> Result<Secret, UpstreamError> {
         let origin = || self.upstream.origin.clone();
-        match &self.upstream.basic {
+        match self.upstream.basic() {
             None => Err(UpstreamError::NoCredentials { origin: origin() }),
             // The same again would be answered the same.
-            Some(basic) if Some(basic) == sent => Err(self.denied()),
+            Some(basic) if Some(&basic) == sent => Err(self.denied()),
             Some(basic) => {
                 self.remembered.basic.set(true);
-                Ok(basic.clone())
+                Ok(basic)
             }
         }
     }

@@ -48,6 +48,8 @@ struct Reading {
     /// Where the connection goes at a clean end; `None` once it cannot be used again.
     keep: Option<(Rc<Pool>, Key)>,
     read_timeout: Duration,
+    /// Of the whole answer.
+    deadline: Option<Instant>,
     pace: Pace,
     /// How much to ask for; follows what arrives.
     room: usize,
@@ -72,6 +74,7 @@ pub(super) struct Exchange {
     pub framing: BodyFraming,
     pub keep: Option<(Rc<Pool>, Key)>,
     pub read_timeout: Duration,
+    pub deadline: Option<Instant>,
     pub counters: Arc<Counters>,
 }
 
@@ -86,6 +89,7 @@ impl Body {
             framing,
             keep,
             read_timeout,
+            deadline,
             counters,
         } = exchange;
         let left = match framing {
@@ -99,6 +103,7 @@ impl Body {
             keep: keep.filter(|_| !matches!(left, Left::UntilClose)),
             left,
             read_timeout,
+            deadline,
             pace: Pace::default(),
             room: PIECE_LEN_MIN,
             first: true,
@@ -248,10 +253,12 @@ impl Reading {
         let buffer = if chunked { &mut raw } else { &mut *piece };
         let before = buffer.len();
         let start = Instant::now();
-        let got = timeout(self.read_timeout, connection.read(buffer, room)).await;
+        let left = self.deadline.map(|at| at.saturating_duration_since(start));
+        let patience = left.map_or(self.read_timeout, |left| left.min(self.read_timeout));
+        let got = timeout(patience, connection.read(buffer, room)).await;
         let received = buffer.len() - before;
         self.counters.body_bytes.add(received as u64);
-        match got.map_err(|_| BodyError::Timeout)?? {
+        match got.map_err(|_| out_of_time(self.deadline))?? {
             Got::Bytes => self.pace.add(start.elapsed(), received)?,
             Got::End { clean: true } if matches!(self.left, Left::UntilClose) => return Ok(true),
             Got::End { .. } => return Err(BodyError::Truncated),
@@ -300,6 +307,13 @@ impl Reading {
             pool.give(key, connection);
         }
         State::Ended
+    }
+}
+
+fn out_of_time(deadline: Option<Instant>) -> BodyError {
+    match deadline.is_some_and(|at| at <= Instant::now()) {
+        true => BodyError::TotalTimeout,
+        false => BodyError::Timeout,
     }
 }
 

@@ -1,8 +1,9 @@
 //! A connection to an origin: names, TCP, TLS, and the one way to read and write it.
 //!
-//! Called by `request`. Every address is tried in the order of the resolver until the time for
-//! connecting is used up. Where only public addresses are allowed, an address is checked here,
-//! as it is dialled, so that a name cannot change its mind between check and use.
+//! Called by `exchange`. Addresses are tried in the order of the resolver, the families in turn,
+//! the next one when one has not answered for a moment: see `race`. Where not all addresses are
+//! allowed, one is checked here, as it is dialled, so that a name cannot change its mind between
+//! check and use; behind a proxy only the looks of the name can be checked.
 //! A future dropped inside a read may have lost bytes: such a connection is only ever closed.
 
 use std::cell::Cell;
@@ -18,16 +19,22 @@ use monoio::net::TcpStream;
 use monoio::time::timeout;
 use rustls::ClientConfig;
 
-use crate::config::{Scheme, Url};
+use crate::config::{Proxy, Scheme, Url};
 
 use super::Counters;
 use super::error::{TlsFailure, UpstreamError};
-use super::origin::is_public;
+use super::origin::Reach;
+use super::race::{in_turn, race};
 use super::resolve::{NamesError, Resolver};
 use super::tls::TlsStream;
+use super::tunnel;
 
 /// All addresses together may take this many times the connect timeout of one.
 const CONNECT_ROUNDS: u32 = 2;
+/// RFC 8305 §8: longer than a handshake across a continent, shorter than anybody's patience.
+const STAGGER: Duration = Duration::from_millis(250);
+/// Addresses of one name that are tried; more of them are not more likely to answer.
+const ADDRESSES_MAX: usize = 8;
 /// Connections of one shard, idle ones included: a quarter of common descriptor limits.
 pub(super) const CONNECTIONS_MAX: usize = 1024;
 
@@ -63,8 +70,8 @@ pub(super) struct Connection {
     stream: Stream,
     /// Received after the head, not yet taken by the body.
     pub held: Vec<u8>,
-    /// The peer's address is on this machine or a private network.
-    pub near: bool,
+    /// The least reach that allows the address it leads to.
+    pub needs: Reach,
     /// An answer came over this connection before: its peer may have closed it since.
     pub used: bool,
     _open: OpenGuard,
@@ -161,11 +168,13 @@ impl Drop for OpenGuard {
 /// All that a new connection takes.
 pub(super) struct Dial<'a> {
     pub origin: &'a Url,
+    /// The way there, if it is not direct.
+    pub proxy: Option<&'a Proxy>,
     pub tls: &'a Arc<ClientConfig>,
-    /// For one address, TCP and TLS together.
+    /// For one address: of TCP, and of what follows it.
     pub timeout: Duration,
-    /// Private addresses are allowed.
-    pub near: bool,
+    /// Which addresses are allowed.
+    pub reach: Reach,
     pub resolver: &'a Resolver,
     pub open: &'a Open,
     pub counters: &'a Counters,
@@ -175,23 +184,29 @@ impl Dial<'_> {
     pub async fn connect(&self) -> Result<Connection, UpstreamError> {
         let start = Instant::now();
         let budget = self.timeout.saturating_mul(CONNECT_ROUNDS);
-        let addresses = match timeout(self.timeout, self.addresses()).await {
+        let mut addresses = match timeout(self.timeout, self.addresses()).await {
             Ok(addresses) => addresses?,
             Err(_) => return Err(self.timed_out()),
         };
+        let Some(guard) = self.open.guard() else {
+            return Err(UpstreamError::Busy);
+        };
         let mut failure = self.timed_out();
-        for address in addresses {
-            let left = budget.saturating_sub(start.elapsed());
-            let Some(guard) = self.open.guard() else {
-                return Err(UpstreamError::Busy);
+        while !addresses.is_empty() {
+            let left = || budget.saturating_sub(start.elapsed());
+            let attempts = addresses.iter().map(|address| self.dial(*address));
+            let (address, tcp) = match timeout(left(), race(attempts, STAGGER)).await {
+                Ok(Ok(won)) => won,
+                Ok(Err(lost)) => return Err(lost.unwrap_or(failure)),
+                Err(_) => return Err(failure),
             };
-            match timeout(left.min(self.timeout), self.connect_to(address)).await {
+            match timeout(left().min(self.timeout), self.secure(tcp)).await {
                 Ok(Ok(stream)) => {
                     self.counters.connections.add(1);
                     return Ok(Connection {
                         stream,
                         held: Vec::new(),
-                        near: !is_public(address),
+                        needs: self.needs(address),
                         used: false,
                         _open: guard,
                     });
@@ -199,56 +214,83 @@ impl Dial<'_> {
                 Ok(Err(error)) => failure = error,
                 Err(_) => failure = self.timed_out(),
             }
+            addresses.retain(|other| *other != address);
         }
         Err(failure)
     }
 
+    /// What is dialled: the proxy, if there is one.
+    fn peer(&self) -> &Url {
+        self.proxy.map_or(self.origin, |proxy| &proxy.url)
+    }
+
+    fn needs(&self, address: IpAddr) -> Reach {
+        match self.proxy {
+            None => Reach::to(address),
+            Some(_) => Reach::to_host(&self.origin.host),
+        }
+    }
+
     async fn addresses(&self) -> Result<Vec<IpAddr>, UpstreamError> {
-        let host = &self.origin.host;
+        let host = &self.peer().host;
         let failed = |reason| UpstreamError::Names {
             host: host.clone(),
             reason,
         };
         let found = self.resolver.lookup(host).await.map_err(failed)?;
-        let allowed: Vec<IpAddr> = found
+        let allowed = found
             .iter()
             .copied()
-            .filter(|address| self.near || is_public(*address))
+            .filter(|address| self.needs(*address) <= self.reach)
             .collect();
+        let mut allowed = in_turn(allowed);
+        allowed.truncate(ADDRESSES_MAX);
         match allowed.is_empty() {
             true => Err(failed(NamesError::Private)),
             false => Ok(allowed),
         }
     }
 
-    async fn connect_to(&self, address: IpAddr) -> Result<Stream, UpstreamError> {
-        let origin = || self.origin.to_string();
-        let lost = |error: io::Error| UpstreamError::Connect {
-            origin: origin(),
-            kind: error.kind(),
-        };
-        let address = SocketAddr::new(address, self.origin.port);
-        let tcp = TcpStream::connect_addr(address).await.map_err(lost)?;
-        tcp.set_nodelay(true).map_err(lost)?;
+    async fn dial(&self, address: IpAddr) -> Result<(IpAddr, TcpStream), UpstreamError> {
+        let to = SocketAddr::new(address, self.peer().port);
+        match timeout(self.timeout, TcpStream::connect_addr(to)).await {
+            Ok(Ok(tcp)) => Ok((address, tcp)),
+            Ok(Err(error)) => Err(self.lost(error.kind())),
+            Err(_) => Err(self.timed_out()),
+        }
+    }
+
+    /// All that follows TCP: the proxy's consent, and TLS with the origin.
+    async fn secure(&self, mut tcp: TcpStream) -> Result<Stream, UpstreamError> {
+        tcp.set_nodelay(true)
+            .map_err(|error| self.lost(error.kind()))?;
         if self.origin.scheme == Scheme::Http {
             return Ok(Stream::Plain(tcp));
+        }
+        if let Some(proxy) = self.proxy {
+            let opened = tunnel::open(&mut tcp, proxy, self.origin).await;
+            opened.map_err(|reason| UpstreamError::proxy(proxy, self.origin, reason))?;
         }
         match TlsStream::connect(tcp, self.tls.clone(), &self.origin.host).await {
             Ok(stream) => Ok(Stream::Tls(Box::new(stream))),
             Err(StreamError::Tls(reason)) => Err(UpstreamError::Tls {
-                origin: origin(),
+                origin: self.origin.to_string(),
                 reason,
             }),
-            Err(StreamError::Io(kind)) => Err(UpstreamError::Connect {
-                origin: origin(),
-                kind,
-            }),
+            Err(StreamError::Io(kind)) => Err(self.lost(kind)),
+        }
+    }
+
+    fn lost(&self, kind: io::ErrorKind) -> UpstreamError {
+        UpstreamError::Connect {
+            origin: self.peer().to_string(),
+            kind,
         }
     }
 
     fn timed_out(&self) -> UpstreamError {
         UpstreamError::ConnectTimeout {
-            origin: self.origin.to_string(),
+            origin: self.peer().to_string(),
         }
     }
 }

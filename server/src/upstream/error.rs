@@ -6,6 +6,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::config::{Proxy, Url};
 use crate::http::framing::ChunkError;
 use crate::http::head::HeadError;
 
@@ -13,6 +14,7 @@ use super::realm::RealmError;
 use super::redirect::RedirectError;
 use super::resolve::NamesError;
 use super::token::TokenError;
+use super::tunnel::ProxyRefusal;
 
 /// What a failure means for the copy we may still have (each has its own stale time).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,6 +47,12 @@ pub enum UpstreamError {
     Connect { origin: String, kind: io::ErrorKind },
     #[error("connecting to {origin}: timed out")]
     ConnectTimeout { origin: String },
+    #[error("the proxy {proxy} gives no way to {origin}: {reason}")]
+    Proxy {
+        proxy: String,
+        origin: String,
+        reason: ProxyRefusal,
+    },
     #[error("TLS with {origin}: {reason}")]
     Tls { origin: String, reason: TlsFailure },
     #[error("{origin} closed the connection before its answer")]
@@ -80,12 +88,21 @@ pub enum UpstreamError {
 }
 
 impl UpstreamError {
+    pub(super) fn proxy(proxy: &Proxy, origin: &Url, reason: ProxyRefusal) -> UpstreamError {
+        UpstreamError::Proxy {
+            proxy: proxy.url.to_string(),
+            origin: origin.to_string(),
+            reason,
+        }
+    }
+
     pub fn class(&self) -> FailureClass {
         use UpstreamError as E;
         match self {
             E::Names { .. }
             | E::Connect { .. }
             | E::ConnectTimeout { .. }
+            | E::Proxy { .. }
             | E::Tls { .. }
             | E::Closed { .. }
             | E::Lost { .. }
@@ -111,6 +128,7 @@ impl UpstreamError {
             E::Names { host, .. } => origin.contains(host.as_str()),
             E::Connect { origin: at, .. }
             | E::ConnectTimeout { origin: at }
+            | E::Proxy { origin: at, .. }
             | E::Tls { origin: at, .. }
             | E::Closed { origin: at }
             | E::Lost { origin: at, .. }
@@ -139,6 +157,8 @@ pub enum BodyError {
     Truncated,
     #[error("no byte of the body arrived in time")]
     Timeout,
+    #[error("the whole answer took longer than total_timeout")]
+    TotalTimeout,
     #[error("the body arrives too slowly")]
     TooSlow,
     #[error("connection lost inside the body: {0}")]
@@ -181,6 +201,8 @@ pub enum SetupError {
         index: usize,
         reason: rustls::Error,
     },
+    #[error("client_cert_file {path}: {reason}")]
+    Identity { path: PathBuf, reason: String },
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
     #[error("certificate verification: {0}")]

@@ -10,39 +10,50 @@ mod authorize;
 mod body;
 mod connect;
 mod error;
+mod exchange;
+mod grant;
+mod identity;
 mod origin;
 mod pool;
+mod race;
 mod realm;
 mod redirect;
+mod refresh;
 mod request;
 mod resolve;
+mod retry;
 mod tls;
 mod token;
+mod tunnel;
 
 #[cfg(test)]
 mod tests;
 
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 pub use body::{Body, PIECE_LEN_MAX, PIECE_LEN_MIN};
 pub use error::{BodyError, FailureClass, SetupError, TlsFailure, UpstreamError};
-pub use origin::TargetError;
+pub use origin::{Reach, TargetError};
 pub use realm::RealmError;
 pub use redirect::RedirectError;
+pub use refresh::follow_files;
 pub use request::Client;
 pub use resolve::{NamesError, Resolver};
 pub use tls::TrustRoots;
 pub use token::{Token, TokenAsk, TokenCache, TokenError, TokenFuture, TokenSource};
+pub use tunnel::ProxyRefusal;
 
 use crate::config;
 use crate::gate;
 use crate::http::upstream_head::ResponseHead;
+
+use identity::Identity;
 
 /// Which of the configured upstreams; an index into the slice given to [`Client::new`] and
 /// [`Client::learn`]. Never given to another one: a changed upstream is a new one.
@@ -53,38 +64,54 @@ pub struct UpstreamId(pub usize);
 pub type Clock = Rc<dyn Fn() -> Instant>;
 
 /// One configured upstream, its certificates loaded and its credentials encoded.
+///
+/// Shared by all shards. What `refresh` may change lies behind locks that are held for a copy.
 pub struct Upstream {
-    url: config::Url,
+    config: config::Upstream,
     origin: String,
+    login: RwLock<Option<Login>>,
+    identity: Option<Arc<Identity>>,
+    tls: tls::Settings,
+    /// The last look at the files failed, and was logged.
+    unreadable: AtomicBool,
+}
+
+/// Who we are there.
+#[derive(Clone)]
+struct Login {
+    username: String,
+    password: config::Secret,
     /// The value of an Authorization field; never printed.
-    basic: Option<Secret>,
-    tls: Arc<rustls::ClientConfig>,
-    connect_timeout: Duration,
-    read_timeout: Duration,
-    active: bool,
-    gate: gate::Rules,
+    basic: Secret,
+}
+
+impl Login {
+    fn of(config: &config::Upstream) -> Option<Login> {
+        let (username, password) = (config.username.as_ref()?, config.password.as_ref()?);
+        Some(Login::new(username, password.clone()))
+    }
+
+    fn new(username: &str, password: config::Secret) -> Login {
+        Login {
+            basic: basic(username, password.expose()),
+            username: username.to_owned(),
+            password,
+        }
+    }
 }
 
 impl Upstream {
-    /// Reads `ca_file`, so it blocks: call it before the shards start.
+    /// Reads certificates, so it blocks: never call it on a shard.
     pub fn new(config: &config::Upstream, roots: &TrustRoots) -> Result<Upstream, SetupError> {
-        let basic = match (&config.username, &config.password) {
-            (Some(username), Some(password)) => Some(basic(username, password.expose())),
-            _ => None,
-        };
+        let identity = config.identity.clone().map(Identity::load).transpose()?;
+        let identity = identity.map(Arc::new);
         Ok(Upstream {
             origin: config.url.to_string(),
-            tls: tls::client_config(config, roots)?,
-            url: config.url.clone(),
-            basic,
-            connect_timeout: config.connect_timeout,
-            read_timeout: config.read_timeout,
-            active: config.active,
-            gate: gate::Rules {
-                connections_max: config.connections_max,
-                breaker: config.breaker,
-                negative_for: config.negative_for,
-            },
+            login: RwLock::new(Login::of(config)),
+            tls: tls::Settings::new(config, roots, identity.clone())?,
+            identity,
+            unreadable: AtomicBool::new(false),
+            config: config.clone(),
         })
     }
 
@@ -94,12 +121,39 @@ impl Upstream {
     }
 
     pub fn has_credentials(&self) -> bool {
-        self.basic.is_some()
+        self.login().is_some()
+    }
+
+    fn gate(&self) -> gate::Rules {
+        gate::Rules {
+            connections_max: self.config.connections_max,
+            breaker: self.config.breaker,
+            negative_for: self.config.negative_for,
+        }
     }
 
     /// An inactive upstream is never asked; holding to that is the caller's part.
     pub fn is_active(&self) -> bool {
-        self.active
+        self.config.active
+    }
+
+    fn login(&self) -> Option<Login> {
+        let login = self.login.read();
+        login.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn basic(&self) -> Option<Secret> {
+        self.login().map(|login| login.basic)
+    }
+
+    /// Where what this upstream names may be, when it was itself reached at `from`.
+    fn reach_from(&self, from: Reach) -> Reach {
+        match self.config.private {
+            Some(true) => Reach::Anywhere,
+            Some(false) => Reach::Public,
+            // A configured origin may be anywhere; what it leads to has not been configured.
+            None => from.min(Reach::Private),
+        }
     }
 }
 

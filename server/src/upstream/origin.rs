@@ -153,16 +153,49 @@ pub(super) fn literal(host: &str) -> Option<IpAddr> {
     host.parse().ok()
 }
 
-/// Whether the host is, by its looks, on this machine or on a private network.
-pub(super) fn looks_private(host: &str) -> bool {
-    match literal(host) {
-        Some(address) => !is_public(address),
-        None => host == "localhost" || host.ends_with(".localhost"),
+/// Which addresses a request may go to; each includes those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reach {
+    /// Of the public internet.
+    Public,
+    /// Also of this machine and of private networks, but none that is link-local: there are the
+    /// services that tell a virtual machine its secrets (RFC 3927; 169.254.169.254).
+    Private,
+    Anywhere,
+}
+
+impl Reach {
+    /// The least that allows this address.
+    pub(super) fn to(address: IpAddr) -> Reach {
+        match is_public(address) {
+            true => Reach::Public,
+            false if is_link_local(address) => Reach::Anywhere,
+            false => Reach::Private,
+        }
+    }
+
+    /// The least that a host needs by its looks; a name is judged again by its addresses.
+    pub(super) fn to_host(host: &str) -> Reach {
+        match literal(host) {
+            Some(address) => Reach::to(address),
+            None if host == "localhost" || host.ends_with(".localhost") => Reach::Private,
+            None => Reach::Public,
+        }
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.is_link_local(),
+        // fd00:ec2::254 is unique local, and the same service.
+        IpAddr::V6(address) => {
+            address.is_unicast_link_local() || address.segments()[..2] == [0xfd00, 0xec2]
+        }
     }
 }
 
 /// Whether an address belongs to the public internet (IANA special-purpose registries).
-pub(super) fn is_public(address: IpAddr) -> bool {
+fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_public_v4(address),
         IpAddr::V6(address) => is_public_v6(address),
@@ -211,7 +244,7 @@ pub(super) fn is_downgrade(from: &Url, to: &Url) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Target, TargetError, UrlError, is_public, looks_private};
+    use super::{Reach, Target, TargetError, UrlError, is_public};
 
     #[test]
     fn absolute_urls() {
@@ -351,9 +384,19 @@ mod tests {
                 "{address}"
             );
         }
-        assert!(looks_private("localhost"));
-        assert!(looks_private("x.localhost"));
-        assert!(looks_private("::1"));
-        assert!(!looks_private("registry.example"));
+        for (host, reach) in [
+            ("localhost", Reach::Private),
+            ("x.localhost", Reach::Private),
+            ("::1", Reach::Private),
+            ("10.0.0.1", Reach::Private),
+            ("169.254.169.254", Reach::Anywhere),
+            ("::ffff:169.254.169.254", Reach::Anywhere),
+            ("fe80::1", Reach::Anywhere),
+            ("fd00:ec2::254", Reach::Anywhere),
+            ("1.1.1.1", Reach::Public),
+            ("registry.example", Reach::Public),
+        ] {
+            assert_eq!(Reach::to_host(host), reach, "{host}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::config::Url;
 
 use super::connect::Connection;
-use super::{Clock, UpstreamId};
+use super::{Clock, Reach, UpstreamId};
 
 /// Below the 60 s after which common servers and balancers close.
 pub(super) const IDLE_TTL: Duration = Duration::from_secs(45);
@@ -24,6 +24,8 @@ const IDLE_MAX: usize = 64;
 pub(super) struct Key {
     pub upstream: UpstreamId,
     pub origin: Url,
+    /// Our client certificate was shown, so the connection speaks for us.
+    pub identified: bool,
 }
 
 pub(super) struct Pool {
@@ -44,14 +46,14 @@ impl Pool {
         })
     }
 
-    /// `near`: a connection to a private address will do.
-    pub fn take(&self, key: &Key, near: bool) -> Option<Connection> {
+    /// A connection to an address within `reach`.
+    pub fn take(&self, key: &Key, reach: Reach) -> Option<Connection> {
         self.close_old();
         let mut idle = self.idle.borrow_mut();
         let kept = idle.get_mut(key)?;
         let at = kept
             .iter()
-            .rposition(|kept| near || !kept.connection.near)?;
+            .rposition(|kept| kept.connection.needs <= reach)?;
         let taken = kept.remove(at).connection;
         if kept.is_empty() {
             idle.remove(key);

@@ -3,12 +3,13 @@
 //! A realm receives the upstream's credentials, so it must belong to the upstream: the same host,
 //! or a host under the same registrable domain, over https (or http where the upstream itself is
 //! reached by http). A registrable domain here is the last two labels, or three below the
-//! suffixes listed; the whole public suffix list is not consulted, so two tenants of a hosting
-//! domain missing from the list would count as one. Redirects do not pass through here.
+//! suffixes below; the whole public suffix list is not consulted, so two tenants of a hosting
+//! domain missing from the list would count as one. The operator can name further origins.
+//! Redirects do not pass through here.
 
 use crate::config::{Scheme, Url};
 
-use super::origin::{Target, TargetError, literal, looks_private};
+use super::origin::{Reach, Target, TargetError, literal};
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RealmError {
@@ -93,9 +94,13 @@ const SUFFIXES: &[&str] = &[
 /// Upstreams known to name a realm of another domain: lscr.io is a front for ghcr.io.
 const KNOWN: &[(&str, &str)] = &[("lscr.io", "ghcr.io")];
 
-/// The realm as a target, if the upstream may name it.
-pub(super) fn check(upstream: &Url, realm: &str) -> Result<Target, RealmError> {
+/// The realm as a target, if the upstream may name it. `listed` are origins that the operator
+/// trusts with the upstream's credentials.
+pub(super) fn check(upstream: &Url, listed: &[Url], realm: &str) -> Result<Target, RealmError> {
     let target = Target::parse(realm)?;
+    if listed.contains(&target.origin) {
+        return Ok(target);
+    }
     let host = target.origin.host.as_str();
     if target.origin.scheme == Scheme::Http && upstream.scheme == Scheme::Https {
         return Err(RealmError::Downgrade);
@@ -113,7 +118,7 @@ fn belongs(upstream: &str, host: &str) -> bool {
         return true;
     }
     // Literals and local names have no domain to share.
-    let named = |host: &str| literal(host).is_none() && !looks_private(host);
+    let named = |host: &str| literal(host).is_none() && Reach::to_host(host) == Reach::Public;
     named(upstream)
         && named(host)
         && match (registrable(upstream), registrable(host)) {
@@ -182,7 +187,7 @@ mod tests {
             ("https://10.0.0.1", "https://10.0.0.1:5001/token"),
         ] {
             assert!(
-                check(&upstream.parse().expect(upstream), realm).is_ok(),
+                check(&upstream.parse().expect(upstream), &[], realm).is_ok(),
                 "{upstream} {realm}"
             );
         }
@@ -262,7 +267,26 @@ mod tests {
             ),
         ] {
             let upstream = upstream.parse().expect(upstream);
-            assert_eq!(check(&upstream, realm), Err(error), "{realm}");
+            assert_eq!(check(&upstream, &[], realm), Err(error), "{realm}");
         }
+    }
+
+    #[test]
+    fn realms_that_are_listed() {
+        let upstream = "https://ghcr.io".parse().expect("a url");
+        let listed = ["https://auth.example", "http://10.0.0.1:5001"];
+        let listed = listed.map(|origin| origin.parse().expect(origin));
+        for realm in ["https://auth.example/token?x=y", "http://10.0.0.1:5001/t"] {
+            assert!(check(&upstream, &listed, realm).is_ok(), "{realm}");
+        }
+        for realm in [
+            "https://auth.example:8443/token",
+            "https://x.auth.example/token",
+            "https://10.0.0.1:5001/t",
+        ] {
+            assert!(check(&upstream, &listed, realm).is_err(), "{realm}");
+        }
+        let http = Err(RealmError::Downgrade);
+        assert_eq!(check(&upstream, &listed, "http://auth.example/"), http);
     }
 }

@@ -2,10 +2,10 @@
 //!
 //! Called by `request` for each answer that names another place. Authorization stays only while
 //! scheme, host and port stay (R11), never comes back on a later hop, https never becomes http,
-//! and a public upstream cannot send us to a private address. Names are checked again, by their
+//! and nobody sends us to addresses beyond the upstream's reach. Names are checked again, by their
 //! addresses, where they are dialled: see `connect`.
 
-use super::origin::{Target, TargetError, is_downgrade, looks_private};
+use super::origin::{Reach, Target, TargetError, is_downgrade};
 
 /// Hub and its storage need two; a longer chain is a loop or a trap.
 pub(super) const REDIRECTS_MAX: u8 = 5;
@@ -39,11 +39,10 @@ pub(super) fn is_redirect(status: u16) -> bool {
     matches!(status, 301 | 302 | 303 | 307 | 308)
 }
 
-/// `near`: the upstream itself was reached at a private address, so others may be.
 pub(super) fn follow(
     from: &Hop,
     location: Option<&[u8]>,
-    near: bool,
+    reach: Reach,
 ) -> Result<Hop, RedirectError> {
     if from.hops >= REDIRECTS_MAX {
         return Err(RedirectError::TooMany);
@@ -54,7 +53,7 @@ pub(super) fn follow(
     if is_downgrade(&from.target.origin, &target.origin) {
         return Err(RedirectError::Downgrade);
     }
-    if !near && looks_private(&target.origin.host) {
+    if Reach::to_host(&target.origin.host) > reach {
         return Err(RedirectError::Private {
             host: target.origin.host,
         });
@@ -69,7 +68,7 @@ pub(super) fn follow(
 
 #[cfg(test)]
 mod tests {
-    use super::{Hop, REDIRECTS_MAX, RedirectError, Target, TargetError, follow};
+    use super::{Hop, REDIRECTS_MAX, Reach, RedirectError, Target, TargetError, follow};
 
     fn hop(text: &str) -> Hop {
         Hop {
@@ -103,13 +102,18 @@ mod tests {
                 false,
             ),
         ] {
-            let next = follow(&hop(from), Some(location.as_bytes()), false).expect(location);
+            let next =
+                follow(&hop(from), Some(location.as_bytes()), Reach::Public).expect(location);
             assert_eq!(next.authorized, authorized, "{from} to {location}");
             assert_eq!(next.hops, 1);
         }
-        let away =
-            follow(&hop("https://r.example/"), Some(b"//cdn.example/"), false).expect("away");
-        let back = follow(&away, Some(b"https://r.example/"), false).expect("back");
+        let away = follow(
+            &hop("https://r.example/"),
+            Some(b"//cdn.example/"),
+            Reach::Public,
+        )
+        .expect("away");
+        let back = follow(&away, Some(b"https://r.example/"), Reach::Public).expect("back");
         assert!(!back.authorized, "what was dropped does not come back");
     }
 
@@ -153,15 +157,18 @@ mod tests {
             ("https://r.example/", "/a b", TargetError::Characters.into()),
         ] {
             assert_eq!(
-                follow(&hop(from), Some(location.as_bytes()), false),
+                follow(&hop(from), Some(location.as_bytes()), Reach::Public),
                 Err(error),
                 "{location}"
             );
         }
         let from = hop("https://r.example/");
-        assert_eq!(follow(&from, None, false), Err(RedirectError::NoLocation));
         assert_eq!(
-            follow(&from, Some(b"/\xff"), false),
+            follow(&from, None, Reach::Public),
+            Err(RedirectError::NoLocation)
+        );
+        assert_eq!(
+            follow(&from, Some(b"/\xff"), Reach::Public),
             Err(TargetError::Characters.into())
         );
         let tired = Hop {
@@ -169,7 +176,7 @@ mod tests {
             ..from
         };
         assert_eq!(
-            follow(&tired, Some(b"/"), false),
+            follow(&tired, Some(b"/"), Reach::Public),
             Err(RedirectError::TooMany)
         );
     }
@@ -177,7 +184,15 @@ mod tests {
     #[test]
     fn a_private_upstream_may_lead_to_private_places() {
         let from = hop("http://127.0.0.1:5000/v2/x");
-        assert!(follow(&from, Some(b"http://127.0.0.1:5001/y"), true).is_ok());
-        assert!(follow(&from, Some(b"http://10.0.0.1/y"), true).is_ok());
+        let near = Reach::Private;
+        assert!(follow(&from, Some(b"http://127.0.0.1:5001/y"), near).is_ok());
+        assert!(follow(&from, Some(b"http://10.0.0.1/y"), near).is_ok());
+        let metadata = Some(b"http://169.254.169.254/y".as_slice());
+        let host = "169.254.169.254".to_owned();
+        assert_eq!(
+            follow(&from, metadata, near),
+            Err(RedirectError::Private { host })
+        );
+        assert!(follow(&from, metadata, Reach::Anywhere).is_ok());
     }
 }

@@ -21,6 +21,7 @@ use crate::config;
 
 use super::connect::{Got, StreamError, receive, send};
 use super::error::{SetupError, TlsFailure};
+use super::identity::Identity;
 
 /// Certificates and the like come in a few KiB; bodies ask for more by themselves.
 const HANDSHAKE_READ_LEN: usize = 16 << 10;
@@ -83,48 +84,78 @@ impl TrustRoots {
     }
 }
 
-/// Settings for every connection made on behalf of one upstream.
-pub(super) fn client_config(
+/// Settings for the connections made on behalf of one upstream.
+#[derive(Clone)]
+pub(super) struct Settings {
+    /// To its origin and its token service, which get to see our client certificate.
+    pub own: Arc<ClientConfig>,
+    /// To where redirects lead (R11).
+    pub elsewhere: Arc<ClientConfig>,
+}
+
+impl Settings {
+    pub fn new(
+        upstream: &config::Upstream,
+        roots: &TrustRoots,
+        identity: Option<Arc<Identity>>,
+    ) -> Result<Settings, SetupError> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier(upstream, roots, provider)?);
+        let mut elsewhere = builder.clone().with_no_client_auth();
+        elsewhere.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let elsewhere = Arc::new(elsewhere);
+        let own = match identity {
+            None => elsewhere.clone(),
+            Some(identity) => {
+                let mut own = builder.with_client_cert_resolver(identity);
+                own.alpn_protocols.clone_from(&elsewhere.alpn_protocols);
+                Arc::new(own)
+            }
+        };
+        Ok(Settings { own, elsewhere })
+    }
+
+    /// The same with session caches of its own: shards share no sessions.
+    pub fn for_shard(&self) -> Settings {
+        let apart = |config: &Arc<ClientConfig>| {
+            let mut config = ClientConfig::clone(config);
+            config.resumption = Resumption::in_memory_sessions(SESSIONS_MAX);
+            Arc::new(config)
+        };
+        Settings {
+            own: apart(&self.own),
+            elsewhere: apart(&self.elsewhere),
+        }
+    }
+}
+
+fn verifier(
     upstream: &config::Upstream,
     roots: &TrustRoots,
-) -> Result<Arc<ClientConfig>, SetupError> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()?
-        .dangerous();
+    provider: Arc<CryptoProvider>,
+) -> Result<Arc<dyn ServerCertVerifier>, SetupError> {
     let blind = |trust| {
         Arc::new(Blind {
             trust,
             provider: provider.clone(),
         })
     };
-    let verifier: Arc<dyn ServerCertVerifier> = if upstream.tls_verify {
-        let roots = roots.with_file(upstream.ca_file.as_deref())?;
-        // rustls refuses to build a verifier without roots; then the first handshake fails.
-        match roots.is_empty() {
-            true => blind(Trust::Nobody),
-            false => {
-                WebPkiServerVerifier::builder_with_provider(roots, provider.clone()).build()?
-            }
-        }
-    } else {
+    if !upstream.tls_verify {
         tracing::warn!(
             upstream = %upstream.url,
             "tls_verify is off: anyone on the way can read and change what is pulled"
         );
-        blind(Trust::Anybody)
-    };
-    let builder = builder.with_custom_certificate_verifier(verifier);
-    let mut config = builder.with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
-}
-
-/// The same settings with a session cache of its own: shards share no sessions.
-pub(super) fn for_shard(config: &Arc<ClientConfig>) -> Arc<ClientConfig> {
-    let mut config = ClientConfig::clone(config);
-    config.resumption = Resumption::in_memory_sessions(SESSIONS_MAX);
-    Arc::new(config)
+        return Ok(blind(Trust::Anybody));
+    }
+    let roots = roots.with_file(upstream.ca_file.as_deref())?;
+    // rustls refuses to build a verifier without roots; then the first handshake fails.
+    if roots.is_empty() {
+        return Ok(blind(Trust::Nobody));
+    }
+    Ok(WebPkiServerVerifier::builder_with_provider(roots, provider).build()?)
 }
 
 /// A verdict that no certificate changes; signatures are still checked.

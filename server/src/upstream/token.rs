@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 
 use super::error::{BodyError, FailureClass, UpstreamError};
+use super::grant::Service;
 use super::request::Client;
-use super::{Secret, UpstreamId};
+use super::{Reach, Secret, UpstreamId};
 
 /// Distribution token specification: the lifetime when an answer names none.
 const LIFETIME_DEFAULT: Duration = Duration::from_secs(60);
@@ -25,11 +26,15 @@ const LIFETIME_MAX: Duration = Duration::from_secs(24 * 3600);
 const MARGIN: Duration = Duration::from_secs(10);
 /// One per repository in use. A token takes 1 to 8 KiB.
 const TOKENS_MAX: usize = 2048;
+/// One for each upstream and its realm; more are leftovers of former configurations.
+const SERVICES_MAX: usize = 256;
 /// As many as fills may run at once.
 const WAITERS_MAX: usize = 1024;
 /// Tokens with many grants reach 16 KiB.
 pub(super) const ANSWER_LEN_MAX: usize = 128 << 10;
 const TOKEN_LEN_MAX: usize = 24 << 10;
+/// Required in a form; services log it.
+const CLIENT_ID: &str = "entrepot";
 
 /// A token and how long it may be used. Debug does not show it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,8 +71,8 @@ pub struct TokenAsk {
     pub service: Option<String>,
     /// One or more scopes, separated by spaces.
     pub scope: String,
-    /// The upstream was reached at a private address, so its realm may be there too.
-    pub near: bool,
+    /// Which addresses the realm may be at, from where the upstream was found.
+    pub reach: Reach,
     /// A token that upstream just refused: it must not be the answer.
     pub refused: Option<Token>,
 }
@@ -117,6 +122,15 @@ struct Key {
     scope: String,
 }
 
+impl Key {
+    fn of_service(&self) -> Key {
+        Key {
+            scope: String::new(),
+            ..self.clone()
+        }
+    }
+}
+
 impl TokenAsk {
     fn key(&self) -> Key {
         Key {
@@ -129,27 +143,33 @@ impl TokenAsk {
 
     /// Distribution token specification, "Requesting a Token": one `scope` for each.
     pub(super) fn query(&self) -> String {
-        let mut query = String::new();
-        let scopes = self
-            .scope
-            .split_ascii_whitespace()
-            .map(|scope| ("scope", scope));
-        for (name, value) in self
-            .service
-            .as_deref()
-            .map(|it| ("service", it))
-            .into_iter()
-            .chain(scopes)
-        {
-            if !query.is_empty() {
-                query.push('&');
-            }
-            query.push_str(name);
-            query.push('=');
-            escape(value, &mut query);
-        }
-        query
+        let scopes = self.scope.split_ascii_whitespace();
+        let service = self.service.as_deref().map(|service| ("service", service));
+        let scopes = scopes.map(|scope| ("scope", scope));
+        encode(service.into_iter().chain(scopes))
     }
+
+    /// Distribution token specification, "OAuth2 Token Authentication": the scopes together.
+    pub(super) fn form(&self, grant: &[(&str, &str)]) -> String {
+        let service = self.service.as_deref().map(|service| ("service", service));
+        let scope = Some(("scope", self.scope.as_str())).filter(|_| !self.scope.is_empty());
+        let rest = service.into_iter().chain(scope);
+        let client = ("client_id", CLIENT_ID);
+        encode(grant.iter().copied().chain([client]).chain(rest))
+    }
+}
+
+fn encode<'a>(fields: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let mut encoded = String::new();
+    for (name, value) in fields {
+        if !encoded.is_empty() {
+            encoded.push('&');
+        }
+        encoded.push_str(name);
+        encoded.push('=');
+        escape(value, &mut encoded);
+    }
+    encoded
 }
 
 /// RFC 3986 §3.4, with `&`, `+` and `=` escaped because they separate fields.
@@ -168,6 +188,8 @@ fn escape(value: &str, out: &mut String) {
 pub struct TokenCache {
     tokens: RefCell<HashMap<Key, Token>>,
     fetching: RefCell<HashMap<Key, Vec<flume::Sender<Answer>>>>,
+    /// By a key without its scope.
+    services: RefCell<HashMap<Key, Service>>,
 }
 
 impl TokenCache {
@@ -194,7 +216,10 @@ impl TokenCache {
             cache: self,
             key: &key,
         };
-        let answer = client.fetch_token(&ask).await;
+        let mut service = self.service(&key);
+        let granted = client.fetch_token(&ask, &mut service).await;
+        self.remember(&key, service);
+        let answer = granted.map(|granted| granted.token);
         if let Ok(token) = &answer {
             self.keep(key.clone(), token.clone(), client.now());
         }
@@ -207,6 +232,20 @@ impl TokenCache {
         let token = tokens.get(key).filter(|token| token.is_good(now))?;
         let refused = ask.refused.as_ref().map(Token::authorization);
         (refused != Some(token.authorization())).then(|| token.clone())
+    }
+
+    fn service(&self, key: &Key) -> Service {
+        let services = self.services.borrow();
+        services.get(&key.of_service()).cloned().unwrap_or_default()
+    }
+
+    fn remember(&self, key: &Key, service: Service) {
+        let mut services = self.services.borrow_mut();
+        // Forgetting costs a request that asks in the wrong form.
+        if services.len() >= SERVICES_MAX {
+            services.clear();
+        }
+        services.insert(key.of_service(), service);
     }
 
     /// A place among those who wait for the fetch in flight; `None` makes the caller fetch.
@@ -272,11 +311,20 @@ impl Drop for Fetching<'_> {
 struct Grant {
     token: Option<String>,
     access_token: Option<String>,
+    refresh_token: Option<String>,
     expires_in: Option<serde_json::Value>,
 }
 
+/// What a token service gave.
+#[derive(Debug, PartialEq)]
+pub(super) struct Granted {
+    pub token: Token,
+    /// For the next one.
+    pub refresh: Option<Secret>,
+}
+
 /// Parses the answer of a token service that arrived at `now`.
-pub(super) fn parse(answer: &[u8], now: Instant) -> Result<Token, TokenError> {
+pub(super) fn parse(answer: &[u8], now: Instant) -> Result<Granted, TokenError> {
     let grant: Grant = serde_json::from_slice(answer).map_err(|_| TokenError::Malformed)?;
     let filled = |token: Option<String>| token.filter(|token| !token.is_empty());
     let token = filled(grant.token)
@@ -291,9 +339,13 @@ pub(super) fn parse(answer: &[u8], now: Instant) -> Result<Token, TokenError> {
         .saturating_sub(MARGIN)
         .max(lifetime * 3 / 4)
         .min(lifetime);
-    Ok(Token {
-        authorization: Secret::new(format!("Bearer {token}")),
-        good_until: now + good_for,
+    let refresh = filled(grant.refresh_token).filter(|refresh| refresh.len() <= TOKEN_LEN_MAX);
+    Ok(Granted {
+        token: Token {
+            authorization: Secret::new(format!("Bearer {token}")),
+            good_until: now + good_for,
+        },
+        refresh: refresh.map(Secret::new),
     })
 }
 
@@ -313,7 +365,7 @@ fn lifetime(expires_in: Option<&serde_json::Value>) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::{Duration, Instant, TokenAsk, TokenError, UpstreamId, parse};
+    use super::{Duration, Instant, Reach, TokenAsk, TokenError, UpstreamId, parse};
 
     #[test]
     fn answers_of_token_services() {
@@ -338,7 +390,7 @@ mod tests {
                 24 * 3600 - 10,
             ),
         ] {
-            let parsed = parse(answer.as_bytes(), now).expect(answer);
+            let parsed = parse(answer.as_bytes(), now).expect(answer).token;
             assert_eq!(parsed.authorization().expose(), format!("Bearer {token}"));
             let until = now + Duration::from_secs(good_for);
             assert!(!parsed.is_good(until), "{answer}");
@@ -379,7 +431,7 @@ mod tests {
             realm: "https://r.example/token".to_owned(),
             service: service.map(str::to_owned),
             scope: scope.to_owned(),
-            near: false,
+            reach: Reach::Public,
             refused: None,
         };
         for (service, scope, query) in [
@@ -398,11 +450,19 @@ mod tests {
         ] {
             assert_eq!(ask(service, scope).query(), query);
         }
+        let form = ask(Some("a service"), "a:b:pull c:d:pull").form(&[("password", "p&=+%")]);
+        assert_eq!(
+            form,
+            "password=p%26%3D%2B%25&client_id=entrepot&service=a%20service\
+             &scope=a:b:pull%20c:d:pull"
+        );
     }
 
     #[test]
     fn tokens_are_not_printed() {
-        let token = parse(br#"{"token":"hush"}"#, Instant::now()).expect("token");
-        assert!(!format!("{token:?}").contains("hush"));
+        let answer = br#"{"token":"hush","refresh_token":"hush too"}"#;
+        let granted = parse(answer, Instant::now()).expect("token");
+        assert!(granted.refresh.is_some());
+        assert!(!format!("{granted:?}").contains("hush"));
     }
 }

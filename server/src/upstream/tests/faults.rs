@@ -13,7 +13,7 @@ use crate::http::head::HeadError;
 use crate::upstream::connect::{Dial, Open};
 use crate::upstream::error::{BodyError, FailureClass, UpstreamError};
 use crate::upstream::resolve::{NamesError, Resolver};
-use crate::upstream::{Counters, SetupError, TrustRoots, Upstream};
+use crate::upstream::{Counters, Reach, SetupError, TrustRoots, Upstream};
 
 /// Runs out in a test that waits for nothing else.
 const SOON: Duration = Duration::from_millis(500);
@@ -106,8 +106,8 @@ fn connections_lost_before_the_answer() {
         });
         assert_eq!(
             origin.heads().len(),
-            1,
-            "a fresh connection is not replaced: {reply}"
+            2,
+            "asked once more, and not again: {reply}"
         );
     }
 }
@@ -433,16 +433,17 @@ fn names_of_private_addresses_are_not_dialled_from_public_places() {
     let resolver = names(&["127.0.0.1", "10.0.0.1"]);
     let (open, counters) = (Open::default(), Counters::default());
     run(async {
-        let dial = |near| Dial {
+        let dial = |reach| Dial {
             origin: &url,
-            tls: &settings.tls,
+            proxy: None,
+            tls: &settings.tls.own,
             timeout: PATIENCE,
-            near,
+            reach,
             resolver: &resolver,
             open: &open,
             counters: &counters,
         };
-        let error = dial(false).connect().await.err();
+        let error = dial(Reach::Public).connect().await.err();
         let host = "registry.example".to_owned();
         assert_eq!(
             error,
@@ -452,8 +453,8 @@ fn names_of_private_addresses_are_not_dialled_from_public_places() {
             })
         );
         assert_eq!(open.count(), 0);
-        let connection = dial(true).connect().await.expect("a connection");
-        assert!(connection.near);
+        let connection = dial(Reach::Private).connect().await.expect("a connection");
+        assert_eq!(connection.needs, Reach::Private);
         assert_eq!(open.count(), 1);
         drop(connection);
         assert_eq!(open.count(), 0);

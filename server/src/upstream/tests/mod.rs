@@ -25,7 +25,7 @@ const FIRST: UpstreamId = UpstreamId(0);
 
 /// Runs a test on a runtime of its own, which is never dropped: requests that a test gave up may
 /// still be with the kernel.
-fn run<F: Future>(test: F) -> F::Output {
+pub(super) fn run<F: Future>(test: F) -> F::Output {
     let builder = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new();
     let runtime = builder
         .with_entries(64)
@@ -46,17 +46,9 @@ fn part(first: u64, last: Option<u64>) -> Part {
 
 fn upstream(url: &str) -> config::Upstream {
     config::Upstream {
-        url: url.parse().expect(url),
-        username: None,
-        password: None,
         connect_timeout: PATIENCE,
         read_timeout: PATIENCE,
-        tls_verify: true,
-        ca_file: None,
-        active: true,
-        connections_max: config::UPSTREAM_CONNECTIONS_MAX,
-        breaker: config::BREAKER,
-        negative_for: config::NEGATIVE_FOR,
+        ..config::Upstream::new(url.parse().expect(url))
     }
 }
 
