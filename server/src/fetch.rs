@@ -13,6 +13,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use entrepot_storage::disk::uring::UringDisk;
 use entrepot_storage::{Digest, Store, Watermark, Writer};
@@ -34,6 +35,7 @@ struct Stream {
     media_type: Option<Arc<str>>,
     origin: Arc<str>,
     staged: bool,
+    started: Instant,
 }
 
 struct Running {
@@ -111,6 +113,11 @@ impl Fetcher {
         }
     }
 
+    /// Whether the origin sent wrong bytes for the digest a moment ago.
+    pub fn is_refused(&self, digest: &Digest, origin: &Arc<str>) -> bool {
+        self.setbacks.is_refused(digest, origin)
+    }
+
     /// Answers an ask, now or when upstream's head has arrived.
     pub fn body(self: &Rc<Self>, ask: BodyAsk) {
         if self.store.body(&ask.digest).is_some() {
@@ -119,6 +126,7 @@ impl Fetcher {
         let running = self.running.borrow().get(&(ask.digest, ask.kind)).cloned();
         match running {
             Some(running) => self.join(&running, ask),
+            None if !ask.fills => answer(&ask, BodyAnswer::Cold),
             None if self.setbacks.has_outgrown(&ask.digest) => answer(&ask, BodyAnswer::Relay),
             None => self.start(ask),
         }
@@ -271,6 +279,7 @@ fn follow(stream: &Stream, collapsed: bool) -> BodyAnswer {
         origin: stream.origin.clone(),
         staged: stream.staged,
         collapsed,
+        started: stream.started,
     })
 }
 

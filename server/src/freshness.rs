@@ -361,6 +361,7 @@ impl Tags {
                         source,
                         proven,
                         prefer,
+                        fills: true,
                         reply,
                     })
                 })
@@ -378,7 +379,7 @@ impl Tags {
                     };
                 }
                 BodyAnswer::NeedProof => self.link(source, digest, origin).await,
-                BodyAnswer::Relay => return Ok(()),
+                BodyAnswer::Relay | BodyAnswer::Cold => return Ok(()),
                 BodyAnswer::Failed(failure) => return Err(failure),
             }
         }

@@ -33,6 +33,17 @@ pub enum Found {
     Follow(Following),
     /// No room anywhere: fetch it for this client alone.
     Relay,
+    /// No fill runs that may be joined, and none was wanted.
+    Cold,
+}
+
+/// What is looked for.
+struct Ask {
+    digest: Digest,
+    kind: BodyKind,
+    prefer: Option<Arc<str>>,
+    /// False: a fill that runs is joined, and none is started.
+    fills: bool,
 }
 
 pub struct Lookup {
@@ -127,6 +138,34 @@ impl Lookup {
         kind: BodyKind,
         prefer: Option<Arc<str>>,
     ) -> Result<Found, Failure> {
+        let ask = Ask {
+            digest,
+            kind,
+            prefer,
+            fills: true,
+        };
+        self.find(source, &ask).await
+    }
+
+    /// A blob of which a range is wanted; it is filled if the project's rule says so.
+    pub async fn ranged(&self, source: &Repository, digest: Digest) -> Result<Found, Failure> {
+        let projects = self.sources.projects();
+        let ask = Ask {
+            digest,
+            kind: BodyKind::Blob,
+            prefer: None,
+            fills: projects.get(source.project).fills_cold(),
+        };
+        self.find(source, &ask).await
+    }
+
+    async fn find(&self, source: &Repository, ask: &Ask) -> Result<Found, Failure> {
+        let Ask {
+            digest,
+            kind,
+            fills,
+            ..
+        } = *ask;
         let owner = digest_owner(&digest, self.post.shards());
         let mut asked = false;
         for _ in 0..ROUNDS_MAX {
@@ -144,7 +183,7 @@ impl Lookup {
                 self.prove(source, digest, kind).await?;
                 continue;
             }
-            let prefer = prefer.clone();
+            let prefer = ask.prefer.clone();
             let answer = self
                 .post
                 .ask(owner, |reply| {
@@ -155,6 +194,7 @@ impl Lookup {
                         source,
                         proven,
                         prefer,
+                        fills,
                         reply,
                     })
                 })
@@ -163,10 +203,13 @@ impl Lookup {
             match answer {
                 BodyAnswer::Held => {}
                 BodyAnswer::Follow(following) => return Ok(Found::Follow(following)),
+                // To ask for the range proves as much as to ask for a proof.
+                BodyAnswer::NeedProof if !fills => return Ok(Found::Cold),
                 BodyAnswer::NeedProof => {
                     self.prove(source, digest, kind).await?;
                 }
                 BodyAnswer::Relay => return Ok(Found::Relay),
+                BodyAnswer::Cold => return Ok(Found::Cold),
                 BodyAnswer::Failed(failure) => return Err(failure),
             }
         }

@@ -2,8 +2,8 @@
 //!
 //! A connection asks the owner of a digest or repository here; the owner's loop (in the shard's
 //! wiring) takes messages and starts tasks, it never awaits a send (R4). An asker allocates the
-//! slot of its answer, so an answer never waits for room. Body bytes never pass through here,
-//! and a hit sends nothing at all.
+//! slot of its answer, so an answer never waits for room. Bytes pass through here by reference and
+//! in bounded pieces only, and a hit sends nothing at all.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,6 +20,7 @@ use crate::freshness::TagAsk;
 use crate::gate::{Enter, Leave};
 use crate::generation::Adoption;
 use crate::metrics::{Counter, Metrics};
+use crate::parts::PartAsk;
 use crate::project::Repository;
 use crate::purge;
 use crate::upstream::{Token, TokenAsk, UpstreamError};
@@ -36,6 +37,7 @@ pub type Reply<T> = flume::Sender<T>;
 
 pub enum Message {
     Body(BodyAsk),
+    Part(PartAsk),
     Tag(TagAsk),
     Proof(ProofAsk),
     /// A request to an upstream wants to be sent.

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use entrepot_storage::{Digest, SLICES, repository_slice};
 
-use crate::config;
+use crate::config::{self, ColdRanges};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::name::normalise_docker_hub;
 use crate::upstream::UpstreamId;
@@ -48,6 +48,11 @@ impl Project {
     /// How long an answer for this tag needs no revalidation.
     pub fn fresh_for(&self, tag: &str) -> Duration {
         self.rules.fresh_for(tag)
+    }
+
+    /// True when a range of a layer that is not held starts a fill of the whole layer.
+    pub fn fills_cold(&self) -> bool {
+        self.rules.cold_ranges == ColdRanges::Fill
     }
 
     /// How long after its last check a cached copy may stand in for this failure.

@@ -11,10 +11,12 @@ use entrepot_storage::Digest;
 use entrepot_storage::disk::uring::UringDisk;
 
 use crate::clock;
+use crate::cold;
 use crate::failure::{Failure, FailureKind};
-use crate::fetch::BodyKind;
+use crate::fetch::{BodyKind, Following};
 use crate::freshness::{Certainty, Resolved};
 use crate::http::head::Method;
+use crate::http::range::RangeRequest;
 use crate::listing;
 use crate::lookup::Found;
 use crate::metrics::{Kind, Outcome};
@@ -202,9 +204,51 @@ async fn digest_body(
             Err(failure) => exchange.failure(&failure, unknown).await.map(|()| None),
         };
     }
+    if exchange.wanted_range(&facts(text, BLOB_TYPE, CacheStatus::Passed, kind))
+        != RangeRequest::None
+    {
+        return ranged_blob(exchange, &source, digest, text).await;
+    }
     match service.lookup.body(&source, digest, kind, None).await {
         Ok(found) => send(exchange, &source, found, digest, text, kind, None).await,
         Err(failure) => exchange.failure(&failure, unknown).await.map(|()| None),
+    }
+}
+
+/// A range of a blob that the index alone does not have.
+async fn ranged_blob(
+    exchange: &mut Exchange<'_>,
+    source: &Repository,
+    digest: Digest,
+    text: &str,
+) -> Asking {
+    let service = exchange.service.clone();
+    let (kind, unknown) = (BodyKind::Blob, Code::BlobUnknown);
+    let following = match service.lookup.ranged(source, digest).await {
+        Ok(Found::Follow(following)) => Some(following),
+        Ok(Found::Relay | Found::Cold) => None,
+        Ok(found) => return send(exchange, source, found, digest, text, kind, None).await,
+        Err(failure) => return exchange.failure(&failure, unknown).await.map(|()| None),
+    };
+    let origin = following.as_ref().map(|following| following.origin.clone());
+    let cache = following.as_ref().map_or(CacheStatus::Passed, followed);
+    let facts = facts(text, BLOB_TYPE, cache, kind);
+    match cold::answer(exchange, source, digest, &facts, following).await? {
+        cold::Outcome::Answered => Ok(origin),
+        // What has to be downloaded whole is kept, whatever the rule.
+        cold::Outcome::NoRanges => match service.lookup.body(source, digest, kind, None).await {
+            Ok(found) => send(exchange, source, found, digest, text, kind, None).await,
+            Err(failure) => exchange.failure(&failure, unknown).await.map(|()| None),
+        },
+    }
+}
+
+/// What a follower's answer says of the cache.
+fn followed(following: &Following) -> CacheStatus {
+    match (following.staged, following.collapsed) {
+        (true, _) => CacheStatus::Passed,
+        (false, true) => CacheStatus::Collapsed,
+        (false, false) => CacheStatus::Miss,
     }
 }
 
@@ -275,11 +319,7 @@ async fn send(
             Ok(None)
         }
         Found::Follow(following) => {
-            let cache = match (following.staged, following.collapsed) {
-                (true, _) => CacheStatus::Passed,
-                (false, true) => CacheStatus::Collapsed,
-                (false, false) => CacheStatus::Miss,
-            };
+            let cache = followed(&following);
             let origin = following.origin.clone();
             let media_type = match kind {
                 BodyKind::Manifest => following.media_type.clone(),
@@ -291,7 +331,7 @@ async fn send(
                 .await?;
             Ok(Some(origin))
         }
-        Found::Relay => relay(exchange, source, digest, kind, text)
+        Found::Relay | Found::Cold => relay(exchange, source, digest, kind, text)
             .await
             .map(|()| None),
     }

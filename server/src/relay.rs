@@ -10,13 +10,12 @@ use entrepot_storage::{Digest, Hasher};
 
 use crate::failure::{Failure, FailureKind};
 use crate::fetch::BodyKind;
-use crate::http::range::ContentRange;
 use crate::metrics::Counter;
 use crate::oci::error::Code;
 use crate::project::Repository;
-use crate::respond::{Answered, BLOB_TYPE, CacheStatus, Exchange, Facts, Gone, WHOLE_LEN_MAX};
+use crate::respond::{BLOB_TYPE, CacheStatus, Exchange, Facts, Gone, WHOLE_LEN_MAX};
 use crate::source::{Answer, Search, Wanted, accept, body_path, content_type};
-use crate::upstream::{Body, Method, Part};
+use crate::upstream::{Body, Method};
 
 /// Relays that may run at once on a shard; each holds at most `WHOLE_LEN_MAX` and one piece.
 pub const RELAYS_MAX: usize = 64;
@@ -67,9 +66,6 @@ pub async fn relay(
         warning: None,
         ranges: kind == BodyKind::Blob,
     };
-    if exchange.wants_range(&facts) {
-        return relay_range(exchange, source, digest, &facts).await;
-    }
     let path = body_path(kind, &digest);
     let wanted = Wanted {
         method: Method::Get,
@@ -99,105 +95,6 @@ pub async fn relay(
         }
         len => stream(exchange, response.body, digest, len, &facts).await,
     }
-}
-
-/// A part of a blob, as trustworthy as upstream: no digest can vouch for it.
-async fn relay_range(
-    exchange: &mut Exchange<'_>,
-    source: &Repository,
-    digest: Digest,
-    facts: &Facts<'_>,
-) -> Result<(), Gone> {
-    let service = exchange.service.clone();
-    let (lookup, kind) = (&service.lookup, BodyKind::Blob);
-    let len = match lookup.prove(source, digest, kind).await {
-        Ok(proven) => proven.len.ok_or_else(|| {
-            Failure::new(
-                FailureKind::ServerError,
-                "upstream does not tell the length",
-            )
-        }),
-        Err(failure) => Err(failure),
-    };
-    let len = match len {
-        Ok(len) => len,
-        Err(failure) => return exchange.failure(&failure, Code::BlobUnknown).await,
-    };
-    let range = match exchange.relayed_range(facts, len).await {
-        Ok(range) => range.unwrap_or((0, len)),
-        Err(Answered::Sent) => return Ok(()),
-        Err(Answered::Gone) => return Err(Gone),
-    };
-    let path = body_path(kind, &digest);
-    let wanted = Wanted {
-        method: Method::Get,
-        path: &path,
-        accept: accept(kind),
-        range: Some(Part::between(range)),
-    };
-    match lookup
-        .sources
-        .first(source, &wanted, Search::default())
-        .await
-    {
-        Ok(answer) => stream_range(exchange, answer, range, len, facts).await,
-        Err(unanswered) => {
-            let failure = unanswered.report;
-            exchange.failure(&failure, Code::BlobUnknown).await
-        }
-    }
-}
-
-/// Sends what of the answer lies in the range; a 200 is read past to where it starts.
-async fn stream_range(
-    exchange: &mut Exchange<'_>,
-    answer: Answer,
-    (start, end): (u64, u64),
-    len: u64,
-    facts: &Facts<'_>,
-) -> Result<(), Gone> {
-    let Answer {
-        origin,
-        mut response,
-        ..
-    } = answer;
-    let part = response
-        .head
-        .field("content-range")
-        .and_then(ContentRange::parse);
-    let mut at = match (response.status, part) {
-        (200, _) => 0,
-        (
-            _,
-            Some(ContentRange::Part {
-                start: first,
-                end: last,
-                length,
-            }),
-        ) if (first, last) == (start, end) && length.is_none_or(|length| length == len) => start,
-        _ => {
-            let why = format!("{origin} answered a range with another");
-            let failure = Failure::new(FailureKind::BadBody, why);
-            return exchange.failure(&failure, Code::BlobUnknown).await;
-        }
-    };
-    exchange.begin_relayed_range(facts, len, (start, end));
-    while at < end {
-        let piece = match response.body.read().await {
-            Ok(Some(piece)) => piece,
-            Ok(None) => return exchange.abort("upstream's range is cut short"),
-            Err(error) => return exchange.abort(&error.to_string()),
-        };
-        let from = start.saturating_sub(at).min(piece.len() as u64);
-        let to = (end - at).min(piece.len() as u64);
-        at += piece.len() as u64;
-        if from < to {
-            exchange
-                .relay_piece(&piece[from as usize..to as usize])
-                .await?;
-        }
-    }
-    Ok(())
 }
 
 /// Sends a body behind its withheld tail. Without a length it is sent in chunks, unless it ended

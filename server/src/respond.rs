@@ -23,7 +23,7 @@ use crate::net::socket::{Phase, Socket};
 use crate::oci::error::{self, Code};
 use crate::service::Service;
 
-use self::selection::Span;
+pub use self::selection::Selection;
 
 /// The connection can't go on: the client left, or a body could not be completed.
 #[derive(Debug)]
@@ -37,18 +37,6 @@ impl From<std::io::Error> for Gone {
 
 /// What a blob is sent as; its true type is in the descriptor that led to it.
 pub const BLOB_TYPE: &str = "application/octet-stream";
-
-/// Why there is nothing left to send.
-pub enum Answered {
-    Sent,
-    Gone,
-}
-
-impl From<Gone> for Answered {
-    fn from(Gone: Gone) -> Answered {
-        Answered::Gone
-    }
-}
 
 /// A body up to this long is wholly verified before its head goes out, so that a failure is a
 /// clean 502 (S2).
@@ -223,15 +211,7 @@ impl<'a> Exchange<'a> {
 
     /// The head of a body that only upstream has.
     pub async fn remote(&mut self, facts: &Facts<'_>, len: u64) -> Result<(), Gone> {
-        self.content_head(
-            facts,
-            Some(len),
-            Span {
-                start: 0,
-                end: len,
-                partial: false,
-            },
-        );
+        self.content_head(facts, Some(len), &Selection::whole(len));
         self.sent.set((200, 0));
         self.send(&[], false).await
     }
@@ -243,25 +223,34 @@ impl<'a> Exchange<'a> {
         Err(Gone)
     }
 
-    fn content_head(&mut self, facts: &Facts<'_>, len: Option<u64>, span: Span) {
-        let status = if span.partial { 206 } else { 200 };
-        let bytes = if self.is_head() {
-            0
-        } else {
-            span.end - span.start
+    fn content_head(&mut self, facts: &Facts<'_>, len: Option<u64>, selection: &Selection<'_>) {
+        let status = match selection {
+            Selection::Whole(_) => 200,
+            Selection::Part(_) | Selection::Parts(_) => 206,
         };
+        let content_length = selection.content_length();
+        let bytes = if self.is_head() { 0 } else { content_length };
         self.sent.set((status, bytes));
         let close_at_end = len.is_none();
-        let mut head = self.start(status).field("Content-Type", facts.media_type);
+        let mut head = self.start(status);
+        // RFC 9110 §15.3.7.2: several parts say their types and ranges themselves.
+        head = match selection {
+            Selection::Parts(multipart) => {
+                head.field_display("Content-Type", multipart.content_type())
+            }
+            Selection::Whole(_) | Selection::Part(_) => {
+                head.field("Content-Type", facts.media_type)
+            }
+        };
         head = match len {
-            Some(_) => head.field_u64("Content-Length", span.end - span.start),
+            Some(_) => head.field_u64("Content-Length", content_length),
             None => head.field("Transfer-Encoding", "chunked"),
         };
-        if let Some(length) = len.filter(|_| span.partial) {
+        if let Selection::Part((start, end)) = *selection {
             let part = ContentRange::Part {
-                start: span.start,
-                end: span.end,
-                length: Some(length),
+                start,
+                end,
+                length: len,
             };
             head = head.field_display("Content-Range", part);
         }

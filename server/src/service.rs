@@ -15,8 +15,9 @@ pub struct Service {
     pub warmer: Warmer,
     pub watchdog: Rc<Watchdog>,
     pub head_len_max: usize,
-    /// Running relays and listings: each holds a body or a part of one in memory.
+    /// Running relays, cold ranges and listings: each holds a body or a part of one in memory.
     pub relays: Rc<Cell<usize>>,
+    pub cold: Rc<Cell<usize>>,
     pub listings: Rc<Cell<usize>>,
 }
 

@@ -31,6 +31,7 @@ use crate::metrics::{Gauge, Metrics};
 use crate::net::socket::{self, Socket};
 use crate::net::warm::Warmer;
 use crate::net::watchdog::{Patience, Watchdog};
+use crate::parts;
 use crate::preflight::RING_ENTRIES;
 use crate::purge;
 use crate::service::Service;
@@ -188,6 +189,7 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
         (seat.index, shards),
     );
     let owner = Owner {
+        body_parts: parts::Parts::new(sources.clone(), fetcher.clone()),
         fetcher,
         links: Links::new(writer.clone(), sources.clone()),
         tags,
@@ -212,6 +214,7 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
         watchdog: watchdog.clone(),
         head_len_max: config.limits.head_len_max,
         relays: Rc::default(),
+        cold: Rc::default(),
         listings: Rc::default(),
     });
     let connections_max = parts.connections_max.div_ceil(shards);
@@ -284,6 +287,7 @@ fn turn_away(stream: &monoio::net::TcpStream, peer: SocketAddr, service: &Servic
 #[derive(Clone)]
 struct Owner {
     fetcher: Rc<Fetcher>,
+    body_parts: Rc<parts::Parts>,
     links: Rc<Links>,
     tags: Rc<Tags>,
     tokens: Rc<TokenCache>,
@@ -305,6 +309,7 @@ impl Owner {
     fn take(&self, message: Message) {
         match message {
             Message::Body(ask) => self.fetcher.body(ask),
+            Message::Part(ask) => self.body_parts.part(ask),
             Message::Tag(ask) => self.tags.resolve(ask),
             Message::Proof(ask) => self.links.prove(ask),
             Message::Enter(ask) => self.gates.enter(ask),

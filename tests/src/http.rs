@@ -298,6 +298,16 @@ impl Connection {
         }
     }
 
+    /// Bytes of a body as they come; none at the end of the connection.
+    pub fn read_some(&mut self) -> Result<Vec<u8>, Broken> {
+        if self.at == self.buffer.len() {
+            self.fill()?;
+        }
+        let bytes = self.buffer[self.at..].to_vec();
+        self.at = self.buffer.len();
+        Ok(bytes)
+    }
+
     fn read_exactly(
         &mut self,
         length: u64,

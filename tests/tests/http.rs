@@ -212,7 +212,7 @@ fn ranges_of_a_held_blob() {
     assert_eq!(digest(&whole), blob.digest);
     let len = blob.size;
 
-    let table: [(&str, Expected); 15] = [
+    let table: [(&str, Expected); 14] = [
         ("bytes=0-0", Ok((0, 0))),
         ("bytes=0-99", Ok((0, 99))),
         ("bytes=1000000-1999999", Ok((1_000_000, 1_999_999))),
@@ -227,7 +227,6 @@ fn ranges_of_a_held_blob() {
         // RFC 9110 §14.2: what we do not understand we ignore.
         ("bytes=5-3", Err(200)),
         ("items=0-5", Err(200)),
-        ("bytes=0-1,5-6", Err(200)),
         ("bytes=a-b", Err(200)),
     ];
     for (range, expected) in table {

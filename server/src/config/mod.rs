@@ -110,7 +110,8 @@ impl Capacity {
 /// What one process lets its clients and upstreams take. R4: everything is bounded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Longest request head. Tokens of large registries reach 8 KiB.
+    /// Longest request head. Tokens of large registries reach 8 KiB, the 1,024 ranges that podman
+    /// asks for at once 22 KiB.
     pub head_len_max: usize,
     /// Client connections over all shards; one more is closed at once.
     pub connections_max: usize,
@@ -140,7 +141,7 @@ const TIB: u64 = 1 << 40;
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
-            head_len_max: 16 * KIB as usize,
+            head_len_max: 32 * KIB as usize,
             // 10,000 idle clients and as many sockets as half of a common LimitNOFILE.
             connections_max: 16_384,
             // Above the 60 s after which common clients and balancers give up on their side.
@@ -173,6 +174,7 @@ pub struct Project {
     /// The first tier whose expression matches a tag decides; the last one has none.
     pub freshness: Vec<Tier>,
     pub stale: Stale,
+    pub cold_ranges: ColdRanges,
     /// Tried in order; never empty.
     pub upstreams: Vec<Upstream>,
 }
@@ -192,6 +194,18 @@ impl Project {
 pub enum Access {
     /// Whoever reaches the listener may pull, private repositories included.
     Anonymous,
+}
+
+/// What a range of a layer that is not held leads to, beside its own answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ColdRanges {
+    /// The whole layer is filled in the background. Clients that read lazily ask for the same few
+    /// ranges on every node and fetch the rest later; those that pull in parallel ask for all of
+    /// it: the second to ask is a hit.
+    #[default]
+    Fill,
+    /// Nothing more: ranges are passed on, and a layer is held once somebody pulls it whole.
+    Pass,
 }
 
 #[derive(Clone, Debug)]

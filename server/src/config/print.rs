@@ -7,7 +7,9 @@ use std::path::Path;
 
 use super::section::quote;
 use super::units::{format_duration, format_size};
-use super::{Access, Capacity, Config, Limits, Log, LogFormat, MASK, Project, SecretSource};
+use super::{
+    Access, Capacity, ColdRanges, Config, Limits, Log, LogFormat, MASK, Project, SecretSource,
+};
 use super::{StoreConfig, Tier, Upstream};
 
 pub fn print(config: &Config) -> String {
@@ -156,6 +158,11 @@ fn print_project(out: &mut String, project: &Project) {
     let classes =
         classes.map(|(class, time)| format!("{class} = {}", text(&format_duration(time))));
     key(out, "stale", format!("{{ {} }}", classes.join(", ")));
+    let cold_ranges = match project.cold_ranges {
+        ColdRanges::Fill => "fill",
+        ColdRanges::Pass => "pass",
+    };
+    key(out, "cold_ranges", text(&cold_ranges));
     for upstream in &project.upstreams {
         line(out, &format!("[[project.{name}.upstream]]"));
         print_upstream(out, upstream);

@@ -7,7 +7,7 @@ use regex::RegexBuilder;
 
 use super::error::{Cause, Place};
 use super::section::{Section, Sink};
-use super::{Access, MIB, Project, Stale, Tier, upstream, url};
+use super::{Access, ColdRanges, MIB, Project, Stale, Tier, upstream, url};
 
 /// What a tag expression may take when compiled. The default of the crate, 10 MiB, times a
 /// hundred tiers would be more than the rest of the server.
@@ -54,6 +54,7 @@ fn read(
         access: section.word("access", &[("anonymous", Access::Anonymous)]),
         freshness: read_freshness(&section),
         stale: read_stale(section.table("stale")),
+        cold_ranges: read_cold_ranges(&section),
         upstreams: upstream::read_all(&section, warnings, env),
     };
     if project.upstreams.is_empty() {
@@ -182,6 +183,11 @@ fn read_stale(section: Option<Section<'_>>) -> Stale {
     }
     section.finish();
     stale
+}
+
+fn read_cold_ranges(section: &Section<'_>) -> ColdRanges {
+    let words = [("fill", ColdRanges::Fill), ("pass", ColdRanges::Pass)];
+    section.word("cold_ranges", &words).unwrap_or_default()
 }
 
 /// Who may pull is not decided per client yet, so private content must not leak before.

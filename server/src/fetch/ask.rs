@@ -1,7 +1,7 @@
 //! What is asked of the owner of a digest, and what it answers.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use entrepot_storage::disk::uring::UringDisk;
 use entrepot_storage::{Digest, Follower, Watermark};
@@ -38,6 +38,8 @@ pub struct BodyAsk {
     pub proven: bool,
     /// Origin to ask first, where the tag came from.
     pub prefer: Option<Arc<str>>,
+    /// False: a fill that runs is joined, and none is started.
+    pub fills: bool,
     pub reply: Reply<BodyAnswer>,
 }
 
@@ -49,6 +51,8 @@ pub enum BodyAnswer {
     NeedProof,
     /// Neither the store nor staging has room: fetch it for yourself.
     Relay,
+    /// No fill runs, and none was wanted.
+    Cold,
     Failed(Failure),
 }
 
@@ -62,6 +66,8 @@ pub struct Following {
     pub staged: bool,
     /// False for the ask that started the fill.
     pub collapsed: bool,
+    /// When upstream began to send.
+    pub started: Instant,
 }
 
 /// Limits of one shard's fills.

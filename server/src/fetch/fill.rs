@@ -109,6 +109,7 @@ impl Fetcher {
             media_type: media_type.as_deref().map(Into::into),
             origin,
             staged: admitted.staged,
+            started: Instant::now(),
         };
         // The first ask started this; the others found it running.
         for (position, ask) in running.waiting.take().into_iter().enumerate() {

@@ -31,7 +31,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             // Room for a bearer token of 8 KiB and as much again for the rest.
-            head_len_max: 16 << 10,
+            head_len_max: 32 << 10,
             // Clients send 4 to 12 lines; the rest is room for proxies in front of us.
             fields_max: FIELDS_CEILING,
             // RFC 9112 §3: at least 8000 octets for the request line are recommended.

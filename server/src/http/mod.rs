@@ -13,6 +13,7 @@ pub mod framing;
 #[cfg(test)]
 pub(crate) mod fuzzing;
 pub mod head;
+pub mod multipart;
 pub mod range;
 pub mod rate_limit;
 pub mod response;

@@ -2,17 +2,53 @@
 //!
 //! The connection loop parses `Range` and resolves it once the length is known; the upstream
 //! client checks the `Content-Range` of a 206 before it splices bodies.
-//! A request for several ranges is recognised and left to the caller, who answers 200.
 
 use super::field;
 
 /// What a `Range` field asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RangeRequest {
+pub enum RangeRequest<'v> {
     /// Malformed or in another unit: ignored (RFC 9110 §14.2).
     None,
-    Multi,
     One(ByteRange),
+    Several(RangeSet<'v>),
+}
+
+/// Ranges that are answered one by one; a request for more is answered with everything (RFC 9110
+/// §14.2 allows both). podman asks for 1,024 at most, and wants each of them back.
+pub const RANGES_MAX: usize = 1024;
+
+/// The members of a `Range` field, each of them well-formed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RangeSet<'v>(&'v [u8]);
+
+impl<'v> RangeSet<'v> {
+    /// In the order in which they were asked for.
+    pub fn members(self) -> impl Iterator<Item = ByteRange> + 'v {
+        field::members(self.0)
+            .filter(|member| !member.is_empty())
+            .filter_map(member_range)
+    }
+
+    /// Those that a representation of this length satisfies, in the order asked and as they were
+    /// asked: a client may count its parts. `None`: the field is ignored, for there are too many
+    /// of them, or they overlap so that together they are more than everything.
+    pub fn resolve(self, length: u64) -> Result<Option<Vec<(u64, u64)>>, Unsatisfiable> {
+        if self.members().count() > RANGES_MAX {
+            return Ok(None);
+        }
+        let satisfied = self.members().map(|range| range.resolve(length));
+        let parts: Vec<(u64, u64)> = satisfied.filter_map(Result::ok).collect();
+        if parts.is_empty() {
+            return Err(Unsatisfiable);
+        }
+        let wanted = parts
+            .iter()
+            .try_fold(0_u64, |sum, (start, end)| sum.checked_add(end - start));
+        Ok(wanted
+            .is_some_and(|wanted| wanted <= length)
+            .then_some(parts))
+    }
 }
 
 /// One range whose relation to a length is not known yet.
@@ -50,7 +86,7 @@ impl ByteRange {
 }
 
 /// Parses the value of a `Range` field.
-pub fn parse(value: &[u8]) -> RangeRequest {
+pub fn parse(value: &[u8]) -> RangeRequest<'_> {
     // RFC 9110 §14.1: range unit names are case-insensitive.
     let Some((unit, set)) = value.split_at_checked(UNIT.len()) else {
         return RangeRequest::None;
@@ -66,7 +102,7 @@ pub fn parse(value: &[u8]) -> RangeRequest {
         };
         request = match request {
             RangeRequest::None => RangeRequest::One(range),
-            _ => RangeRequest::Multi,
+            _ => RangeRequest::Several(RangeSet(set)),
         };
     }
     request
@@ -163,12 +199,23 @@ impl std::fmt::Display for ContentRange {
 /// What must hold for any bytes at all.
 #[cfg(any(test, fuzzing))]
 pub fn fuzz(data: &[u8]) {
-    if let RangeRequest::One(range) = parse(data) {
-        for length in [0, 1, 10, 1 << 40, u64::MAX] {
-            if let Ok((start, end)) = range.resolve(length) {
-                assert!(start < end && end <= length);
-            }
-        }
+    for length in [0, 1, 10, 1 << 40, u64::MAX] {
+        let parts = match parse(data) {
+            RangeRequest::None => Vec::new(),
+            RangeRequest::One(range) => range.resolve(length).into_iter().collect(),
+            RangeRequest::Several(ranges) => match ranges.resolve(length) {
+                Ok(parts) => parts.unwrap_or_default(),
+                Err(Unsatisfiable) => Vec::new(),
+            },
+        };
+        assert!(parts.len() <= RANGES_MAX);
+        let wanted: u64 = parts.iter().map(|(start, end)| end - start).sum();
+        assert!(wanted <= length);
+        assert!(
+            parts
+                .iter()
+                .all(|(start, end)| start < end && *end <= length)
+        );
     }
     if let Some(range) = ContentRange::parse(data) {
         let text = range.to_string();
@@ -228,16 +275,47 @@ mod tests {
         }
     }
 
-    #[test]
-    fn several_ranges_are_recognised() {
-        for value in [
-            "bytes=0-1,3-4",
-            "bytes=0-1 , -5",
-            "bytes=-1,-2,-3",
-            "bytes=0-0,0-0",
-        ] {
-            assert_eq!(parse(value.as_bytes()), RangeRequest::Multi, "{value}");
+    fn several(value: &str) -> RangeSet<'_> {
+        match parse(value.as_bytes()) {
+            RangeRequest::Several(ranges) => ranges,
+            other => panic!("{value}: {other:?}"),
         }
+    }
+
+    #[test]
+    fn several_ranges_of_a_hundred_octets() {
+        let parts = |parts: &[(u64, u64)]| Ok(Some(parts.to_vec()));
+        let cases = [
+            ("bytes=0-1,3-4", parts(&[(0, 2), (3, 5)])),
+            ("bytes=90-94 , ,-5", parts(&[(90, 95), (95, 100)])),
+            ("bytes=50-59,10-19", parts(&[(50, 60), (10, 20)])),
+            ("bytes=0-0,0-0", parts(&[(0, 1), (0, 1)])),
+            ("bytes=0-9,100-,-0", parts(&[(0, 10)])),
+            ("bytes=0-49,50-", parts(&[(0, 50), (50, 100)])),
+            ("bytes=0-49,49-", Ok(None)),
+            ("bytes=0-,0-,0-", Ok(None)),
+            ("bytes=100-,200-300", Err(Unsatisfiable)),
+        ];
+        for (value, expected) in cases {
+            assert_eq!(several(value).resolve(100), expected, "{value}");
+        }
+        assert_eq!(several("bytes=0-,-1").resolve(0), Err(Unsatisfiable));
+    }
+
+    #[test]
+    fn as_many_ranges_as_podman_sends() {
+        let asked = |count: u64| {
+            let members: Vec<String> = (0..count).map(|nth| format!("{}-{0}", 2 * nth)).collect();
+            format!("bytes={}", members.join(","))
+        };
+        let value = asked(RANGES_MAX as u64);
+        let parts = several(&value).resolve(1 << 20);
+        assert_eq!(
+            parts.map(|parts| parts.map_or(0, |parts| parts.len())),
+            Ok(RANGES_MAX)
+        );
+        let value = asked(RANGES_MAX as u64 + 1);
+        assert_eq!(several(&value).resolve(1 << 20), Ok(None));
     }
 
     #[test]

@@ -5,8 +5,7 @@ use bytes::Bytes;
 use entrepot_storage::disk::uring::UringDisk;
 use entrepot_storage::{Body, FillState};
 
-use super::selection::Span;
-use super::{Exchange, Facts, Gone, WHOLE_LEN_MAX};
+use super::{Exchange, Facts, Gone, Selection, WHOLE_LEN_MAX};
 use crate::fetch::Following;
 use crate::http::framing::{CHUNK_END, LAST_CHUNK, push_chunk_size};
 use crate::http::head::Version;
@@ -20,16 +19,16 @@ use crate::reading::Reading;
 impl Exchange<'_> {
     /// A body of the store: from memory when it is small, else by `sendfile`.
     pub async fn held(&mut self, body: &Body<UringDisk>, facts: &Facts<'_>) -> Result<(), Gone> {
-        let Some(span) = self.span(facts, body.len).await? else {
+        let Some(selection) = self.select(facts, body.len).await? else {
             return Ok(());
         };
-        self.content_head(facts, Some(body.len), span);
+        self.content_head(facts, Some(body.len), &selection);
         if self.is_head() {
             return self.send(&[], false).await;
         }
         match &body.bytes {
-            Some(bytes) => self.memory(bytes, span).await,
-            None => self.extent(body, facts.digest, span).await,
+            Some(bytes) => self.memory(bytes, &selection).await,
+            None => self.extent(body, facts.digest, &selection).await,
         }
     }
 
@@ -60,34 +59,51 @@ impl Exchange<'_> {
         let Some(len) = following.watermark.len() else {
             return self.stream_unknown(following, facts).await;
         };
-        let Some(span) = self.span(facts, len).await? else {
+        let Some(selection) = self.select(facts, len).await? else {
             return Ok(());
         };
         if self.is_head() {
-            self.content_head(facts, Some(len), span);
+            self.content_head(facts, Some(len), &selection);
             return self.send(&[], false).await;
         }
-        let (mut readable, mut state) = following.follower.wait(span.start).await;
-        if let FillState::Failed(_) = state {
+        let (first, _) = selection.parts()[0];
+        if let (_, FillState::Failed(_)) = following.follower.wait(first).await {
             return self.fill_failed().await;
         }
-        self.content_head(facts, Some(len), span);
+        self.content_head(facts, Some(len), &selection);
         let mut reading = Reading::new(following.watermark.lease(), facts.digest);
-        let mut at = span.start;
-        while at < span.end {
+        for (nth, (start, end)) in selection.parts().iter().enumerate() {
+            selection.push_head(nth, self.out);
+            self.follow_to(&mut following, &mut reading, *start, *end)
+                .await?;
+        }
+        self.end_parts(&selection).await
+    }
+
+    /// Sends `[at, end)` of a body that is being filled, as it becomes readable.
+    pub async fn follow_to(
+        &mut self,
+        following: &mut Following,
+        reading: &mut Reading<'_>,
+        mut at: u64,
+        end: u64,
+    ) -> Result<(), Gone> {
+        while at < end {
+            self.socket.enter(Phase::Work);
+            let (readable, _) = following.follower.wait(at).await;
             if readable <= at {
-                if state != FillState::Running {
-                    return self.abort("the fill failed");
-                }
-                self.socket.enter(Phase::Work);
-                (readable, state) = following.follower.wait(at).await;
-                continue;
+                return self.abort("the fill failed");
             }
-            let to = readable.min(span.end);
-            self.slice(&mut reading, at, to).await?;
+            let to = readable.min(end);
+            self.slice(reading, at, to).await?;
             at = to;
         }
-        // An empty body has had nothing to take its head along.
+        Ok(())
+    }
+
+    /// Sends what is left in `out`: the end of several parts, or the head of an empty body.
+    pub async fn end_parts(&mut self, selection: &Selection<'_>) -> Result<(), Gone> {
+        selection.push_end(self.out);
         match self.out.is_empty() {
             true => Ok(()),
             false => self.send(&[], false).await,
@@ -104,15 +120,7 @@ impl Exchange<'_> {
         if let FillState::Failed(_) = state {
             return self.fill_failed().await;
         }
-        self.content_head(
-            facts,
-            None,
-            Span {
-                start: 0,
-                end: 0,
-                partial: false,
-            },
-        );
+        self.content_head(facts, None, &Selection::whole(0));
         let mut reading = Reading::new(following.watermark.lease(), facts.digest);
         let mut at = 0;
         loop {
@@ -141,10 +149,25 @@ impl Exchange<'_> {
         self.error(502, Code::Unknown, why, None).await
     }
 
-    async fn memory(&mut self, bytes: &Bytes, span: Span) -> Result<(), Gone> {
-        let part = &bytes[span.start as usize..span.end as usize];
-        self.send(part, false).await?;
-        self.count(Counter::ServedMemory, part.len() as u64);
+    async fn memory(&mut self, bytes: &Bytes, selection: &Selection<'_>) -> Result<(), Gone> {
+        let part = |(start, end): (u64, u64)| &bytes[start as usize..end as usize];
+        let mut len = 0;
+        match selection.parts() {
+            [only] => {
+                len = part(*only).len();
+                self.send(part(*only), false).await?;
+            }
+            // Together they are no longer than the body, which is small.
+            parts => {
+                for (nth, each) in parts.iter().enumerate() {
+                    selection.push_head(nth, self.out);
+                    self.out.extend_from_slice(part(*each));
+                    len += part(*each).len();
+                }
+                self.end_parts(selection).await?;
+            }
+        }
+        self.count(Counter::ServedMemory, len as u64);
         Ok(())
     }
 
@@ -152,17 +175,21 @@ impl Exchange<'_> {
         &mut self,
         body: &Body<UringDisk>,
         digest: &str,
-        span: Span,
+        selection: &Selection<'_>,
     ) -> Result<(), Gone> {
-        if span.start == span.end {
-            return self.send(&[], false).await;
-        }
         let mut reading = Reading::new(body.lease.clone(), digest);
-        let sent = self.slice_sent(&mut reading, span.start, span.end).await;
-        if let Err(SendError::Store(_) | SendError::Truncated) = sent {
-            self.service.lookup.suspect(digest);
+        for (nth, (start, end)) in selection.parts().iter().enumerate() {
+            if start == end {
+                continue;
+            }
+            selection.push_head(nth, self.out);
+            let sent = self.slice_sent(&mut reading, *start, *end).await;
+            if let Err(SendError::Store(_) | SendError::Truncated) = sent {
+                self.service.lookup.suspect(digest);
+            }
+            self.cut_unless(sent)?;
         }
-        self.cut_unless(sent)
+        self.end_parts(selection).await
     }
 
     /// What is in `out`, then a range of the body in the same packets.

@@ -1,25 +1,21 @@
 //! Bodies that `relay` sends piece by piece as they come from upstream.
 
-use super::selection::Span;
-use super::{Exchange, Facts, Gone};
+use super::{Exchange, Facts, Gone, Selection};
 use crate::http::framing::{CHUNK_END, LAST_CHUNK, push_chunk_size};
 use crate::http::head::Version;
 use crate::metrics::Counter;
 use crate::net::socket::Phase;
 
 impl Exchange<'_> {
-    /// Begins a range that `relay` sends piece by piece.
-    pub fn begin_relayed_range(&mut self, facts: &Facts<'_>, len: u64, (start, end): (u64, u64)) {
-        let partial = true;
-        self.content_head(
-            facts,
-            Some(len),
-            Span {
-                start,
-                end,
-                partial,
-            },
-        );
+    /// Begins the answer with a selection of a body that others send.
+    pub fn begin(&mut self, facts: &Facts<'_>, len: u64, selection: &Selection<'_>) {
+        self.chunked = false;
+        self.content_head(facts, Some(len), selection);
+    }
+
+    /// What stands before the bytes of one of several parts.
+    pub fn begin_part(&mut self, selection: &Selection<'_>, nth: usize) {
+        selection.push_head(nth, self.out);
     }
 
     /// Begins a body that `relay` sends piece by piece: of unknown length in chunks. False for a
@@ -29,18 +25,7 @@ impl Exchange<'_> {
         if self.chunked && self.head().version < Version::Http11 {
             return false;
         }
-        let end = len.unwrap_or(0);
-        let partial = false;
-        let start = 0;
-        self.content_head(
-            facts,
-            len,
-            Span {
-                start,
-                end,
-                partial,
-            },
-        );
+        self.content_head(facts, len, &Selection::whole(len.unwrap_or(0)));
         true
     }
 
