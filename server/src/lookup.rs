@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use entrepot_storage::disk::uring::UringDisk;
-use entrepot_storage::{Body, Digest, Store};
+use entrepot_storage::{Body, Digest, Store, TagRecord};
 
 use crate::access::{ProofAsk, Proven, is_linked};
 use crate::clock;
@@ -249,7 +249,7 @@ impl Lookup {
         if fresh_s > 0
             && let Some(record) = cached(&self.store, &self.sources, source, tag)
             // A check from the future (the clock was set back) is no check.
-            && clock::now().checked_sub(record.checked).is_some_and(|age_s| age_s < fresh_s)
+            && clock::now().checked_sub(record.checked).is_some_and(|age_s| age_s < self.stretched(fresh_s, source, &record))
             && self.hit(source.project, &source.name, &record.digest).is_some()
         {
             return Ok(resolved(&record, Certainty::Fresh));
@@ -265,6 +265,12 @@ impl Lookup {
                 })
             })
             .await?
+    }
+
+    /// While the budget of a tag's upstream falls, the tag is trusted longer.
+    fn stretched(&self, fresh_s: u64, source: &Repository, record: &TagRecord) -> u64 {
+        let factor = self.sources.stretch(source.project, &record.origin);
+        fresh_s.saturating_mul(factor)
     }
 
     pub fn post(&self) -> &Post {
