@@ -5,6 +5,7 @@
 //! its rule; a miss, which fails clean within its time or is cut short; and, once upstream is mended,
 //! a miss that works.
 
+use std::net::TcpListener;
 use std::panic::catch_unwind;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,6 +17,7 @@ use entrepot_tests::deadline::until_within;
 use entrepot_tests::entrepot::{Config, Entrepot, Setup};
 use entrepot_tests::http::{Answer, get_hashed};
 use entrepot_tests::origin::{Held, Origin};
+use entrepot_tests::registry::free_port;
 use entrepot_tests::sha256::digest;
 
 /// Worlds that run at once: the machine may have two cores.
@@ -23,6 +25,8 @@ const WORLDS: usize = 4;
 /// Of upstreams in the rows. What a miss may take is a little more than twice this.
 const TIMEOUT: &str = "connect_timeout = \"1s\"\nread_timeout = \"1s\"";
 const MISS_WITHIN: Duration = Duration::from_secs(10);
+/// A client that would ask again at once is held when upstream says 429, each time for so long.
+const HELD_WITHIN: Duration = Duration::from_secs(35);
 /// A breaker that opened, or a rate limit that was honoured, lets go after this at the latest.
 const MENDED_WITHIN: Duration = Duration::from_secs(60);
 /// A layer longer than what is withheld.
@@ -63,21 +67,31 @@ fn rows() -> Vec<Row> {
     };
     let raw = |text: &str, times: u64| json!({"raw": text, "raw_repeat": times});
     vec![
+        // The slow ones first: held for half a minute, and asked again once for each hold.
+        row("429, two seconds", limited("2"), Stale, &[429, 503], 35),
+        row(
+            "429, a date",
+            limited("Wed, 21 Oct 2026 07:28:00 GMT"),
+            Stale,
+            &[429, 503],
+            70,
+        ),
+        row("429, garbage", limited("soon"), Stale, &[429, 503], 20),
         row("connections refused", Value::Null, Stale, &[502, 503], 0),
         row(
             "closed without an answer",
             json!({"refuse": true}),
             Stale,
             &[502, 503],
-            8,
+            10,
         ),
-        row("no answer", json!({"hang": true}), Stale, &[504], 8),
+        row("no answer", json!({"hang": true}), Stale, &[504], 10),
         row(
             "reset after the head",
             json!({"reset_at": 0}),
             Confirmed,
             &[502],
-            8,
+            10,
         ),
         row(
             "cut in the middle",
@@ -112,65 +126,62 @@ fn rows() -> Vec<Row> {
             json!({"flip_at": "50%"}),
             Confirmed,
             &[502],
-            8,
+            10,
         ),
         row(
             "401 for every token",
             json!({"status": 401}),
             Refused(403),
             &[403],
-            8,
+            10,
         ),
-        row("403", json!({"status": 403}), Refused(403), &[403], 8),
-        row("404", json!({"status": 404}), Refused(404), &[404], 8),
-        row("429, two seconds", limited("2"), Stale, &[429, 503], 4),
-        row(
-            "429, a date",
-            limited("Wed, 21 Oct 2026 07:28:00 GMT"),
-            Stale,
-            &[429, 503],
-            4,
-        ),
-        row("429, garbage", limited("soon"), Stale, &[429, 503], 4),
+        row("403", json!({"status": 403}), Refused(403), &[403], 10),
+        row("404", json!({"status": 404}), Refused(404), &[404], 10),
         row("500", json!({"status": 500}), Stale, &[502, 503], 12),
         row("502", json!({"status": 502}), Stale, &[502, 503], 12),
         row("503", json!({"status": 503}), Stale, &[502, 503], 12),
         row("504", json!({"status": 504}), Stale, &[502, 503, 504], 12),
-        row("garbage", raw("nonsense\r\n\r\n", 1), Stale, &[502, 503], 8),
+        row(
+            "garbage",
+            raw("nonsense\r\n\r\n", 1),
+            Stale,
+            &[502, 503],
+            10,
+        ),
         row(
             "HTTP/0.9",
             raw("<html>hello</html>", 1),
             Stale,
             &[502, 503],
-            8,
+            10,
         ),
         row(
             "HTTP/2",
             raw("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 1),
             Stale,
             &[502, 503],
-            8,
+            10,
         ),
         row(
             "an endless head",
             raw("X: aaaaaaaaaaaaaaaaaaaaaaaa\r\n", 100_000),
             Stale,
             &[502, 503],
-            8,
+            10,
         ),
         row(
             "endless interim answers",
             raw("HTTP/1.1 100 Continue\r\n\r\n", 10_000),
             Stale,
             &[502, 503],
-            8,
+            10,
         ),
         row(
             "endless extensions",
             endless_extension(),
             Stale,
             &[502, 503],
-            8,
+            10,
         ),
         row(
             "a redirect to itself",
@@ -313,7 +324,12 @@ impl Row {
             ),
         }
         let took = started.elapsed();
-        assert!(took < MISS_WITHIN, "{name}: {took:?}");
+        let within = if self.fault["status"] == 429 {
+            HELD_WITHIN * 2
+        } else {
+            MISS_WITHIN
+        };
+        assert!(took < within, "{name}: {took:?}");
     }
 
     /// Bodies end early, so a long one may be broken off even before its head has left.
@@ -340,4 +356,82 @@ fn blob_target(repository: &str, blob: &Held) -> String {
 fn pull(server: &Entrepot, repository: &str, blob: &Held) {
     let hashed = get_hashed(server.addr(), &blob_target(repository, blob)).expect("a head");
     assert_eq!((hashed.broken, hashed.digest), (None, blob.digest.clone()));
+}
+
+/// Upstreams that no request reaches.
+#[test]
+fn an_upstream_that_cannot_be_reached_fails_its_own_project_only() {
+    let good = Origin::start();
+    let image = good.image("library/app", "1", 1);
+    // Takes connections and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let silent = silent.local_addr().expect("an address");
+    let hosts = [
+        ("nowhere", "https://registry.invalid".to_owned(), 502),
+        ("silent", format!("https://{silent}"), 504),
+        ("closed", format!("http://127.0.0.1:{}", free_port()), 502),
+    ];
+    let mut config = Config::new().project("dh", "default = true", &[good.url()]);
+    for (name, url, _) in &hosts {
+        let keys = format!("url = \"{url}\"\n{TIMEOUT}");
+        config = config.project(name, "", &[]).upstream(name, &keys);
+    }
+    let server = Setup::new(&config).start();
+    std::thread::scope(|scope| {
+        let asked = hosts.iter().map(|(name, _, status)| {
+            let server = &server;
+            scope.spawn(move || {
+                let started = Instant::now();
+                let answer = server.get(&format!("/v2/{name}/app/manifests/1"));
+                assert_eq!(answer.status(), *status, "{name}: {}", answer.head.raw);
+                assert!(answer.error_code().is_some(), "{name}: {}", answer.text());
+                let took = started.elapsed();
+                assert!(took < MISS_WITHIN, "{name}: {took:?}");
+            })
+        });
+        let asked: Vec<_> = asked.collect();
+        let answer = server.get("/v2/dh/library/app/manifests/1").expect(200);
+        assert_eq!(digest(&answer.body), image.digest);
+        for asked in asked {
+            asked.join().expect("its outcome");
+        }
+    });
+}
+
+/// Docker Hub's limit is used up before the first pull of the day.
+#[test]
+fn with_nothing_but_429_all_that_is_cached_is_pulled_and_nothing_loops() {
+    let origin = Origin::start();
+    let images: Vec<_> = (0..8)
+        .map(|nth| origin.image(&format!("library/app{nth}"), "1", nth))
+        .collect();
+    let server = before(&origin);
+    let pull_all = |nth: usize| {
+        let repository = format!("/v2/dh/library/app{nth}");
+        let answer = server.get(&format!("{repository}/manifests/1")).expect(200);
+        assert_eq!(digest(&answer.body), images[nth].digest);
+        for manifest in &images[nth].manifests {
+            for blob in manifest.layers.iter().chain([&manifest.config]) {
+                let target = format!("{repository}/blobs/{}", blob.digest);
+                let hashed = get_hashed(server.addr(), &target).expect("a head");
+                assert_eq!((hashed.broken, hashed.digest), (None, blob.digest.clone()));
+            }
+        }
+    };
+    (0..images.len()).for_each(pull_all);
+    let limited = json!({"status": 429, "headers": {"Retry-After": "60"}});
+    origin.fault(json!({"listener": "registry"}), limited);
+    origin.clear_log();
+    const PULLS: usize = 25;
+    for _ in 0..PULLS {
+        (0..images.len()).for_each(pull_all);
+    }
+    // As the clients that ask again at once: each is told when to come back.
+    for _ in 0..PULLS {
+        let answer = server.get(NEW);
+        assert!(matches!(answer.status(), 429 | 503), "{}", answer.head.raw);
+        assert!(answer.field("retry-after").is_some(), "{}", answer.head.raw);
+    }
+    let asked = origin.log("");
+    assert!(asked.len() <= 4, "{asked:#?}");
 }
