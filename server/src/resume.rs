@@ -196,6 +196,8 @@ impl<'a> Arriving<'a> {
         let broken = Instant::now();
         let mut why = format!("{}: {lost}", self.origin);
         self.judge(&lost);
+        // Its connection may be the only one that the upstream is allowed.
+        self.body = Body::empty();
         loop {
             self.fruitless += 1;
             if self.fruitless > FRUITLESS_MAX || !wanted() {
