@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{self, Config, Flag, FlagValue, Loaded, Problems, Sources};
 use crate::preflight;
 
-pub use remote::{bring_back, purge, reload, volumes};
+pub use remote::{bring_back, purge, refresh, reload, volumes};
 
 const ABOUT: &str = "A pull-through cache for OCI registries";
 
@@ -83,6 +83,8 @@ pub enum Command {
     Volumes(remote::Reach),
     /// Takes a disk that went offline into use again
     BringBack(remote::BringBack),
+    /// Has the running server ask upstream now what a tag names
+    Refresh(remote::Refresh),
     /// Has the running server read its configuration again
     Reload(remote::Reach),
 }

@@ -24,6 +24,8 @@ pub enum FailureKind {
     ServerError,
     Unreachable,
     Timeout,
+    /// The project may ask nobody: the operator said so.
+    Offline,
     /// What upstream sent is not what was asked for: wrong digest, wrong length, cut short.
     BadBody,
     /// One of our own limits is reached.
@@ -107,7 +109,7 @@ impl Failure {
             FailureKind::Denied => 1,
             FailureKind::RateLimited => 2,
             FailureKind::ServerError | FailureKind::BadBody => 3,
-            FailureKind::Unreachable | FailureKind::Timeout => 4,
+            FailureKind::Unreachable | FailureKind::Timeout | FailureKind::Offline => 4,
             FailureKind::Busy => 5,
         }
     }
@@ -127,7 +129,11 @@ impl Failure {
             FailureKind::NotFound => 404,
             FailureKind::Denied => 403,
             FailureKind::RateLimited => 429,
-            FailureKind::ServerError | FailureKind::Unreachable | FailureKind::BadBody => 502,
+            // Offline as unreachable: common clients go on to their next host at once.
+            FailureKind::ServerError
+            | FailureKind::Unreachable
+            | FailureKind::Offline
+            | FailureKind::BadBody => 502,
             FailureKind::Timeout => 504,
             FailureKind::Busy => 503,
         }
@@ -142,6 +148,7 @@ impl Failure {
             FailureKind::ServerError
             | FailureKind::Unreachable
             | FailureKind::Timeout
+            | FailureKind::Offline
             | FailureKind::BadBody => Code::Unknown,
         }
     }

@@ -20,11 +20,12 @@ use entrepot_storage::{
 
 use crate::access::{is_linked, link_key};
 use crate::clock;
+use crate::due::is_fresh;
 use crate::failure::{Failure, FailureKind};
 use crate::fetch::{BodyAnswer, BodyAsk, BodyKind};
 use crate::mailbox::{Message, Post, Reply};
 use crate::oci::manifest;
-use crate::project::{Repository, digest_owner};
+use crate::project::{Project, Repository, digest_owner};
 use crate::source::{
     Answer, Search, Sources, Unanswered, Wanted, check_manifest, content_type, read_manifest,
 };
@@ -41,6 +42,8 @@ pub struct TagAsk {
     pub tag: Arc<str>,
     /// True for a client's HEAD, which answers but moves nothing.
     pub head: bool,
+    /// Upstream is asked although the project's rules need no question yet.
+    pub now: bool,
     pub reply: Reply<Result<Resolved, Failure>>,
 }
 
@@ -77,15 +80,21 @@ pub enum Certainty {
     Stale(Failure),
 }
 
-type Key = (Repository, Arc<str>, bool);
-type Waiting = Vec<Reply<Result<Resolved, Failure>>>;
+type Key = (Repository, Arc<str>);
+
+/// Who waits for the question of a tag.
+struct Waiter {
+    /// It needs to know what the tag names; others need the manifest too.
+    head: bool,
+    reply: Reply<Result<Resolved, Failure>>,
+}
 
 pub struct Tags {
     store: Arc<Store<UringDisk>>,
     writer: Rc<Writer<UringDisk>>,
     sources: Sources,
     post: Post,
-    asking: RefCell<HashMap<Key, Waiting>>,
+    asking: RefCell<HashMap<Key, Vec<Waiter>>>,
     named: RefCell<VecDeque<Named>>,
 }
 
@@ -94,6 +103,7 @@ struct Named {
     source: Repository,
     tag: Arc<str>,
     record: TagRecord,
+    remote: Option<Remote>,
 }
 
 impl Tags {
@@ -114,32 +124,55 @@ impl Tags {
         })
     }
 
-    /// Answers when upstream did, or joins who asks already.
+    /// Answers when upstream did, or joins who asks already: never two questions for one tag.
     pub fn resolve(self: &Rc<Self>, ask: TagAsk) {
-        let key = (ask.source, ask.tag, ask.head);
-        let mut asking = self.asking.borrow_mut();
-        if let Some(waiting) = asking.get_mut(&key) {
-            waiting.push(ask.reply);
+        let TagAsk { now, reply, .. } = ask;
+        // Somebody may have asked while this one was on its way here.
+        let known = || fresh(&self.store, &self.sources, &ask.source, &ask.tag);
+        if let Some(mut resolved) = (!now).then(known).flatten() {
+            resolved.collapsed = true;
+            let _ = reply.try_send(Ok(resolved));
             return;
         }
-        asking.insert(key.clone(), vec![ask.reply]);
+        let head = ask.head;
+        let key = (ask.source, ask.tag);
+        let mut asking = self.asking.borrow_mut();
+        if let Some(waiting) = asking.get_mut(&key) {
+            waiting.push(Waiter { head, reply });
+            return;
+        }
+        asking.insert(key.clone(), vec![Waiter { head, reply }]);
         let tags = self.clone();
         monoio::spawn(async move {
-            let outcome = tags.ask_upstream(&key).await;
+            let outcome = tags.ask_upstream(&key, now).await;
             let waiting = tags.asking.borrow_mut().remove(&key).unwrap_or_default();
-            for (position, reply) in waiting.into_iter().enumerate() {
+            for (position, waiter) in waiting.into_iter().enumerate() {
                 let mut outcome = outcome.clone();
                 if let Ok(resolved) = &mut outcome {
                     resolved.collapsed = position > 0;
                 }
-                let _ = reply.try_send(outcome);
+                let _ = waiter.reply.try_send(outcome);
             }
         });
     }
 
-    async fn ask_upstream(&self, (source, tag, head): &Key) -> Result<Resolved, Failure> {
+    /// Whether anybody who waits needs the manifest itself.
+    fn is_pulled(&self, key: &Key) -> bool {
+        let asking = self.asking.borrow();
+        let waiting = asking.get(key).map(Vec::as_slice).unwrap_or_default();
+        waiting.iter().any(|waiter| !waiter.head)
+    }
+
+    async fn ask_upstream(&self, key: &Key, now: bool) -> Result<Resolved, Failure> {
+        let (source, tag) = key;
         let cached = cached(&self.store, &self.sources, source, tag);
-        let outcome = self.revalidate(source, tag, *head, cached.as_ref()).await;
+        let outcome = match (!now).then(|| self.fresh_named(key)).flatten() {
+            Some((record, remote)) => {
+                let settled = self.settle_on(key, record, remote).await;
+                settled.map_err(Unanswered::from)
+            }
+            None => self.revalidate(key, cached.as_ref()).await,
+        };
         let unanswered = match outcome {
             Ok(resolved) => return Ok(resolved),
             Err(unanswered) => unanswered,
@@ -169,11 +202,10 @@ impl Tags {
 
     async fn revalidate(
         &self,
-        source: &Repository,
-        tag: &str,
-        head: bool,
+        key: &Key,
         cached: Option<&TagRecord>,
     ) -> Result<Resolved, Unanswered> {
+        let (source, tag) = key;
         let limited = Failure::new(FailureKind::RateLimited, "");
         let search = || Search {
             came_from: cached.map(|cached| &*cached.origin),
@@ -191,7 +223,7 @@ impl Tags {
         let headed = self.sources.first(source, &head_first, search()).await;
         match headed {
             Ok(answer) if digest_field(&answer).is_some() => {
-                Ok(self.named(source, tag, head, cached, answer).await?)
+                Ok(self.named(key, cached, answer).await?)
             }
             Err(unanswered) if !matches!(unanswered.report.status, Some(405 | 501)) => {
                 Err(unanswered)
@@ -200,7 +232,7 @@ impl Tags {
             _ => {
                 let get = wanted(Method::Get);
                 let answer = self.sources.first(source, &get, search()).await?;
-                Ok(self.fetched(source, tag, head, cached, answer).await?)
+                Ok(self.fetched(key, cached, answer).await?)
             }
         }
     }
@@ -208,12 +240,11 @@ impl Tags {
     /// Upstream's HEAD named a digest.
     async fn named(
         &self,
-        source: &Repository,
-        tag: &str,
-        head: bool,
+        key: &Key,
         cached: Option<&TagRecord>,
         answer: Answer,
     ) -> Result<Resolved, Failure> {
+        let (source, tag) = key;
         let Some(digest) = digest_field(&answer) else {
             let why = format!("{} names no digest", answer.origin);
             return Err(Failure::new(FailureKind::ServerError, why));
@@ -227,21 +258,46 @@ impl Tags {
             }
             return Ok(resolved(&record, Certainty::Revalidated));
         }
-        let held = self.store.body(&digest).is_some();
-        if head && !held {
-            let mut resolved = resolved(&record, Certainty::Changed);
-            resolved.remote = remote(&answer);
-            self.remember(source, tag, record);
+        let remote = remote(&answer);
+        drop(answer.response);
+        self.settle_on(key, record, remote).await
+    }
+
+    /// The tag names another digest. Whoever only asked what it names is told; whoever pulls gets
+    /// the manifest, and then the tag moves.
+    async fn settle_on(
+        &self,
+        key: &Key,
+        record: TagRecord,
+        remote: Option<Remote>,
+    ) -> Result<Resolved, Failure> {
+        let (source, tag) = key;
+        let mut resolved = resolved(&record, Certainty::Changed);
+        if self.store.body(&record.digest).is_none() && !self.is_pulled(key) {
+            resolved.remote = remote.clone();
+            self.remember(source, tag, record, remote);
             return Ok(resolved);
         }
-        drop(answer.response);
-        self.obtain(source, digest, &answer.origin).await?;
-        self.put(source, tag, record.clone()).await;
-        Ok(resolved(&record, Certainty::Changed))
+        self.obtain(source, record.digest, &record.origin).await?;
+        self.put(source, tag, record).await;
+        Ok(resolved)
+    }
+
+    /// What a HEAD was told of the tag a moment ago, while the project's rules let that stand.
+    fn fresh_named(&self, key: &Key) -> Option<(TagRecord, Option<Remote>)> {
+        let (source, tag) = key;
+        let project = self.sources.project(source.project);
+        let named = self.named.borrow();
+        let named = named
+            .iter()
+            .find(|named| named.source == *source && named.tag == *tag)?;
+        let record = &named.record;
+        let stands = is_fresh_in(&project, source, tag, record) && project.trusts(&record.origin);
+        stands.then(|| (record.clone(), named.remote.clone()))
     }
 
     /// Keeps what a client's HEAD was told, until the manifest is verified.
-    fn remember(&self, source: &Repository, tag: &str, record: TagRecord) {
+    fn remember(&self, source: &Repository, tag: &str, record: TagRecord, remote: Option<Remote>) {
         self.drop_named(source, tag);
         let mut named = self.named.borrow_mut();
         if named.len() >= NAMED_MAX {
@@ -251,6 +307,7 @@ impl Tags {
             source: source.clone(),
             tag: tag.into(),
             record,
+            remote,
         });
     }
 
@@ -290,12 +347,11 @@ impl Tags {
     /// Upstream sent the manifest itself.
     async fn fetched(
         &self,
-        source: &Repository,
-        tag: &str,
-        head: bool,
+        key: &Key,
         cached: Option<&TagRecord>,
         mut answer: Answer,
     ) -> Result<Resolved, Failure> {
+        let (source, tag) = key;
         let bytes = read_manifest(&mut answer.response.body, &answer.origin).await?;
         let media_type = content_type(&answer.response.head);
         check_manifest(&bytes, media_type.as_deref(), &answer.origin)?;
@@ -307,10 +363,10 @@ impl Tags {
             _ => Certainty::Changed,
         };
         let mut resolved = resolved(&record, certainty);
-        if head {
+        if !self.is_pulled(key) {
             let len = bytes.len() as u64;
             resolved.remote = Some(Remote { len, media_type });
-            self.remember(source, tag, record);
+            self.remember(source, tag, record, resolved.remote.clone());
             return Ok(resolved);
         }
         let owner = digest_owner(&digest, self.post.shards());
@@ -326,7 +382,7 @@ impl Tags {
         if let Err(failure) = held {
             // Without room the manifest can't be held; its digest is known all the same, and
             // the ask for it by digest is answered from staging or by a relay.
-            tracing::warn!(repository = %source.name, tag, error = %failure.detail, "not held");
+            tracing::warn!(repository = %source.name, %tag, error = %failure.detail, "not held");
             return Ok(resolved);
         }
         self.link(source, digest, &answer.origin).await;
@@ -439,7 +495,31 @@ pub fn cached(
         .filter(|record| project.trusts(&record.origin))
 }
 
-pub fn resolved(record: &TagRecord, certainty: Certainty) -> Resolved {
+/// What the tag names, if it was checked recently enough and its manifest may be served.
+pub fn fresh(
+    store: &Store<UringDisk>,
+    sources: &Sources,
+    source: &Repository,
+    tag: &str,
+) -> Option<Resolved> {
+    let project = sources.project(source.project);
+    if project.fresh_for(tag).is_zero() {
+        return None;
+    }
+    let record = cached(store, sources, source, tag)?;
+    let body = store.body(&record.digest)?;
+    let servable = !body.unverified && is_linked(store, &project, &source.name, &record.digest);
+    let fresh = servable && is_fresh_in(&project, source, tag, &record);
+    fresh.then(|| resolved(&record, Certainty::Fresh))
+}
+
+fn is_fresh_in(project: &Project, source: &Repository, tag: &str, record: &TagRecord) -> bool {
+    let fresh_s = project.fresh_for(tag).as_secs();
+    let name = (&*project.name, &*source.name, tag);
+    is_fresh(record.checked, clock::now(), fresh_s, &name)
+}
+
+fn resolved(record: &TagRecord, certainty: Certainty) -> Resolved {
     Resolved {
         digest: record.digest,
         origin: record.origin.clone(),

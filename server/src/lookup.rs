@@ -11,10 +11,9 @@ use entrepot_storage::disk::uring::UringDisk;
 use entrepot_storage::{Body, Digest, Store, TagRecord};
 
 use crate::access::{ProofAsk, Proven, is_linked};
-use crate::clock;
 use crate::failure::Failure;
 use crate::fetch::{BodyAnswer, BodyAsk, BodyKind, Following};
-use crate::freshness::{Certainty, Resolved, TagAsk, cached, resolved};
+use crate::freshness::{Resolved, TagAsk, fresh};
 use crate::mailbox::{Message, Post};
 use crate::project::{Repository, digest_owner, repository_owner};
 use crate::source::Sources;
@@ -244,15 +243,8 @@ impl Lookup {
         tag: &str,
         head: bool,
     ) -> Result<Resolved, Failure> {
-        let project = self.sources.project(source.project);
-        let fresh_s = project.fresh_for(tag).as_secs();
-        if fresh_s > 0
-            && let Some(record) = cached(&self.store, &self.sources, source, tag)
-            // A check from the future (the clock was set back) is no check.
-            && clock::now().checked_sub(record.checked).is_some_and(|age_s| age_s < self.stretched(fresh_s, source, &record))
-            && self.hit(source.project, &source.name, &record.digest).is_some()
-        {
-            return Ok(resolved(&record, Certainty::Fresh));
+        if let Some(resolved) = fresh(&self.store, &self.sources, source, tag) {
+            return Ok(resolved);
         }
         let owner = self.owner(source);
         self.post
@@ -261,6 +253,7 @@ impl Lookup {
                     source: source.clone(),
                     tag: tag.into(),
                     head,
+                    now: false,
                     reply,
                 })
             })

@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         Command::Purge(purge) => cli::purge(&purge),
         Command::Volumes(reach) => cli::volumes(&reach),
         Command::BringBack(asked) => cli::bring_back(&asked),
+        Command::Refresh(asked) => cli::refresh(&asked),
         Command::Reload(reach) => cli::reload(&reach),
     }
 }

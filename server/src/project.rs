@@ -45,6 +45,16 @@ impl Project {
         self.upstreams.iter().any(|(_, known)| **known == *origin)
     }
 
+    /// Whether the project's lists let clients pull the repository.
+    pub fn permits(&self, repository: &str) -> bool {
+        self.rules.permits(repository)
+    }
+
+    /// Whether no upstream may be asked.
+    pub fn is_offline(&self) -> bool {
+        self.rules.offline
+    }
+
     /// How long an answer for this tag needs no revalidation.
     pub fn fresh_for(&self, tag: &str) -> Duration {
         self.rules.fresh_for(tag)
@@ -63,9 +73,10 @@ impl Project {
             FailureKind::Denied => stale.denied,
             FailureKind::RateLimited => stale.rate_limited,
             FailureKind::ServerError | FailureKind::BadBody => stale.server_error,
-            FailureKind::Unreachable | FailureKind::Timeout | FailureKind::Busy => {
-                stale.unreachable
-            }
+            FailureKind::Timeout => stale.timeout,
+            FailureKind::Unreachable | FailureKind::Busy => stale.unreachable,
+            // The operator's own word: what is cached is all there is.
+            FailureKind::Offline => Duration::MAX,
         }
     }
 }

@@ -75,6 +75,13 @@ pub async fn answer(exchange: &mut Exchange<'_>) -> Result<(), Gone> {
         index,
         name,
     };
+    if !project.permits(&place.name) {
+        // Said as what it is: a client that takes 404 for an answer would look for a typing error.
+        let why = format!("project {} does not serve {}", project.name, place.name);
+        let answered = exchange.error(403, Code::Denied, &why, None).await;
+        account(exchange, kind, Some((&place, None)), &answered);
+        return answered;
+    }
     let asked = dispatch(exchange, &place, &request.endpoint).await;
     let upstream = asked.as_ref().ok().and_then(Option::as_deref);
     account(exchange, kind, Some((&place, upstream)), &asked);

@@ -133,6 +133,10 @@ impl Sources {
         search: Search<'_>,
     ) -> Result<Answer, Unanswered> {
         let project = self.project(repository.project);
+        if project.is_offline() {
+            let why = format!("project {} is offline", project.name);
+            return Err(Failure::new(FailureKind::Offline, why).into());
+        }
         let ahead =
             |origin: &str| search.prefer == Some(origin) || search.came_from == Some(origin);
         let upstreams = &project.upstreams;

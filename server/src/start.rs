@@ -27,6 +27,7 @@ use crate::net::socket::listen;
 use crate::net::warm::Warmer;
 use crate::preflight::{Fatal, Passed};
 use crate::purge::Purger;
+use crate::refresh::Refresher;
 use crate::reload::{Load, Reloader};
 use crate::shard::{self, Drained, Parts, Seat};
 use crate::upstream::{self, Resolver, TrustRoots};
@@ -182,6 +183,11 @@ pub fn control(parts: &Parts, reloader: &Arc<Reloader>) -> Result<Option<SocketF
         paths: parts.config.store.paths.clone(),
         mailboxes: parts.mailboxes.clone(),
         reloader: reloader.clone(),
+        refresher: Refresher {
+            store: parts.store.clone(),
+            mailboxes: parts.mailboxes.clone(),
+            current: parts.current.clone(),
+        },
     };
     match server::start(path, control) {
         Err(error @ BindError::Failed { .. }) if away => {

@@ -9,7 +9,7 @@ use entrepot_storage::Digest;
 use super::{flag, refused, set, written};
 use crate::config::{self, Flag, FlagValue, Sources};
 use crate::control::client::{AskError, ask};
-use crate::control::{Answer, Purged, Request, Target, VolumeLine};
+use crate::control::{Answer, Purged, Refreshed, Request, Target, VolumeLine};
 use crate::preflight;
 
 /// sysexits.h EX_UNAVAILABLE: no server answers.
@@ -41,6 +41,14 @@ pub struct Reach {
 pub struct BringBack {
     /// Path of the volume, as `entrepot volumes` shows it
     volume: PathBuf,
+    #[command(flatten)]
+    reach: Reach,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct Refresh {
+    /// Such as dh/library/nginx:1.27; without a tag, latest
+    image: String,
     #[command(flatten)]
     reach: Reach,
 }
@@ -141,6 +149,37 @@ pub fn bring_back(asked: &BringBack) -> ExitCode {
         }
         Ok(other) => unexpected(&other),
         Err(code) => code,
+    }
+}
+
+/// Says what the tag names now; fails when upstream could not be asked.
+pub fn refresh(asked: &Refresh) -> ExitCode {
+    match asked.reach.ask(&Request::Refresh(asked.image.clone())) {
+        Ok(Answer::Refreshed(refreshed)) => {
+            let shown = written(&format!("{}: {}\n", asked.image, named(&refreshed)));
+            match refreshed.stale {
+                None => shown,
+                Some(why) => {
+                    eprintln!("entrepot: upstream could not be asked: {why}");
+                    ExitCode::FAILURE
+                }
+            }
+        }
+        Ok(other) => unexpected(&other),
+        Err(code) => code,
+    }
+}
+
+fn named(refreshed: &Refreshed) -> String {
+    let (digest, upstream) = (&refreshed.digest, &refreshed.upstream);
+    match &refreshed.before {
+        _ if refreshed.stale.is_some() => {
+            let age_s = refreshed.age_s;
+            format!("{digest}, as {upstream} said {age_s} seconds ago")
+        }
+        Some(before) if before == digest => format!("{digest}, unchanged at {upstream}"),
+        Some(before) => format!("{digest}, moved at {upstream}; it was {before}"),
+        None => format!("{digest}, new from {upstream}"),
     }
 }
 

@@ -108,6 +108,8 @@ pub enum Cause {
     },
     #[error("{key}: not a regular expression: {error}")]
     Regex { key: String, error: String },
+    #[error("{key}: not a pattern of repositories, such as \"library/*\": {error}")]
+    Pattern { key: String, error: String },
     #[error("{section} has no \"{key}\"")]
     Missing { key: &'static str, section: String },
 

@@ -7,6 +7,7 @@
 mod credentials;
 pub mod error;
 mod load;
+mod patterns;
 mod print;
 mod project;
 mod proxy;
@@ -27,6 +28,7 @@ use std::time::Duration;
 pub use credentials::{FileError, load_identity, reread};
 pub use error::{Cause, Place, Problem, Problems};
 pub use load::{Flag, FlagValue, Loaded, SHARDS_MAX, Sources, load};
+pub use patterns::Patterns;
 pub use print::print;
 pub use proxy::{Proxies, Proxy};
 pub use restart::needing_restart;
@@ -175,6 +177,12 @@ pub struct Project {
     pub freshness: Vec<Tier>,
     pub stale: Stale,
     pub cold_ranges: ColdRanges,
+    /// No upstream is asked for anything; what is cached is served.
+    pub offline: bool,
+    /// Repositories that may be pulled; `None`: all.
+    pub allow: Option<Patterns>,
+    /// Repositories that may not, allowed or not.
+    pub deny: Option<Patterns>,
     /// Tried in order; never empty.
     pub upstreams: Vec<Upstream>,
 }
@@ -187,6 +195,12 @@ impl Project {
             None => true,
         });
         tier.map_or(Duration::ZERO, |tier| tier.for_)
+    }
+
+    /// Whether the lists let clients pull a repository, by upstream's name. `deny` wins.
+    pub fn permits(&self, repository: &str) -> bool {
+        let listed = |list: &Option<Patterns>| list.as_ref().map(|list| list.matches(repository));
+        listed(&self.allow) != Some(false) && listed(&self.deny) != Some(true)
     }
 }
 
@@ -219,6 +233,8 @@ pub struct Tier {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stale {
     pub unreachable: Duration,
+    /// It was reached, or seemed to be, and did not answer in time.
+    pub timeout: Duration,
     pub server_error: Duration,
     pub rate_limited: Duration,
     pub not_found: Duration,
@@ -231,6 +247,7 @@ impl Default for Stale {
     fn default() -> Stale {
         Stale {
             unreachable: DAY.saturating_mul(30),
+            timeout: DAY.saturating_mul(30),
             server_error: DAY.saturating_mul(30),
             rate_limited: DAY.saturating_mul(30),
             // A deleted or forbidden tag is an answer, not a failure.

@@ -150,6 +150,7 @@ fn print_project(out: &mut String, project: &Project) {
     let stale = &project.stale;
     let classes = [
         ("unreachable", stale.unreachable),
+        ("timeout", stale.timeout),
         ("server_error", stale.server_error),
         ("rate_limited", stale.rate_limited),
         ("not_found", stale.not_found),
@@ -163,6 +164,13 @@ fn print_project(out: &mut String, project: &Project) {
         ColdRanges::Pass => "pass",
     };
     key(out, "cold_ranges", text(&cold_ranges));
+    key(out, "offline", project.offline);
+    for (name, list) in [("allow", &project.allow), ("deny", &project.deny)] {
+        if let Some(list) = list {
+            let texts: Vec<_> = list.texts.iter().map(|pattern| text(pattern)).collect();
+            key(out, name, format!("[{}]", texts.join(", ")));
+        }
+    }
     for upstream in &project.upstreams {
         line(out, &format!("[[project.{name}.upstream]]"));
         print_upstream(out, upstream);

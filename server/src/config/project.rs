@@ -6,6 +6,7 @@ use std::time::Duration;
 use regex::RegexBuilder;
 
 use super::error::{Cause, Place};
+use super::patterns;
 use super::section::{Section, Sink};
 use super::{Access, ColdRanges, MIB, Project, Stale, Tier, upstream, url};
 
@@ -55,6 +56,9 @@ fn read(
         freshness: read_freshness(&section),
         stale: read_stale(section.table("stale")),
         cold_ranges: read_cold_ranges(&section),
+        offline: section.boolean("offline").unwrap_or(false),
+        allow: patterns::read(&section, "allow"),
+        deny: patterns::read(&section, "deny"),
         upstreams: upstream::read_all(&section, warnings, env),
     };
     if project.upstreams.is_empty() {
@@ -174,6 +178,7 @@ fn read_stale(section: Option<Section<'_>>) -> Stale {
     };
     for (key, time) in [
         ("unreachable", &mut stale.unreachable),
+        ("timeout", &mut stale.timeout),
         ("server_error", &mut stale.server_error),
         ("rate_limited", &mut stale.rate_limited),
         ("not_found", &mut stale.not_found),

@@ -28,6 +28,8 @@ pub enum Request {
     Volumes {},
     /// Takes a volume that went offline into use again: its path.
     BringBack(PathBuf),
+    /// Asks upstream now what a tag names: `dh/library/nginx:1.27`.
+    Refresh(String),
     /// Reads the configuration again.
     Reload {},
 }
@@ -57,8 +59,24 @@ pub enum Answer {
         volume: VolumeLine,
         bodies: u64,
     },
+    Refreshed(Refreshed),
     Reloaded(Reloaded),
     Error(String),
+}
+
+/// What a tag names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Refreshed {
+    pub digest: String,
+    /// What it named for us before, if anything.
+    pub before: Option<String>,
+    /// The origin that said so.
+    pub upstream: String,
+    /// How long ago it said so; more than a moment when `stale` is set.
+    pub age_s: u64,
+    /// Why upstream could not be asked now.
+    pub stale: Option<String>,
 }
 
 /// What a reload came to.

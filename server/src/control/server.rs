@@ -19,6 +19,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use super::{Answer, BindError, Request, VolumeLine, read_line, write_line};
 use crate::mailbox::{Mailboxes, Message};
 use crate::purge::Purger;
+use crate::refresh::Refresher;
 use crate::reload::Reloader;
 
 /// How long an asker may take to send its line or to take the answer: it is on this machine.
@@ -40,6 +41,7 @@ pub struct Control {
     pub paths: Vec<PathBuf>,
     pub mailboxes: Arc<Mailboxes>,
     pub reloader: Arc<Reloader>,
+    pub refresher: Refresher,
 }
 
 /// The socket's file; unlinked on drop, so that nobody connects to a server that ends.
@@ -133,6 +135,10 @@ impl Control {
         let answer = match request {
             Request::Purge(target) => match self.purger.purge(target) {
                 Ok(purged) => Answer::Purged(purged),
+                Err(error) => Answer::Error(error.to_string()),
+            },
+            Request::Refresh(image) => match self.refresher.refresh(image) {
+                Ok(refreshed) => Answer::Refreshed(refreshed),
                 Err(error) => Answer::Error(error.to_string()),
             },
             Request::Reload {} => match self.reloader.reload() {

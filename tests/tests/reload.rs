@@ -1,0 +1,164 @@
+//! Reading the configuration again: what changes, what waits for a restart, what a wrong file
+//! does, and what becomes of pulls that run meanwhile.
+
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::json;
+
+use entrepot_tests::deadline::{PATIENCE, until, until_true};
+use entrepot_tests::entrepot::{Config, Entrepot, Setup};
+use entrepot_tests::http::Connection;
+use entrepot_tests::origin::Origin;
+use entrepot_tests::sha256::{Hash, digest};
+use entrepot_tests::temp::TempDir;
+
+const TAG: &str = "/v2/dh/library/app/manifests/1";
+
+fn rewrite(server: &Entrepot, text: &str) {
+    std::fs::write(server.setup().config_path(), text).expect("written");
+}
+
+#[test]
+fn projects_upstreams_and_rules_change_while_a_pull_runs() {
+    let (old, new) = (Origin::start(), Origin::start());
+    let first = old.image("library/app", "1", 1);
+    let second = new.image("library/app", "1", 2);
+    new.image("team/app", "1", 3);
+    let blob = old.blob(&["library/app"], 8 << 20, 1);
+    old.fault(json!({"contains": blob.digest}), json!({"halt_at": "50%"}));
+    let server = Entrepot::before(old.url());
+    assert_eq!(digest(&server.get(TAG).expect(200).body), first.digest);
+    server.get("/v2/other/team/app/manifests/1").expect(404);
+    let mut client = Connection::open(server.addr());
+    let target = format!("/v2/dh/library/app/blobs/{}", blob.digest);
+    client.request("GET", &target, &[]);
+    let head = client.read_head().expect("a head while the body arrives");
+    old.wait(json!({"kind": "blob", "state": "halted"}), 1);
+
+    let config = Config::one(new.url()).project("other", "", &[new.url()]);
+    rewrite(&server, config.text());
+    assert_eq!(server.ask_ok(&["reload"]), "reloaded: 2 projects\n");
+    assert_eq!(digest(&server.get(TAG).expect(200).body), second.digest);
+    server.get("/v2/other/team/app/manifests/1").expect(200);
+    old.release();
+    let mut hash = Hash::default();
+    let read = client.read_body("GET", &head, &mut |bytes| hash.update(bytes));
+    assert_eq!((read, hash.digest()), (Ok(()), blob.digest.clone()));
+    // Bytes of an upstream that is gone are nobody's any more.
+    server.get(&target).expect(404);
+
+    // And back: the first upstream is the one it was, and so is the project that went.
+    rewrite(&server, Config::one(old.url()).text());
+    server.ask_ok(&["reload"]);
+    assert_eq!(digest(&server.get(TAG).expect(200).body), first.digest);
+    server.get("/v2/other/team/app/manifests/1").expect(404);
+    assert_eq!(server.metric("entrepot_projects", &[]), 1.0);
+}
+
+#[test]
+fn a_wrong_configuration_changes_nothing_and_says_where() {
+    let origin = Origin::start();
+    let image = origin.image("library/app", "1", 1);
+    let server = Entrepot::before(origin.url());
+    rewrite(
+        &server,
+        "[project.dh]\n\n[[project.dh.upstream]]\nurl = \"ftp://x\"\n",
+    );
+    let refused = server.ask(&["reload"]);
+    assert_eq!(refused.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    let place = format!("{}:4:", server.setup().config_path().display());
+    assert!(said.contains(&place), "{said}");
+    assert!(said.contains("project.dh.upstream.url"), "{said}");
+    assert_eq!(digest(&server.get(TAG).expect(200).body), image.digest);
+}
+
+#[test]
+fn what_cannot_change_is_named() {
+    let origin = Origin::start();
+    let server = Entrepot::before(origin.url());
+    let text = format!(
+        "shards = 7\n[limits]\nfills_max = 5\n{}",
+        Config::one(origin.url()).text()
+    );
+    rewrite(&server, &text);
+    let said = server.ask_ok(&["reload"]);
+    assert_eq!(
+        said,
+        "reloaded: 1 projects\nunchanged until a restart: limits.fills_max, shards\n"
+    );
+}
+
+#[test]
+fn credentials_change() {
+    let origin = Origin::start_with(&["--auth", "basic", "--user", "ci:new"]);
+    let image = origin.image("library/app", "1", 1);
+    let config = |password: &str| {
+        let keys = format!(
+            "url = \"{}\"\nusername = \"ci\"\npassword = \"{password}\"",
+            origin.url()
+        );
+        Config::new()
+            .project("dh", "default = true", &[])
+            .upstream("dh", &keys)
+    };
+    let server = Setup::new(&config("old")).start();
+    let denied = server.get(TAG);
+    assert!(denied.status() >= 400, "{}", denied.head.raw);
+    rewrite(&server, config("new").text());
+    server.ask_ok(&["reload"]);
+    assert_eq!(digest(&server.get(TAG).expect(200).body), image.digest);
+}
+
+#[test]
+fn sighup_reloads_and_the_service_manager_is_told() {
+    let origin = Origin::start();
+    let dir = TempDir::new("notify");
+    let path = dir.join("notify");
+    let socket = UnixDatagram::bind(&path).expect("a socket");
+    socket
+        .set_read_timeout(Some(PATIENCE))
+        .expect("a time limit");
+    let told = || {
+        let mut bytes = [0; 256];
+        let len = socket.recv(&mut bytes).expect("a word");
+        String::from_utf8_lossy(&bytes[..len]).into_owned()
+    };
+    let setup = Setup::new(&Config::one(origin.url()));
+    let mut server = setup
+        .variable("NOTIFY_SOCKET", &path.display().to_string())
+        .start();
+    assert_eq!(told(), "READY=1\n");
+    let text = format!(
+        "[log]\nlevel = \"debug\"\n{}",
+        Config::one(origin.url()).text()
+    );
+    rewrite(&server, &text);
+    server.process().signal(Signal::HUP);
+    let reloading = told();
+    assert!(
+        reloading.starts_with("RELOADING=1\nMONOTONIC_USEC="),
+        "{reloading}"
+    );
+    assert_eq!(told(), "READY=1\n");
+    until("a line that it did", || {
+        let log = server.log();
+        log.iter()
+            .any(|line| line["message"] == "reloaded")
+            .then_some(())
+    });
+    server.get("/v2/dh/library/none/manifests/1").expect(404);
+    until_true("lines of the level that came with the reload", || {
+        server.log().iter().any(|line| line["level"] == "DEBUG")
+    });
+    server.process().signal(Signal::TERM);
+    assert_eq!(
+        server
+            .process()
+            .wait_exit_within(Duration::from_secs(60))
+            .code(),
+        Some(0)
+    );
+}
