@@ -292,7 +292,9 @@ impl Tags {
             .iter()
             .find(|named| named.source == *source && named.tag == *tag)?;
         let record = &named.record;
-        let stands = is_fresh_in(&project, source, tag, record) && project.trusts(&record.origin);
+        let stretch = self.sources.stretch(source.project, &record.origin);
+        let fresh = is_fresh_in(&project, source, tag, record, stretch);
+        let stands = fresh && project.trusts(&record.origin);
         stands.then(|| (record.clone(), named.remote.clone()))
     }
 
@@ -509,12 +511,20 @@ pub fn fresh(
     let record = cached(store, sources, source, tag)?;
     let body = store.body(&record.digest)?;
     let servable = !body.unverified && is_linked(store, &project, &source.name, &record.digest);
-    let fresh = servable && is_fresh_in(&project, source, tag, &record);
+    let stretch = sources.stretch(source.project, &record.origin);
+    let fresh = servable && is_fresh_in(&project, source, tag, &record, stretch);
     fresh.then(|| resolved(&record, Certainty::Fresh))
 }
 
-fn is_fresh_in(project: &Project, source: &Repository, tag: &str, record: &TagRecord) -> bool {
-    let fresh_s = project.fresh_for(tag).as_secs();
+/// `stretch`: how many times as long as configured, while the upstream's budget falls.
+fn is_fresh_in(
+    project: &Project,
+    source: &Repository,
+    tag: &str,
+    record: &TagRecord,
+    stretch: u64,
+) -> bool {
+    let fresh_s = project.fresh_for(tag).as_secs().saturating_mul(stretch);
     let name = (&*project.name, &*source.name, tag);
     is_fresh(record.checked, clock::now(), fresh_s, &name)
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use entrepot_storage::disk::uring::UringDisk;
-use entrepot_storage::{Store, TagKeyRef, TagKind};
+use entrepot_storage::{ScopeKey as Scope, Store, TagKeyRef, TagKind};
 
 use crate::clock;
 use crate::control::Refreshed;
@@ -17,6 +17,7 @@ use crate::generation::Current;
 use crate::mailbox::{Mailboxes, Message};
 use crate::oci::name::{is_repository, is_tag};
 use crate::project::{Repository, repository_owner};
+use crate::purge::Purger;
 
 /// A question, one redirected fetch of a manifest, and the timeouts of every upstream.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -50,7 +51,7 @@ pub struct Refresher {
 
 impl Refresher {
     /// Returns when the tag names what upstream says, or why it cannot be known.
-    pub fn refresh(&self, image: &str) -> Result<Refreshed, RefreshError> {
+    pub fn refresh(&self, purger: &Purger, image: &str) -> Result<Refreshed, RefreshError> {
         let wrong = || RefreshError::Image(image.to_owned());
         let (name, tag) = image.rsplit_once(':').unwrap_or((image, TAG_DEFAULT));
         if !is_repository(name) || !is_tag(tag) {
@@ -67,6 +68,14 @@ impl Refresher {
         if !project.permits(&source.name) {
             return Err(RefreshError::Denied(project.name.clone(), source.name));
         }
+        // That it was not there a moment ago is no answer to who asks now.
+        let scope = Scope {
+            project: (&*project.name).into(),
+            repository: Some((&*source.name).into()),
+        };
+        purger
+            .forget_negatives(Some(&scope))
+            .map_err(|_| RefreshError::Stuck)?;
         let before = self.store.tag(TagKeyRef {
             project: &project.name,
             repository: &source.name,

@@ -868,3 +868,61 @@ fn the_readme_names_every_key() {
         assert!(named, "{key} is not in README.md");
     }
 }
+
+#[test]
+fn the_classic_tiers_mean_what_they_did() {
+    // Verbatim and unanchored, as an nginx-based proxy has had them for years.
+    let text = r"
+[project.dh]
+freshness = [
+  { tags = '(stable|nightly|production|test)', for = '10m' },
+  { tags = '(.*)(\d|\.)+(.*)(\d|\.)+(.*)(\d|\.)+', for = '60d' },
+  { for = '1h' } ]
+[[project.dh.upstream]]
+url = 'https://registry-1.docker.io'
+";
+    let config = config(load_text("tiers", text));
+    for (tag, minutes) in [
+        ("stable", 10),
+        ("my-test-2", 10),
+        ("1.27", 60 * 24 * 60),
+        ("1.27.3", 60 * 24 * 60),
+        ("v1.2.3-alpine", 60 * 24 * 60),
+        ("latest", 60),
+        ("v1", 60),
+        ("22", 60),
+    ] {
+        let time = config.projects[0].fresh_for(tag);
+        assert_eq!(time, Duration::from_secs(minutes * 60), "{tag}");
+    }
+}
+
+#[test]
+fn lists_match_whole_names_and_deny_wins() {
+    let text = r#"
+[project.dh]
+allow = ["library/*", "team/**"]
+deny  = "*/secret"
+[[project.dh.upstream]]
+url = "https://registry-1.docker.io"
+"#;
+    let config = config(load_text("lists", text));
+    for (name, permitted) in [
+        ("library/nginx", true),
+        ("library/a/b", false),
+        ("team/a/b", true),
+        ("my/library/nginx", false),
+        ("library/secret", false),
+        ("library/secrets", true),
+        ("nginx", false),
+    ] {
+        assert_eq!(config.projects[0].permits(name), permitted, "{name}");
+    }
+    refused(
+        "lists-wrong",
+        &[(
+            "[project.dh]\nallow = [\"a[\"]\n[[project.dh.upstream]]\nurl = \"https://x.y\"",
+            &["project.dh.allow", "pattern"],
+        )],
+    );
+}

@@ -137,7 +137,7 @@ impl Control {
                 Ok(purged) => Answer::Purged(purged),
                 Err(error) => Answer::Error(error.to_string()),
             },
-            Request::Refresh(image) => match self.refresher.refresh(image) {
+            Request::Refresh(image) => match self.refresher.refresh(&self.purger, image) {
                 Ok(refreshed) => Answer::Refreshed(refreshed),
                 Err(error) => Answer::Error(error.to_string()),
             },
