@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use entrepot_storage::disk::uring::UringDisk;
-use entrepot_storage::{Body, Digest, Store, TagRecord};
+use entrepot_storage::{Body, Digest, Store};
 
 use crate::access::{ProofAsk, Proven, is_linked};
 use crate::failure::Failure;
@@ -258,12 +258,6 @@ impl Lookup {
                 })
             })
             .await?
-    }
-
-    /// While the budget of a tag's upstream falls, the tag is trusted longer.
-    fn stretched(&self, fresh_s: u64, source: &Repository, record: &TagRecord) -> u64 {
-        let factor = self.sources.stretch(source.project, &record.origin);
-        fresh_s.saturating_mul(factor)
     }
 
     pub fn post(&self) -> &Post {
