@@ -34,6 +34,10 @@ pub struct Wanted<'a> {
     pub range: Option<Part>,
 }
 
+/// How often one request goes round its upstreams: the second time to those whose rate limit it
+/// met, when their time is up. One that is limited again then is no use to a client that waits.
+const ROUNDS_MAX: usize = 2;
+
 /// Says of an origin whether it is passed over.
 pub type Refused<'a> = dyn Fn(&Arc<str>) -> bool + 'a;
 
@@ -125,7 +129,7 @@ impl Sources {
     }
 
     /// The first answer, in the order of the search. What upstreams refuse for their rate limit
-    /// alone they are asked for again, within `WAIT_MAX`.
+    /// alone they are asked for once more, within `WAIT_MAX`.
     pub async fn first(
         &self,
         repository: &Repository,
@@ -153,7 +157,7 @@ impl Sources {
                 false => Urgency::Patient,
             },
         };
-        while !round.upstreams.is_empty() {
+        for _ in 0..ROUNDS_MAX {
             if let Some(answer) = self.go_round(repository, wanted, &search, &mut round).await {
                 return Ok(answer);
             }
