@@ -4,7 +4,7 @@
 //! (their responses). Nothing here reads a socket, a clock or a configuration.
 //! Ambiguous framing is refused and never repaired (R7): each broken rule is a variant of
 //! `HeadError` or `ChunkError`, and every such error ends the connection.
-//! Not here: HTTP/2, obsolete date forms, multipart ranges, content codings.
+//! Not here: HTTP/2, obsolete date forms, content codings.
 
 pub mod date;
 pub mod etag;
