@@ -462,6 +462,31 @@ fn names_of_private_addresses_are_not_dialled_from_public_places() {
 }
 
 #[test]
+fn an_address_that_does_not_answer_is_overtaken() {
+    // Nobody accepts, so after the first few the kernel drops what asks for a connection.
+    let mute = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+    let mute = mute.expect("a socket");
+    let any: std::net::SocketAddr = "127.0.0.2:0".parse().expect("an address");
+    let origin = Origin::answering(|_| answer(200, &[], "x"));
+    let at = std::net::SocketAddr::new(any.ip(), origin.port);
+    mute.bind(&at.into())
+        .expect("the origin's port on another address");
+    mute.listen(0).expect("a listener");
+    let taken: Vec<_> = (0..4)
+        .map(|_| std::net::TcpStream::connect_timeout(&at, SOON))
+        .collect();
+    assert!(taken.iter().any(Result::is_err), "its queue is full");
+    run(async {
+        let url = format!("http://registry.example:{}", origin.port);
+        let resolver = names(&["127.0.0.2", "127.0.0.1"]);
+        let shard = Shard::with_resolver(&[upstream(&url)], resolver);
+        let start = std::time::Instant::now();
+        assert_eq!(shard.get("/").await.0, 200);
+        assert!(start.elapsed() < PATIENCE / 2, "{:?}", start.elapsed());
+    });
+}
+
+#[test]
 fn errors_can_be_shared() {
     fn shared<T: Clone + Send + Sync + 'static>() {}
     shared::<UpstreamError>();

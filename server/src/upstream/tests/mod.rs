@@ -6,6 +6,7 @@ mod origin;
 mod plain;
 mod redirects;
 mod tls;
+mod tokens;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::future::Future;

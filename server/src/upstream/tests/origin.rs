@@ -94,6 +94,13 @@ impl Peer {
         Some(head)
     }
 
+    /// The body of a request.
+    pub fn receive(&mut self, len: usize) -> String {
+        let mut body = vec![0; len];
+        self.wire.read_exact(&mut body).expect("the body");
+        String::from_utf8(body).expect("an ASCII body")
+    }
+
     /// Requests of all connections so far.
     pub fn seen(&self) -> usize {
         self.log.lock().expect("no panic").len()

@@ -7,14 +7,19 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use rustls::{CertificateError, HandshakeKind, ServerConfig, ServerConnection, StreamOwned};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{
+    CertificateError, HandshakeKind, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
+};
 
 use super::origin::{Origin, Wire, answer};
 use super::plain::long_body;
 use super::{Shard, get, run, upstream};
 use crate::config;
 use crate::upstream::error::{BodyError, FailureClass, SetupError, TlsFailure, UpstreamError};
+use crate::upstream::identity::Identity;
 use crate::upstream::{TrustRoots, Upstream};
 
 /// Numbers what must have names of their own.
@@ -64,9 +69,7 @@ impl Authority {
 
     /// A server's settings, with a certificate for `name`.
     fn server(&self, name: &str) -> Arc<ServerConfig> {
-        let key = KeyPair::generate().expect("a key");
-        let params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
-        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
+        let (certificate, key) = self.issue(name);
         let chain = vec![CertificateDer::from(certificate.der().to_vec())];
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -78,6 +81,32 @@ impl Authority {
         let mut config = config.expect("a matching key");
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Arc::new(config)
+    }
+
+    /// A server that lets in only whom this authority knows.
+    fn strict_server(&self, name: &str) -> Arc<ServerConfig> {
+        let mut roots = RootCertStore::empty();
+        let certificate = CertificateDer::from_pem_file(&self.file.0).expect("a certificate");
+        roots.add(certificate).expect("an authority");
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let clients = WebPkiClientVerifier::builder_with_provider(roots.into(), provider);
+        let (chain, key) = self.issue(name);
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let config = ServerConfig::builder_with_provider(Arc::new(
+            rustls::crypto::aws_lc_rs::default_provider(),
+        ))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_client_cert_verifier(clients.build().expect("a verifier"))
+        .with_single_cert(vec![chain.der().clone()], key);
+        Arc::new(config.expect("a matching key"))
+    }
+
+    fn issue(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
+        (certificate, key)
     }
 
     fn trusted_by(&self, mut upstream: config::Upstream) -> config::Upstream {
@@ -303,4 +332,64 @@ fn authorities_that_cannot_be_used() {
         matches!(error, SetupError::Certificate { index: 0, .. }),
         "{error}"
     );
+}
+
+#[test]
+fn a_client_certificate_is_shown_to_its_origin_and_nowhere_else() {
+    let authority = Authority::new();
+    let elsewhere = Origin::start_with(layer(authority.strict_server("127.0.0.1")), |mut peer| {
+        while peer.request().is_some() {
+            peer.send(answer(200, &[], "never"));
+        }
+    });
+    let location = format!("Location: {}/x", https(&elsewhere));
+    let origin = Origin::start_with(
+        layer(authority.strict_server("127.0.0.1")),
+        move |mut peer| {
+            while let Some(head) = peer.request() {
+                peer.send(match head.starts_with("GET /away ") {
+                    true => answer(307, &[&location], ""),
+                    false => answer(200, &[], "in"),
+                });
+            }
+        },
+    );
+    let (certificate, key) = authority.issue("client");
+    let cert = TempFile::new(&certificate.pem());
+    let key = TempFile::new(&key.serialize_pem());
+    let mut config = authority.trusted_by(upstream(&https(&origin)));
+    run(async {
+        let unknown = Shard::new(std::slice::from_ref(&config));
+        assert!(unknown.send(get("/")).await.is_err());
+        assert!(origin.heads().is_empty());
+
+        config.identity = Some(config::IdentityFiles {
+            cert: cert.0.clone(),
+            key: key.0.clone(),
+        });
+        let known = Shard::new(std::slice::from_ref(&config));
+        assert_eq!(known.get("/").await, (200, "in".to_owned()));
+        assert!(known.send(get("/away")).await.is_err());
+    });
+    assert!(elsewhere.heads().is_empty(), "it was told who we are");
+}
+
+#[test]
+fn a_client_certificate_is_read_again() {
+    let authority = Authority::new();
+    let pair = || authority.issue("client");
+    let ((first, first_key), (second, second_key)) = (pair(), pair());
+    let cert = TempFile::new(&first.pem());
+    let key = TempFile::new(&first_key.serialize_pem());
+    let files = config::IdentityFiles {
+        cert: cert.0.clone(),
+        key: key.0.clone(),
+    };
+    let identity = Identity::load(files).expect("a pair");
+    assert!(!identity.refresh().expect("unchanged"));
+    std::fs::write(&cert.0, second.pem()).expect("the certificate");
+    assert!(identity.refresh().is_err(), "half a change is none");
+    std::fs::write(&key.0, second_key.serialize_pem()).expect("the key");
+    assert!(identity.refresh().expect("a pair"));
+    assert!(!identity.refresh().expect("unchanged"));
 }
