@@ -55,11 +55,12 @@ pub enum Unparted {
 }
 
 type Key = (Repository, Digest, (u64, u64));
+type Waiting = Vec<Reply<Result<Part, Unparted>>>;
 
 pub struct Parts {
     sources: Sources,
     fetcher: Rc<Fetcher>,
-    asking: RefCell<HashMap<Key, Vec<Reply<Result<Part, Unparted>>>>>,
+    asking: RefCell<HashMap<Key, Waiting>>,
 }
 
 impl Parts {
