@@ -60,11 +60,11 @@ enum Lost {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 enum Unfit {
     #[error("a 206 of another part than was asked for")]
-    OtherPart,
+    Part,
     #[error("a body of another length")]
-    OtherLength,
+    Length,
     #[error("a body of another ETag")]
-    OtherBody,
+    Etag,
 }
 
 pub struct Arriving<'a> {
@@ -131,7 +131,7 @@ impl<'a> Arriving<'a> {
     }
 
     /// Of the whole body, if the first answer said it.
-    pub fn len(&self) -> Option<u64> {
+    pub fn announced_len(&self) -> Option<u64> {
         self.len
     }
 
@@ -308,13 +308,13 @@ impl<'a> Arriving<'a> {
         if let (Some(known), Some(now)) = (known, now)
             && *known.etag != *now
         {
-            return Err(Unfit::OtherBody);
+            return Err(Unfit::Etag);
         }
         let part = response.head.field("content-range");
         let part = part.and_then(ContentRange::parse);
         let (repeated, total) = rest(response.status, part, response.length, self.arrived)?;
         if self.total.is_some() && self.total != total {
-            return Err(Unfit::OtherLength);
+            return Err(Unfit::Length);
         }
         self.total = total;
         Ok(repeated)
@@ -330,7 +330,7 @@ fn rest(
     at: u64,
 ) -> Result<(u64, Option<u64>), Unfit> {
     match (status, part) {
-        (200, _) if length.is_some_and(|length| length < at) => Err(Unfit::OtherLength),
+        (200, _) if length.is_some_and(|length| length < at) => Err(Unfit::Length),
         (200, _) => Ok((at, length)),
         (
             206,
@@ -344,10 +344,10 @@ fn rest(
             let honest = length.is_none_or(|length| length == end - start);
             match whole && honest {
                 true => Ok((0, total)),
-                false => Err(Unfit::OtherPart),
+                false => Err(Unfit::Part),
             }
         }
-        _ => Err(Unfit::OtherPart),
+        _ => Err(Unfit::Part),
     }
 }
 
@@ -391,54 +391,42 @@ mod tests {
             ),
             ("the whole", 200, None, Some(100), Ok((60, Some(100)))),
             ("the whole, in chunks", 200, None, None, Ok((60, None))),
-            (
-                "too short to skip",
-                200,
-                None,
-                Some(59),
-                Err(Unfit::OtherLength),
-            ),
+            ("too short to skip", 200, None, Some(59), Err(Unfit::Length)),
             (
                 "another start",
                 206,
                 part(59, 100, Some(100)),
                 Some(41),
-                Err(Unfit::OtherPart),
+                Err(Unfit::Part),
             ),
             (
                 "another end",
                 206,
                 part(60, 99, Some(100)),
                 Some(39),
-                Err(Unfit::OtherPart),
+                Err(Unfit::Part),
             ),
             (
                 "of unknown length",
                 206,
                 part(60, 100, None),
                 Some(40),
-                Err(Unfit::OtherPart),
+                Err(Unfit::Part),
             ),
             (
                 "a length that lies",
                 206,
                 part(60, 100, Some(100)),
                 Some(41),
-                Err(Unfit::OtherPart),
+                Err(Unfit::Part),
             ),
-            (
-                "no Content-Range",
-                206,
-                None,
-                Some(40),
-                Err(Unfit::OtherPart),
-            ),
+            ("no Content-Range", 206, None, Some(40), Err(Unfit::Part)),
             (
                 "nothing",
                 206,
                 Some(ContentRange::Unsatisfied { length: 100 }),
                 Some(0),
-                Err(Unfit::OtherPart),
+                Err(Unfit::Part),
             ),
         ] {
             assert_eq!(rest(status, part, length, 60), expected, "{name}");

@@ -90,7 +90,7 @@ impl Fetcher {
         let arriving = Arriving::open(course, kind, opened).await?;
         let spec = FillSpec {
             digest,
-            length: arriving.len(),
+            length: arriving.announced_len(),
             media_type: media_type.as_deref(),
         };
         let Some(admitted) = self.admit(spec, running).await else {
@@ -211,7 +211,7 @@ impl Fetcher {
         let wanted = || !self.aborting.get() && !abandoned();
         while let Some(bytes) = arriving.next(&wanted).await.map_err(Broken::Source)? {
             // One that said its length is staged, and no longer than it said.
-            if arriving.len().is_none() && arriving.arrived() > self.bounds.body_len_max {
+            if arriving.announced_len().is_none() && arriving.arrived() > self.bounds.body_len_max {
                 return Err(Broken::OverLimit);
             }
             if self.aborting.get() {
