@@ -12,7 +12,7 @@ use entrepot_tests::sha256::digest;
 
 const TAG: &str = "/v2/dh/library/app/manifests/1";
 
-/// As an nginx-based proxy has had them for years; unanchored.
+/// As an nginx-based proxy has had them for years.
 const TIERS: &str = r"freshness = [
   { tags = '(stable|nightly|production|test)', for = '10m' },
   { tags = '(.*)(\d|\.)+(.*)(\d|\.)+(.*)(\d|\.)+', for = '60d' },

@@ -191,7 +191,7 @@ impl Project {
     /// How long a tag is served without asking upstream whether it moved.
     pub fn fresh_for(&self, tag: &str) -> Duration {
         let tier = self.freshness.iter().find(|tier| match &tier.tags {
-            Some(tags) => tags.is_match(tag),
+            Some(tags) => tags.find(tag).is_some_and(|found| found.start() == 0),
             None => true,
         });
         tier.map_or(Duration::ZERO, |tier| tier.for_)
@@ -224,7 +224,9 @@ pub enum ColdRanges {
 
 #[derive(Clone, Debug)]
 pub struct Tier {
-    /// Unanchored; `None` matches every tag.
+    /// Matches from the start of a tag on, as behind `/manifests/` in the configurations of
+    /// nginx that such expressions come from: `test` is no match for `latest`. `None` matches
+    /// every tag.
     pub tags: Option<regex::Regex>,
     pub for_: Duration,
 }

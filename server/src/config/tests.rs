@@ -871,7 +871,7 @@ fn the_readme_names_every_key() {
 
 #[test]
 fn the_classic_tiers_mean_what_they_did() {
-    // Verbatim and unanchored, as an nginx-based proxy has had them for years.
+    // Verbatim, and as they match there: behind `/manifests/`, from the start of the tag, as an nginx-based proxy has had them for years.
     let text = r"
 [project.dh]
 freshness = [
@@ -884,7 +884,8 @@ url = 'https://registry-1.docker.io'
     let config = config(load_text("tiers", text));
     for (tag, minutes) in [
         ("stable", 10),
-        ("my-test-2", 10),
+        ("test-2", 10),
+        ("my-test-2", 60),
         ("1.27", 60 * 24 * 60),
         ("1.27.3", 60 * 24 * 60),
         ("v1.2.3-alpine", 60 * 24 * 60),
