@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use entrepot_storage::disk::direct::{DirectDisk, Rate, executor, keep_awake, sleep};
 use entrepot_storage::{Compactor, Exchange};
+use flume::RecvTimeoutError;
 
 use crate::priority::{self, Priority};
 
@@ -24,7 +25,11 @@ pub struct Running {
     stop: Arc<AtomicBool>,
 }
 
-/// Starts the thread; returns when it has its runtime and its disks.
+/// Nothing that is served needs the compactor.
+const START_WAIT: Duration = Duration::from_secs(2);
+
+/// Starts the thread; returns when it has its runtime and its disks, or when that takes longer
+/// than the start should wait: where every core is busy, who gives way to all gets there late.
 pub fn start(exchange: Arc<Exchange>, paths: Vec<PathBuf>, rate: u64) -> io::Result<Running> {
     let may_idle = priority::returns_from_idle();
     if !may_idle {
@@ -51,8 +56,15 @@ pub fn start(exchange: Arc<Exchange>, paths: Vec<PathBuf>, rate: u64) -> io::Res
             work(compactor, &exchange, may_idle, &stopped).await;
         });
     })?;
-    let died = |_| io::Error::other("the compactor's thread died");
-    on_started.recv().map_err(died)??;
+    match on_started.recv_timeout(START_WAIT) {
+        Ok(started) => started?,
+        Err(RecvTimeoutError::Timeout) => {
+            tracing::warn!("the compactor has not started yet: the machine is busy");
+        }
+        Err(RecvTimeoutError::Disconnected) => {
+            return Err(io::Error::other("the compactor's thread died"));
+        }
+    }
     Ok(Running { thread, stop })
 }
 

@@ -227,7 +227,7 @@ fn a_full_store_makes_room_for_a_body_that_no_owner_alone_could() {
             held > CAPACITY / 100 * 80,
             "too much was evicted: {steady:?}"
         );
-        let large = content(1, CAPACITY / 100 * 60);
+        let large = content(1, CAPACITY / 100 * 75);
         let mut refused = 0;
         while let Err(refusal) = process.put(large.clone()).await {
             assert_eq!(refusal, Refusal::Full);
@@ -250,16 +250,16 @@ fn a_full_store_makes_room_for_a_body_that_no_owner_alone_could() {
 fn a_small_store_that_is_full_is_looked_at_at_once() {
     const ROUNDS: u64 = 4;
     /// Has a segment of its own.
-    const LEN: u64 = MIB / 2;
+    const LEN: u64 = 2 * MIB;
     process(&world(), |disk, executor| async move {
-        let process = open(&disk, &executor, 16 * MIB, 2).await;
+        let process = open(&disk, &executor, 256 * MIB, 2).await;
         process.maintain(1).await;
         let (mut number, mut evicted) = (0, 0);
         for round in 0..ROUNDS {
             while process.put(content(number, LEN)).await.is_ok() {
                 number += 1;
                 let usage = process.usage();
-                if usage.used - usage.dead > usage.capacity / 100 * 96 {
+                if usage.used - usage.dead > usage.capacity / 1000 * 966 {
                     break;
                 }
             }

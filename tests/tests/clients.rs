@@ -230,6 +230,10 @@ fn a_crash_at_any_moment_leaves_right_bytes_or_a_clean_error() {
         println!("killed at blob GET {blob_get}: {complete} bodies survived");
 
         world.registry.resume();
+        // An upstream that failed again and again is left alone for a moment.
+        until_true("upstream is asked again", || {
+            server.get("/v2/dh/library/multi/manifests/v1").status() == 200
+        });
         check_skopeo_folder(
             &world.image,
             &clients::skopeo_copy(server.addr(), "dh/library/multi:v1"),

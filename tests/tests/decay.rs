@@ -10,7 +10,8 @@ use entrepot_tests::entrepot::{Config, Setup};
 use entrepot_tests::origin::{Held, Origin};
 use entrepot_tests::sha256::digest;
 
-const BODY_LEN: u64 = 5 << 20;
+/// Short enough to share a segment: one of its own is sealed as soon as it is full.
+const BODY_LEN: u64 = 3 << 20;
 /// Long enough to be unlike everything else in a segment.
 const SAMPLE_LEN: usize = 64;
 

@@ -182,6 +182,8 @@ fn a_slow_reader_of_what_was_moved_gets_all_of_it() {
     let origin = Origin::start();
     let setup = Setup::new(&Config::one(origin.url())).capacity("512MiB");
     let setup = setup.args(&["--shards", "1", "--set", "store.segment=64MiB"]);
+    // Bodies that share segments are what is moved.
+    let setup = setup.args(&["--set", "store.solo_min=1GiB"]);
     let server = setup.args(&["--set", "store.pin_max=2s"]).start();
     let body = origin.blob(&["library/app"], SHARED_LEN, 1);
     let begin = || {

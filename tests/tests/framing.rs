@@ -109,7 +109,7 @@ fn malformed_requests_are_refused_and_the_connection_closed() {
     let world = World::new();
     let long_field = format!(
         "GET /v2/ HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n",
-        "x".repeat(20_000)
+        "x".repeat(40_000)
     );
     let long_target = format!("GET /v2/{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(12_000));
     let many = format!(
