@@ -85,6 +85,21 @@ async fn again(compactor: &mut Compactor<Bad>, exchange: &Exchange, job: Job) ->
     }
 }
 
+/// Sequences of the records of the first owner that a job moved, in order, and what it did not read.
+fn moved(report: Report) -> (Vec<u64>, Vec<u64>) {
+    let Report::Copied {
+        copied: Some(copied),
+        unread,
+        ..
+    } = report
+    else {
+        panic!("copied, not {report:?}");
+    };
+    let mut moved: Vec<u64> = copied.moves[0].iter().map(|m| m.place.sequence).collect();
+    moved.sort_unstable();
+    (moved, unread)
+}
+
 fn broken(exchange: &Exchange) -> Vec<u64> {
     let Some(ToOwner::Found(findings)) = exchange.owners[0].pop() else {
         return Vec::new();
@@ -138,16 +153,7 @@ fn a_body_is_given_up_when_it_alone_cannot_be_read_twice() {
         // One by itself.
         bad.error.set(libc::EIO);
         let report = again(&mut compactor, &exchange, job(vec![source], target())).await;
-        let Report::Copied {
-            copied: Some(copied),
-            unread,
-            ..
-        } = report
-        else {
-            panic!("copied, not {report:?}");
-        };
-        let mut moved: Vec<u64> = copied.moves[0].iter().map(|m| m.place.sequence).collect();
-        moved.sort_unstable();
+        let (moved, unread) = moved(report);
         assert_eq!((moved, unread), (vec![1, 2, 3, 4, 7], vec![10]));
         assert!(broken(&exchange).is_empty(), "it has another chance");
         again(&mut compactor, &exchange, scrub()).await;
@@ -177,16 +183,7 @@ fn a_job_ends_where_its_entries_are_too_many_and_leaves_alone_what_is_gone() {
         };
         let all = [vec![gone], sources].concat();
         let report = again(&mut compactor, &exchange, job(all, target())).await;
-        let Report::Copied {
-            copied: Some(copied),
-            unread,
-            ..
-        } = report
-        else {
-            panic!("copied, not {report:?}");
-        };
-        let mut moved: Vec<u64> = copied.moves[0].iter().map(|m| m.place.sequence).collect();
-        moved.sort_unstable();
+        let (moved, unread) = moved(report);
         assert_eq!(moved, [1, 2, 3, 4], "the last segment is for another job");
         assert_eq!(unread, [9]);
         assert!(broken(&exchange).is_empty());
