@@ -452,3 +452,18 @@ pub fn get_hashed(addr: SocketAddr, target: &str) -> Result<Hashed, Broken> {
         broken: read.err(),
     })
 }
+
+/// Connections that have asked for the target and not had their answer. A request before it went
+/// with it, so that request's answer tells that both have arrived.
+#[track_caller]
+pub fn ask_together(addr: SocketAddr, target: &str, clients: usize) -> Vec<Connection> {
+    let both = request_text("GET", "/v2/", &[]) + &request_text("GET", target, &[]);
+    let mut clients: Vec<_> = (0..clients).map(|_| Connection::open(addr)).collect();
+    for client in &mut clients {
+        client.write(both.as_bytes());
+    }
+    for client in &mut clients {
+        client.answer("GET").expect("an answer").expect(200);
+    }
+    clients
+}

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use entrepot_tests::entrepot::{Config, Entrepot, Setup};
-use entrepot_tests::http::{Answer, Connection, request_text};
+use entrepot_tests::http::{Answer, Connection, ask_together, request_text};
 use entrepot_tests::origin::Origin;
 use entrepot_tests::sha256::digest;
 
@@ -304,16 +304,7 @@ fn without_freshness_there_is_one_question_at_a_time() {
     origin.clear_log();
     let held = json!({"kind": "manifest", "method": "HEAD"});
     origin.fault(held.clone(), json!({"hang": true}));
-    let both = request_text("GET", "/v2/", &[]) + &request_text("GET", TAG, &[]);
-    let mut clients: Vec<_> = (0..pullers)
-        .map(|_| Connection::open(server.addr()))
-        .collect();
-    for client in &mut clients {
-        client.write(both.as_bytes());
-    }
-    for client in &mut clients {
-        client.answer("GET").expect("an answer").expect(200);
-    }
+    let mut clients = ask_together(server.addr(), TAG, pullers);
     origin.wait(held, 1);
     server.get("/v2/").expect(200);
     assert_eq!(origin.count("kind=manifest&method=HEAD"), 1);

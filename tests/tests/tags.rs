@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use entrepot_tests::deadline::until_true;
 use entrepot_tests::entrepot::{Config, Entrepot, Setup};
-use entrepot_tests::http::{Answer, Connection, request_text};
+use entrepot_tests::http::{Answer, Connection, ask_together};
 use entrepot_tests::origin::Origin;
 use entrepot_tests::sha256::digest;
 
@@ -75,17 +75,7 @@ fn pulls_of_one_tag_at_once_are_one_head() {
         json!({"hang": true}),
     );
 
-    // Both requests arrive together, so the answer to the first tells that the second is there.
-    let both = request_text("GET", "/v2/", &[]) + &request_text("GET", TAG, &[]);
-    let mut clients: Vec<_> = (0..CLIENTS)
-        .map(|_| Connection::open(server.addr()))
-        .collect();
-    for client in &mut clients {
-        client.write(both.as_bytes());
-    }
-    for client in &mut clients {
-        client.answer("GET").expect("an answer").expect(200);
-    }
+    let mut clients = ask_together(server.addr(), TAG, CLIENTS);
     origin.wait(json!({"kind": "manifest", "method": "HEAD"}), 1);
     origin.release();
     for client in &mut clients {
