@@ -171,7 +171,7 @@ impl<D: Disk> Shared<D> {
         }
         self.let_go().await;
         let index = &self.store.index;
-        let known = |tag: &TagKey| index.tag(TagKeyRef::from(tag), 0).is_some();
+        let known = |tag: &TagKey| index.tags.get(TagKeyRef::from(tag), 0).is_some();
         self.small.prune_shadowed(known);
         {
             let _turn = self.small.writing.turn().await;
@@ -257,7 +257,7 @@ impl<D: Disk> Shared<D> {
         if shadowed.is_some() || self.small.waits(key) {
             return shadowed;
         }
-        let (tag, sequence) = self.store.index.written_tag(key)?;
+        let (tag, sequence) = self.store.index.tags.written(key)?;
         let kind = Kind::Tag(key.clone(), tag);
         Some(Record { sequence, kind })
     }

@@ -17,12 +17,12 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use bytes::Bytes;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
-use small::Valued;
+use small::SmallTable;
 
 use crate::clock::Age;
 use crate::digest::{Digest, SLICES};
 use crate::disk::Disk;
-use crate::key::{LinkKey, LinkRecord, RepositoryKey, Statistics, TagKey, TagRecord};
+use crate::key::{LinkKey, RepositoryKey, TagKey};
 use crate::lease::{Kept, Lease};
 use crate::media::{MediaId, MediaTypes};
 use crate::mix;
@@ -125,31 +125,27 @@ impl<T> Stripes<T> {
 pub(crate) struct Index<D: Disk> {
     seed: u64,
     bodies: Stripes<IndexedBody<D>>,
-    tags: Stripes<Valued<TagKey, TagRecord>>,
-    links: Stripes<Valued<LinkKey, LinkRecord>>,
-    statistics: Stripes<Valued<RepositoryKey, Statistics>>,
+    body_count: AtomicU64,
+    pub(crate) tags: SmallTable<TagKey>,
+    pub(crate) links: SmallTable<LinkKey>,
+    pub(crate) statistics: SmallTable<RepositoryKey>,
     pub(crate) media_types: MediaTypes,
-    counts: [AtomicU64; 4],
     small_max: u64,
     small_budget: u64,
     small_used: AtomicU64,
 }
 
-const BODIES: usize = 0;
-const TAGS: usize = 1;
-const LINKS: usize = 2;
-const STATISTICS: usize = 3;
-
 impl<D: Disk> Index<D> {
     pub(crate) fn new(uuid: &[u8; 16], small_max: u32, small_budget: u64) -> Index<D> {
+        let seed = mix::seed(uuid);
         Index {
-            seed: mix::seed(uuid),
+            seed,
             bodies: Stripes::new(),
-            tags: Stripes::new(),
-            links: Stripes::new(),
-            statistics: Stripes::new(),
+            body_count: AtomicU64::new(0),
+            tags: SmallTable::new(seed),
+            links: SmallTable::new(seed),
+            statistics: SmallTable::new(seed),
             media_types: MediaTypes::default(),
-            counts: Default::default(),
             small_max: u64::from(small_max),
             small_budget,
             small_used: AtomicU64::new(0),
@@ -164,8 +160,8 @@ impl<D: Disk> Index<D> {
 
     /// How many bodies, tags and links there are.
     pub(crate) fn counts(&self) -> (u64, u64, u64) {
-        let count = |kind: usize| self.counts[kind].load(Ordering::Relaxed);
-        (count(BODIES), count(TAGS), count(LINKS))
+        let bodies = self.body_count.load(Ordering::Relaxed);
+        (bodies, self.tags.count(), self.links.count())
     }
 
     /// The hit path.
@@ -244,7 +240,8 @@ impl<D: Disk> Index<D> {
         let hash = |body: &IndexedBody<D>| self.body_hash(&body.digest);
         let mut table = self.bodies.write(slice);
         table.reserve(bodies.len(), hash);
-        self.counts[BODIES].fetch_add(bodies.len() as u64, Ordering::Relaxed);
+        self.body_count
+            .fetch_add(bodies.len() as u64, Ordering::Relaxed);
         for body in bodies {
             table.insert_unique(hash(&body), body, hash);
         }
@@ -267,7 +264,7 @@ impl<D: Disk> Index<D> {
             Entry::Vacant(empty) => {
                 body.lease.file.gained(body.lease.len());
                 empty.insert(body);
-                self.counts[BODIES].fetch_add(1, Ordering::Relaxed);
+                self.body_count.fetch_add(1, Ordering::Relaxed);
                 return None;
             }
         };
@@ -291,7 +288,7 @@ impl<D: Disk> Index<D> {
         let (removed, _) = found.remove();
         removed.lease.file.lost(removed.lease.len());
         drop(table);
-        self.counts[BODIES].fetch_sub(1, Ordering::Relaxed);
+        self.body_count.fetch_sub(1, Ordering::Relaxed);
         self.release_small(&removed);
         Some(removed)
     }
@@ -307,7 +304,8 @@ impl<D: Disk> Index<D> {
             }
             stays
         });
-        self.counts[BODIES].fetch_sub(gone.len() as u64, Ordering::Relaxed);
+        self.body_count
+            .fetch_sub(gone.len() as u64, Ordering::Relaxed);
         for bytes in gone.into_iter().flatten() {
             let len = bytes.len() as u64;
             self.small_used.fetch_sub(len, Ordering::Relaxed);

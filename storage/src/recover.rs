@@ -341,7 +341,7 @@ fn take_small<D: Disk>(
                 recovered.forgotten += 1;
             } else {
                 let age = remembered.or_now(&tag.digest);
-                store.index.put_tag(key, tag, sequence, age);
+                store.index.tags.put(key, tag, sequence, age);
             }
         }
         Kind::Link(key, link) => {
@@ -349,7 +349,7 @@ fn take_small<D: Disk>(
                 recovered.forgotten += 1;
             } else {
                 let age = remembered.or_now(&key.digest);
-                store.index.put_link(key, link, sequence, age);
+                store.index.links.put(key, link, sequence, age);
             }
         }
         Kind::Statistics(key, statistics) => {
@@ -361,7 +361,8 @@ fn take_small<D: Disk>(
             } else {
                 store
                     .index
-                    .put_statistics(key, statistics, sequence, store.clock.now());
+                    .statistics
+                    .put(key, statistics, sequence, store.clock.now());
             }
         }
         // In the index by now, known above, or to a later program.

@@ -126,7 +126,7 @@ impl<D: Disk> SmallLog<D> {
 
 impl<D: Disk> Shared<D> {
     pub(crate) fn put_tag(&self, key: TagKey, tag: TagRecord) -> Result<(), WriteError> {
-        if self.store.index.touch_tag(&key, &tag, self.touch_limit()) {
+        if self.store.index.tags.touch(&key, &tag, self.touch_limit()) {
             return Ok(());
         }
         let sequence = self.store.next_sequence();
@@ -137,7 +137,7 @@ impl<D: Disk> Shared<D> {
         let needs = Some(tag.digest);
         self.shadow(&key);
         let age = self.store.clock.now();
-        self.store.index.put_tag(key.clone(), tag, sequence, age);
+        self.store.index.tags.put(key.clone(), tag, sequence, age);
         self.queue(SmallKey::Tag(key), &record, needs)
     }
 
@@ -156,7 +156,7 @@ impl<D: Disk> Shared<D> {
         if small.waits(key) || small.in_flight.borrow().contains(key) {
             return;
         }
-        if let Some((tag, sequence)) = self.store.index.written_tag(key) {
+        if let Some((tag, sequence)) = self.store.index.tags.written(key) {
             let kind = Kind::Tag(key.clone(), tag);
             let record = Record { sequence, kind };
             small.shadowed.borrow_mut().insert(key.clone(), record);
@@ -164,7 +164,12 @@ impl<D: Disk> Shared<D> {
     }
 
     pub(crate) fn put_link(&self, key: LinkKey, link: LinkRecord) -> Result<(), WriteError> {
-        if self.store.index.touch_link(&key, &link, self.touch_limit()) {
+        if self
+            .store
+            .index
+            .links
+            .touch(&key, &link, self.touch_limit())
+        {
             return Ok(());
         }
         let sequence = self.store.next_sequence();
@@ -173,7 +178,7 @@ impl<D: Disk> Shared<D> {
             kind: Kind::Link(key.clone(), link.clone()),
         };
         let age = self.store.clock.now();
-        self.store.index.put_link(key.clone(), link, sequence, age);
+        self.store.index.links.put(key.clone(), link, sequence, age);
         self.queue(SmallKey::Link(key), &record, None)
     }
 
@@ -190,7 +195,8 @@ impl<D: Disk> Shared<D> {
         let age = self.store.clock.now();
         self.store
             .index
-            .put_statistics(key.clone(), statistics, sequence, age);
+            .statistics
+            .put(key.clone(), statistics, sequence, age);
         self.queue(SmallKey::Statistics(key), &record, None)
     }
 
@@ -222,16 +228,16 @@ impl<D: Disk> Shared<D> {
         match &what {
             ForgetKey::Body(digest) => self.forget_body(digest),
             ForgetKey::Tag(key) => {
-                self.store.index.remove_tag(key);
+                self.store.index.tags.remove(key);
                 self.small.shadowed.borrow_mut().remove(key);
                 self.unqueue(&SmallKey::Tag(key.clone()));
             }
             ForgetKey::Link(key) => {
-                self.store.index.remove_link(key);
+                self.store.index.links.remove(key);
                 self.unqueue(&SmallKey::Link(key.clone()));
             }
             ForgetKey::Statistics(key) => {
-                self.store.index.remove_statistics(key);
+                self.store.index.statistics.remove(key);
                 self.unqueue(&SmallKey::Statistics(key.clone()));
             }
             // Slice by slice, by the caller.
@@ -398,7 +404,7 @@ impl<D: Disk> Shared<D> {
                 Some(None) => {
                     self.remove_uncommitted(pending.encoded.len() as u64);
                     if let SmallKey::Tag(key) = &key {
-                        self.store.index.tag_not_written(key);
+                        self.store.index.tags.not_written(key);
                     }
                 }
             }

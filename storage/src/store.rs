@@ -347,31 +347,37 @@ impl<D: Disk> Store<D> {
     }
 
     pub fn tag<'k>(&self, key: impl Into<TagKeyRef<'k>>) -> Option<TagRecord> {
-        self.index.tag(key.into(), self.clock.now())
+        self.index.tags.get(key.into(), self.clock.now())
     }
 
     pub fn link<'k>(&self, key: impl Into<LinkKeyRef<'k>>) -> Option<LinkRecord> {
-        self.index.link(key.into(), self.clock.now())
+        self.index.links.get(key.into(), self.clock.now())
     }
 
     pub fn statistics<'k>(&self, key: impl Into<RepositoryKeyRef<'k>>) -> Option<Statistics> {
-        self.index.statistics(key.into(), self.clock.now())
+        self.index.statistics.get(key.into(), self.clock.now())
     }
 
     /// Shows every tag and listing of one of the [`crate::SLICES`] slices, under the slice's
     /// lock: `look` must be short and call nothing of the store.
-    pub fn each_tag(&self, slice: usize, look: impl FnMut(&TagKey, &TagRecord)) {
-        self.index.each_tag(slice, look);
+    pub fn each_tag(&self, slice: usize, mut look: impl FnMut(&TagKey, &TagRecord)) {
+        self.index
+            .tags
+            .each(slice, |found| look(&found.key, &found.value));
     }
 
     /// The same for links.
-    pub fn each_link(&self, slice: usize, look: impl FnMut(&LinkKey, &LinkRecord)) {
-        self.index.each_link(slice, look);
+    pub fn each_link(&self, slice: usize, mut look: impl FnMut(&LinkKey, &LinkRecord)) {
+        self.index
+            .links
+            .each(slice, |found| look(&found.key, &found.value));
     }
 
     /// The same for statistics.
-    pub fn each_statistics(&self, slice: usize, look: impl FnMut(&RepositoryKey, &Statistics)) {
-        self.index.each_statistics(slice, look);
+    pub fn each_statistics(&self, slice: usize, mut look: impl FnMut(&RepositoryKey, &Statistics)) {
+        self.index
+            .statistics
+            .each(slice, |found| look(&found.key, &found.value));
     }
 
     /// Bytes of one index entry of a body, digest included, and of the tables that hold them.

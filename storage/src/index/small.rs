@@ -1,32 +1,134 @@
-//! Tags, links and statistics in the index.
+//! Tags, links and statistics in the index: one kind of table for all three.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
-use super::{Index, LINKS, STATISTICS, TAGS};
+use super::Stripes;
 use crate::Seconds;
 use crate::clock::Age;
-use crate::disk::Disk;
 use crate::key::{
-    LinkKey, LinkKeyRef, LinkRecord, RepositoryKey, RepositoryKeyRef, Statistics, TagKey,
+    LinkKey, LinkKeyRef, LinkRecord, RepositoryKey, RepositoryKeyRef, ScopeKey, Statistics, TagKey,
     TagKeyRef, TagRecord,
 };
-use crate::record::{Kind, Record};
+
+/// A key of small records: what a table has to know of it and of its values.
+pub(crate) trait SmallKey: PartialEq {
+    /// The key as a lookup borrows it.
+    type Ref<'k>: Copy;
+    type Value: Clone + PartialEq;
+
+    fn borrowed(&self) -> Self::Ref<'_>;
+    fn is(&self, key: Self::Ref<'_>) -> bool;
+    fn hash(key: Self::Ref<'_>, seed: u64) -> u64;
+    /// The virtual shard that owns it.
+    fn slice(key: Self::Ref<'_>) -> usize;
+    /// Project and repository.
+    fn repository(&self) -> (&str, &str);
+    /// When the value was made; `None` if a value never differs by its time alone.
+    fn time(value: &mut Self::Value) -> Option<&mut Seconds>;
+}
+
+impl SmallKey for TagKey {
+    type Ref<'k> = TagKeyRef<'k>;
+    type Value = TagRecord;
+
+    fn borrowed(&self) -> TagKeyRef<'_> {
+        self.into()
+    }
+
+    fn is(&self, key: TagKeyRef<'_>) -> bool {
+        self.borrowed() == key
+    }
+
+    fn hash(key: TagKeyRef<'_>, seed: u64) -> u64 {
+        key.hash(seed)
+    }
+
+    fn slice(key: TagKeyRef<'_>) -> usize {
+        key.slice()
+    }
+
+    fn repository(&self) -> (&str, &str) {
+        (&self.project, &self.repository)
+    }
+
+    fn time(value: &mut TagRecord) -> Option<&mut Seconds> {
+        Some(&mut value.checked)
+    }
+}
+
+impl SmallKey for LinkKey {
+    type Ref<'k> = LinkKeyRef<'k>;
+    type Value = LinkRecord;
+
+    fn borrowed(&self) -> LinkKeyRef<'_> {
+        self.into()
+    }
+
+    fn is(&self, key: LinkKeyRef<'_>) -> bool {
+        self.borrowed() == key
+    }
+
+    fn hash(key: LinkKeyRef<'_>, seed: u64) -> u64 {
+        key.hash(seed)
+    }
+
+    fn slice(key: LinkKeyRef<'_>) -> usize {
+        key.slice()
+    }
+
+    fn repository(&self) -> (&str, &str) {
+        (&self.project, &self.repository)
+    }
+
+    fn time(value: &mut LinkRecord) -> Option<&mut Seconds> {
+        Some(&mut value.at)
+    }
+}
+
+impl SmallKey for RepositoryKey {
+    type Ref<'k> = RepositoryKeyRef<'k>;
+    type Value = Statistics;
+
+    fn borrowed(&self) -> RepositoryKeyRef<'_> {
+        self.into()
+    }
+
+    fn is(&self, key: RepositoryKeyRef<'_>) -> bool {
+        self.borrowed() == key
+    }
+
+    fn hash(key: RepositoryKeyRef<'_>, seed: u64) -> u64 {
+        key.hash(seed)
+    }
+
+    fn slice(key: RepositoryKeyRef<'_>) -> usize {
+        key.slice()
+    }
+
+    fn repository(&self) -> (&str, &str) {
+        (&self.project, &self.repository)
+    }
+
+    fn time(_value: &mut Statistics) -> Option<&mut Seconds> {
+        None
+    }
+}
 
 /// A small record in the index.
-pub(super) struct Valued<K, V> {
-    pub(super) key: K,
-    value: V,
-    pub(super) sequence: u64,
+pub(crate) struct Valued<K: SmallKey> {
+    pub(crate) key: K,
+    pub(crate) value: K::Value,
+    pub(crate) sequence: u64,
     /// When the value that is on disk, or on its way there, was made.
     written: Seconds,
     /// When it was last used, by the age clock.
     recency: AtomicU32,
 }
 
-impl<K, V> Valued<K, V> {
+impl<K: SmallKey> Valued<K> {
     pub(super) fn recency(&self) -> Age {
         self.recency.load(Ordering::Relaxed)
     }
@@ -57,249 +159,142 @@ impl TouchLimit {
     }
 }
 
-impl<D: Disk> Index<D> {
-    pub(crate) fn tag(&self, key: TagKeyRef<'_>, age: Age) -> Option<TagRecord> {
-        let hash = key.hash(self.seed);
-        let table = self.tags.read(key.slice());
-        let found = table.find(hash, |tag| TagKeyRef::from(&tag.key) == key)?;
-        found.touch(age);
-        Some(found.value.clone())
-    }
-
-    /// Takes over the time if nothing else changed and what is on disk is within the limit.
-    pub(crate) fn touch_tag(&self, key: &TagKey, value: &TagRecord, limit: TouchLimit) -> bool {
-        let key = TagKeyRef::from(key);
-        let mut table = self.tags.write(key.slice());
-        let same = |tag: &Valued<TagKey, _>| TagKeyRef::from(&tag.key) == key;
-        let Some(found) = table.find_mut(key.hash(self.seed), same) else {
-            return false;
-        };
-        let mut touched = found.value.clone();
-        touched.checked = value.checked;
-        if touched != *value || limit.passed(found.sequence, found.written, value.checked) {
-            return false;
-        }
-        found.value = touched;
-        true
-    }
-
-    /// What is in the index is not on disk and will not be.
-    pub(crate) fn tag_not_written(&self, key: &TagKey) {
-        let key = TagKeyRef::from(key);
-        let mut table = self.tags.write(key.slice());
-        let same = |tag: &Valued<TagKey, _>| TagKeyRef::from(&tag.key) == key;
-        if let Some(found) = table.find_mut(key.hash(self.seed), same) {
-            found.written = NOT_WRITTEN;
-        }
-    }
-
-    pub(crate) fn put_tag(&self, key: TagKey, value: TagRecord, sequence: u64, age: Age) {
-        let (seed, written) = (self.seed, value.checked);
-        let rehash = move |tag: &Valued<TagKey, _>| TagKeyRef::from(&tag.key).hash(seed);
-        let (hash, slice) = (
-            TagKeyRef::from(&key).hash(seed),
-            TagKeyRef::from(&key).slice(),
-        );
-        if put(
-            &mut self.tags.write(slice),
-            hash,
-            Valued {
-                key,
-                value,
-                sequence,
-                written,
-                recency: AtomicU32::new(age),
-            },
-            rehash,
-        ) {
-            self.counts[TAGS].fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    pub(crate) fn remove_tag(&self, key: &TagKey) {
-        let key = TagKeyRef::from(key);
-        let mut table = self.tags.write(key.slice());
-        let same = |tag: &Valued<TagKey, _>| TagKeyRef::from(&tag.key) == key;
-        if let Ok(found) = table.find_entry(key.hash(self.seed), same) {
-            found.remove();
-            self.counts[TAGS].fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-
-    pub(crate) fn link(&self, key: LinkKeyRef<'_>, age: Age) -> Option<LinkRecord> {
-        let hash = key.hash(self.seed);
-        let table = self.links.read(key.slice());
-        let found = table.find(hash, |link| LinkKeyRef::from(&link.key) == key)?;
-        found.touch(age);
-        Some(found.value.clone())
-    }
-
-    /// The same as `touch_tag`.
-    pub(crate) fn touch_link(&self, key: &LinkKey, value: &LinkRecord, limit: TouchLimit) -> bool {
-        let key = LinkKeyRef::from(key);
-        let mut table = self.links.write(key.slice());
-        let same = |link: &Valued<LinkKey, _>| LinkKeyRef::from(&link.key) == key;
-        let Some(found) = table.find_mut(key.hash(self.seed), same) else {
-            return false;
-        };
-        let mut touched = found.value.clone();
-        touched.at = value.at;
-        if touched != *value || limit.passed(found.sequence, found.written, value.at) {
-            return false;
-        }
-        found.value = touched;
-        true
-    }
-
-    pub(crate) fn put_link(&self, key: LinkKey, value: LinkRecord, sequence: u64, age: Age) {
-        let (seed, written) = (self.seed, value.at);
-        let rehash = move |link: &Valued<LinkKey, _>| LinkKeyRef::from(&link.key).hash(seed);
-        let (hash, slice) = (
-            LinkKeyRef::from(&key).hash(seed),
-            LinkKeyRef::from(&key).slice(),
-        );
-        if put(
-            &mut self.links.write(slice),
-            hash,
-            Valued {
-                key,
-                value,
-                sequence,
-                written,
-                recency: AtomicU32::new(age),
-            },
-            rehash,
-        ) {
-            self.counts[LINKS].fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    pub(crate) fn remove_link(&self, key: &LinkKey) {
-        let key = LinkKeyRef::from(key);
-        let mut table = self.links.write(key.slice());
-        let same = |link: &Valued<LinkKey, _>| LinkKeyRef::from(&link.key) == key;
-        if let Ok(found) = table.find_entry(key.hash(self.seed), same) {
-            found.remove();
-            self.counts[LINKS].fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-
-    pub(crate) fn statistics(&self, key: RepositoryKeyRef<'_>, age: Age) -> Option<Statistics> {
-        let table = self.statistics.read(key.slice());
-        let same = |found: &Valued<RepositoryKey, _>| RepositoryKeyRef::from(&found.key) == key;
-        let found = table.find(key.hash(self.seed), same)?;
-        found.touch(age);
-        Some(found.value)
-    }
-
-    pub(crate) fn put_statistics(
-        &self,
-        key: RepositoryKey,
-        value: Statistics,
-        sequence: u64,
-        age: Age,
-    ) {
-        let (seed, written) = (self.seed, 0);
-        let rehash = move |s: &Valued<RepositoryKey, _>| RepositoryKeyRef::from(&s.key).hash(seed);
-        let hash = RepositoryKeyRef::from(&key).hash(seed);
-        let slice = RepositoryKeyRef::from(&key).slice();
-        if put(
-            &mut self.statistics.write(slice),
-            hash,
-            Valued {
-                key,
-                value,
-                sequence,
-                written,
-                recency: AtomicU32::new(age),
-            },
-            rehash,
-        ) {
-            self.counts[STATISTICS].fetch_add(1, Ordering::Relaxed);
-        }
-    }
+/// All small records of one kind, striped as the bodies are.
+pub(crate) struct SmallTable<K: SmallKey> {
+    seed: u64,
+    stripes: Stripes<Valued<K>>,
+    count: AtomicU64,
 }
 
-/// Enumeration, one slice at a time and under its lock: `look` only looks.
-impl<D: Disk> Index<D> {
-    pub(crate) fn each_tag(&self, slice: usize, mut look: impl FnMut(&TagKey, &TagRecord)) {
-        let table = self.tags.read(slice);
-        table.iter().for_each(|tag| look(&tag.key, &tag.value));
+impl<K: SmallKey> SmallTable<K> {
+    pub(super) fn new(seed: u64) -> SmallTable<K> {
+        SmallTable {
+            seed,
+            stripes: Stripes::new(),
+            count: AtomicU64::new(0),
+        }
     }
 
-    pub(crate) fn each_link(&self, slice: usize, mut look: impl FnMut(&LinkKey, &LinkRecord)) {
-        let table = self.links.read(slice);
-        table.iter().for_each(|link| look(&link.key, &link.value));
+    pub(super) fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn each_statistics(
-        &self,
-        slice: usize,
-        mut look: impl FnMut(&RepositoryKey, &Statistics),
-    ) {
-        let table = self.statistics.read(slice);
-        table
-            .iter()
-            .for_each(|found| look(&found.key, &found.value));
+    /// The value; that it was asked for counts as a use.
+    pub(crate) fn get(&self, key: K::Ref<'_>, age: Age) -> Option<K::Value> {
+        let table = self.stripes.read(K::slice(key));
+        let found = table.find(K::hash(key, self.seed), |valued| valued.key.is(key))?;
+        found.touch(age);
+        Some(found.value.clone())
     }
 
-    /// The tag and its sequence, unless it was given up before it was written.
-    pub(crate) fn written_tag(&self, key: &TagKey) -> Option<(TagRecord, u64)> {
-        let key = TagKeyRef::from(key);
-        let table = self.tags.read(key.slice());
-        let same = |tag: &Valued<TagKey, _>| TagKeyRef::from(&tag.key) == key;
-        let found = table.find(key.hash(self.seed), same)?;
+    /// The value and its sequence, unless it was given up before it was written.
+    pub(crate) fn written(&self, key: &K) -> Option<(K::Value, u64)> {
+        let key = key.borrowed();
+        let table = self.stripes.read(K::slice(key));
+        let found = table.find(K::hash(key, self.seed), |valued| valued.key.is(key))?;
         (found.written != NOT_WRITTEN).then(|| (found.value.clone(), found.sequence))
     }
 
-    /// The tags, links and statistics of a slice as records, oldest first. Some may not be
-    /// on disk.
-    pub(crate) fn small_records(&self, slice: usize) -> Vec<Record> {
-        let mut records = Vec::new();
-        let mut add = |sequence, kind| records.push(Record { sequence, kind });
-        for tag in self.tags.read(slice).iter() {
-            add(tag.sequence, Kind::Tag(tag.key.clone(), tag.value.clone()));
-        }
-        for link in self.links.read(slice).iter() {
-            let kind = Kind::Link(link.key.clone(), link.value.clone());
-            add(link.sequence, kind);
-        }
-        for found in self.statistics.read(slice).iter() {
-            let kind = Kind::Statistics(found.key.clone(), found.value);
-            add(found.sequence, kind);
-        }
-        records.sort_by_key(|record| record.sequence);
-        records
-    }
-
-    pub(crate) fn remove_statistics(&self, key: &RepositoryKey) {
-        let key = RepositoryKeyRef::from(key);
-        let mut table = self.statistics.write(key.slice());
-        let same = |found: &Valued<RepositoryKey, _>| RepositoryKeyRef::from(&found.key) == key;
-        if let Ok(found) = table.find_entry(key.hash(self.seed), same) {
-            found.remove();
-            self.counts[STATISTICS].fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-}
-
-/// Inserts, or replaces a lower sequence. Whether the key is new.
-fn put<K: PartialEq, V>(
-    table: &mut HashTable<Valued<K, V>>,
-    hash: u64,
-    valued: Valued<K, V>,
-    rehash: impl Fn(&Valued<K, V>) -> u64,
-) -> bool {
-    match table.entry(hash, |other| other.key == valued.key, rehash) {
-        Entry::Occupied(mut found) => {
-            if found.get().sequence <= valued.sequence {
-                *found.get_mut() = valued;
+    /// Takes over the time if nothing else changed and what is on disk is within the limit.
+    pub(crate) fn touch(&self, key: &K, value: &K::Value, limit: TouchLimit) -> bool {
+        let mut given = value.clone();
+        let Some(time) = K::time(&mut given).copied() else {
+            return false;
+        };
+        let change = |found: &mut Valued<K>| {
+            let mut touched = found.value.clone();
+            if let Some(at) = K::time(&mut touched) {
+                *at = time;
             }
-            false
-        }
-        Entry::Vacant(empty) => {
-            empty.insert(valued);
+            if touched != *value || limit.passed(found.sequence, found.written, time) {
+                return false;
+            }
+            found.value = touched;
             true
+        };
+        self.change(key, change).unwrap_or(false)
+    }
+
+    /// What is in the index is not on disk and will not be.
+    pub(crate) fn not_written(&self, key: &K) {
+        self.change(key, |found| found.written = NOT_WRITTEN);
+    }
+
+    fn change<T>(&self, key: &K, change: impl FnOnce(&mut Valued<K>) -> T) -> Option<T> {
+        let key = key.borrowed();
+        let mut table = self.stripes.write(K::slice(key));
+        let found = table.find_mut(K::hash(key, self.seed), |valued| valued.key.is(key));
+        found.map(change)
+    }
+
+    /// Inserts, or replaces a lower sequence.
+    pub(crate) fn put(&self, key: K, mut value: K::Value, sequence: u64, age: Age) {
+        let written = K::time(&mut value).map_or(NOT_WRITTEN, |time| *time);
+        let slice = K::slice(key.borrowed());
+        let hash = |valued: &Valued<K>| K::hash(valued.key.borrowed(), self.seed);
+        let valued = Valued {
+            key,
+            value,
+            sequence,
+            written,
+            recency: AtomicU32::new(age),
+        };
+        let mut table = self.stripes.write(slice);
+        match table.entry(hash(&valued), |other| other.key == valued.key, hash) {
+            Entry::Occupied(mut found) => {
+                if found.get().sequence <= valued.sequence {
+                    *found.get_mut() = valued;
+                }
+            }
+            Entry::Vacant(empty) => {
+                empty.insert(valued);
+                self.count.fetch_add(1, Ordering::Relaxed);
+            }
         }
+    }
+
+    pub(crate) fn remove(&self, key: &K) {
+        let key = key.borrowed();
+        let mut table = self.stripes.write(K::slice(key));
+        if let Ok(found) = table.find_entry(K::hash(key, self.seed), |valued| valued.key.is(key)) {
+            found.remove();
+            self.count.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Shows every record of a slice, under its lock: `look` only looks.
+    pub(crate) fn each(&self, slice: usize, look: impl FnMut(&Valued<K>)) {
+        self.stripes.read(slice).iter().for_each(look);
+    }
+
+    /// Removes those records of a slice that `goes` says yes to. How many went.
+    pub(super) fn sift(&self, slice: usize, mut goes: impl FnMut(&Valued<K>, u64) -> bool) -> u64 {
+        let table = self.stripes.read(slice);
+        let mut going: Vec<u64> = table
+            .iter()
+            .filter(|valued| goes(valued, K::hash(valued.key.borrowed(), self.seed)))
+            .map(|valued| valued.sequence)
+            .collect();
+        drop(table);
+        // Readers wait only if something goes.
+        if going.is_empty() {
+            return 0;
+        }
+        going.sort_unstable();
+        let table: &mut HashTable<_> = &mut self.stripes.write(slice);
+        let before = table.len();
+        // What was put again since has another sequence.
+        table.retain(|valued| going.binary_search(&valued.sequence).is_err());
+        let gone = (before - table.len()) as u64;
+        self.count.fetch_sub(gone, Ordering::Relaxed);
+        gone
+    }
+
+    /// Removes what the scope holds, up to `sequence`.
+    pub(super) fn remove_scope(&self, slice: usize, scope: &ScopeKey, sequence: u64) {
+        self.sift(slice, |valued, _| {
+            let (project, repository) = valued.key.repository();
+            valued.sequence <= sequence && scope.holds(project, repository)
+        });
     }
 }

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use super::*;
 use crate::budget::Budget;
 use crate::disk::sim::{Executor, Random, SimDisk, SimFile, SimWorld};
-use crate::key::{LinkKeyRef, Proof, TagKeyRef, TagKind};
+use crate::key::{LinkKeyRef, LinkRecord, Proof, TagKeyRef, TagKind, TagRecord};
 use crate::lease::{Place, SegmentFile};
 use crate::page::Class;
 
@@ -127,8 +127,8 @@ fn keys_are_told_apart_by_every_part() {
                 checked: 1,
                 note: note.as_str().into(),
             };
-            index.put_tag(key.clone(), tag, 1, 0);
-            let found = index.tag(TagKeyRef::from(&key), 0).expect("just put");
+            index.tags.put(key.clone(), tag, 1, 0);
+            let found = index.tags.get(TagKeyRef::from(&key), 0).expect("just put");
             assert_eq!(&*found.note, note);
         }
     }
@@ -144,14 +144,14 @@ fn keys_are_told_apart_by_every_part() {
         proof,
         at: 1,
     };
-    index.put_link(link.clone(), record.clone(), 1, 0);
-    assert_eq!(index.link(LinkKeyRef::from(&link), 0), Some(record));
+    index.links.put(link.clone(), record.clone(), 1, 0);
+    assert_eq!(index.links.get(LinkKeyRef::from(&link), 0), Some(record));
     let other = LinkKeyRef {
         repository: "c",
         ..LinkKeyRef::from(&link)
     };
-    assert_eq!(index.link(other, 0), None);
-    index.remove_link(&link);
+    assert_eq!(index.links.get(other, 0), None);
+    index.links.remove(&link);
     assert_eq!(index.counts().2, 0);
 }
 
@@ -171,30 +171,33 @@ fn a_time_alone_is_taken_over_without_a_write() {
         note: "".into(),
     };
     let limit = TouchLimit { first: 1, step: 60 };
-    assert!(!index.touch_tag(&key, &at(100), limit));
-    index.put_tag(key.clone(), at(100), 1, 0);
-    assert!(index.touch_tag(&key, &at(159), limit));
+    assert!(!index.tags.touch(&key, &at(100), limit));
+    index.tags.put(key.clone(), at(100), 1, 0);
+    assert!(index.tags.touch(&key, &at(159), limit));
     assert_eq!(
-        index.tag(TagKeyRef::from(&key), 0).map(|tag| tag.checked),
+        index
+            .tags
+            .get(TagKeyRef::from(&key), 0)
+            .map(|tag| tag.checked),
         Some(159)
     );
     assert!(
-        !index.touch_tag(&key, &at(160), limit),
+        !index.tags.touch(&key, &at(160), limit),
         "from the one that was written"
     );
     let moved = TagRecord {
         digest: Digest::sha256(b"e"),
         ..at(101)
     };
-    assert!(!index.touch_tag(&key, &moved, limit));
+    assert!(!index.tags.touch(&key, &moved, limit));
     let reopened = TouchLimit { first: 2, ..limit };
     assert!(
-        !index.touch_tag(&key, &at(159), reopened),
+        !index.tags.touch(&key, &at(159), reopened),
         "who has what recovery found is not known"
     );
-    index.tag_not_written(&key);
+    index.tags.not_written(&key);
     assert!(
-        !index.touch_tag(&key, &at(120), limit),
+        !index.tags.touch(&key, &at(120), limit),
         "nothing is on disk"
     );
 }
