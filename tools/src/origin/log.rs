@@ -92,6 +92,11 @@ struct PathCount {
     head: u64,
     other: u64,
     bytes: u64,
+    /// The most HEADs that waited for their answers at one time.
+    heads_at_once: u64,
+    /// Those that wait now.
+    #[serde(skip)]
+    heads_waiting: u64,
 }
 
 impl Log {
@@ -117,7 +122,11 @@ impl Log {
         if let Some(count) = kept.path(&entry.path) {
             match entry.method.as_str() {
                 "GET" => count.get += 1,
-                "HEAD" => count.head += 1,
+                "HEAD" => {
+                    count.head += 1;
+                    count.heads_waiting += 1;
+                    count.heads_at_once = count.heads_at_once.max(count.heads_waiting);
+                }
                 _ => count.other += 1,
             }
         }
@@ -130,7 +139,9 @@ impl Log {
         n
     }
 
+    /// Called before the answer goes out: whoever has it may ask again at once.
     pub fn answered(&self, n: u64, status: u16) {
+        self.kept.lock().unwrap().waits_no_more(n);
         self.update(n, |entry| entry.status = status);
     }
 
@@ -152,6 +163,7 @@ impl Log {
 
     /// The last word about an answer; also goes to the log file.
     pub fn end(&self, n: u64, state: State) {
+        self.kept.lock().unwrap().waits_no_more(n);
         self.state(n, state);
         let Some(file) = &self.file else { return };
         let entry = self.kept.lock().unwrap().entry(n).cloned();
@@ -227,6 +239,18 @@ impl Kept {
             .get_mut(usize::try_from(n.checked_sub(first)?).ok()?)
     }
 
+    /// A HEAD was answered, or its client left before.
+    fn waits_no_more(&mut self, n: u64) {
+        let waiting = |entry: &&mut Entry| entry.method == "HEAD" && entry.status == 0;
+        let Some(entry) = self.entry(n).filter(waiting) else {
+            return;
+        };
+        let path = entry.path.clone();
+        if let Some(count) = self.path(&path) {
+            count.heads_waiting = count.heads_waiting.saturating_sub(1);
+        }
+    }
+
     fn path(&mut self, path: &str) -> Option<&mut PathCount> {
         if !self.paths.contains_key(path) {
             if self.paths.len() == PATHS_MAX {
@@ -290,7 +314,7 @@ mod tests {
         log.begin(entry("GET", "/y"));
         log.sent(first, 10);
         let counters = log.counters("/x");
-        let expected = json!({"get": 1, "head": 1, "other": 0, "bytes": 10});
+        let expected = json!({"get": 1, "head": 1, "other": 0, "bytes": 10, "heads_at_once": 1});
         assert_eq!(
             (&counters["paths"]["/x"], &counters["requests"]),
             (&expected, &json!(3))
@@ -302,6 +326,25 @@ mod tests {
         let next = log.begin(entry("GET", "/x"));
         assert_eq!(next, 4);
         assert_eq!(log.entries(&Filter::default()).as_array().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn heads_that_wait_together_are_counted() {
+        let log = Log::new(None);
+        let most = || log.counters("/x")["paths"]["/x"]["heads_at_once"].clone();
+        for _ in 0..2 {
+            let n = log.begin(entry("HEAD", "/x"));
+            log.answered(n, 200);
+            log.end(n, State::Complete);
+        }
+        let gone = log.begin(entry("HEAD", "/x"));
+        log.end(gone, State::ClientClosed);
+        log.begin(entry("HEAD", "/y"));
+        let first = log.begin(entry("HEAD", "/x"));
+        assert_eq!(most(), 1);
+        log.begin(entry("HEAD", "/x"));
+        log.answered(first, 200);
+        assert_eq!(most(), 2);
     }
 
     #[test]
