@@ -89,6 +89,10 @@ impl Links {
             }
             Err(unanswered) => return Err(unanswered.report),
         };
+        if *kind == BodyKind::Manifest {
+            let whole = &self.sources.whole;
+            whole.check_len(answer.response.length, &answer.origin)?;
+        }
         let project = self.sources.project(source.project);
         let key = link_key(&project, source, *digest);
         let record = LinkRecord {

@@ -18,7 +18,7 @@ use crate::generation::Current;
 use crate::http::head::{Limits, Method, Parsed, parse_request};
 use crate::http::response::ResponseHead;
 use crate::logging::DroppedLines;
-use crate::metrics::{self, Metrics, StoreFigures};
+use crate::metrics::{self, Metrics, Operations, StoreFigures};
 
 /// How long a scraper may take to send its head or to take the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -30,6 +30,7 @@ pub struct Admin {
     pub store: Arc<Store<UringDisk>>,
     pub metrics: Vec<Arc<Metrics>>,
     pub board: Arc<Board>,
+    pub operations: Arc<Operations>,
     /// False while starting and while draining.
     pub ready: Arc<AtomicBool>,
     pub log: DroppedLines,
@@ -110,6 +111,7 @@ impl Admin {
                     },
                     &self.board,
                     &self.current.get().config,
+                    &self.operations,
                     self.log.get() as u64,
                 );
                 (200, "text/plain; version=0.0.4", text)

@@ -145,6 +145,7 @@ impl Failure {
             FailureKind::Denied => Code::Denied,
             FailureKind::RateLimited | FailureKind::Busy => Code::TooManyRequests,
             FailureKind::NotFound => unknown,
+            FailureKind::BadBody if unknown == Code::ManifestUnknown => Code::ManifestInvalid,
             FailureKind::ServerError
             | FailureKind::Unreachable
             | FailureKind::Timeout

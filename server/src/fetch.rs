@@ -18,7 +18,7 @@ use std::time::Instant;
 use entrepot_storage::disk::uring::UringDisk;
 use entrepot_storage::{Digest, Store, Watermark, Writer};
 
-pub use ask::{BodyAnswer, BodyAsk, BodyKind, Bounds, Following};
+pub use ask::{BodyAnswer, BodyAsk, BodyKind, Bounds, EndedBy, Following};
 
 use crate::failure::Failure;
 use crate::mailbox::Post;
@@ -34,6 +34,7 @@ struct Stream {
     watermark: Arc<Watermark<UringDisk>>,
     media_type: Option<Arc<str>>,
     origin: Arc<str>,
+    ended_by: EndedBy,
     staged: bool,
     started: Instant,
 }
@@ -277,6 +278,7 @@ fn follow(stream: &Stream, collapsed: bool) -> BodyAnswer {
         watermark: stream.watermark.clone(),
         media_type: stream.media_type.clone(),
         origin: stream.origin.clone(),
+        ended_by: stream.ended_by.clone(),
         staged: stream.staged,
         collapsed,
         started: stream.started,

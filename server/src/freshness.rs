@@ -26,10 +26,9 @@ use crate::fetch::{BodyAnswer, BodyAsk, BodyKind};
 use crate::mailbox::{Message, Post, Reply};
 use crate::oci::manifest;
 use crate::project::{Project, Repository, digest_owner};
-use crate::source::{
-    Answer, Search, Sources, Unanswered, Wanted, check_manifest, content_type, read_manifest,
-};
+use crate::source::{Answer, Search, Sources, Unanswered, Wanted, check_manifest, content_type};
 use crate::upstream::Method;
+use crate::whole::Whole;
 
 /// Tags whose manifest a client is expected to ask for by digest next. The oldest are forgotten:
 /// they are asked for anew.
@@ -249,6 +248,8 @@ impl Tags {
             let why = format!("{} names no digest", answer.origin);
             return Err(Failure::new(FailureKind::ServerError, why));
         };
+        let whole = &self.sources.whole;
+        whole.check_len(answer.response.length, &answer.origin)?;
         let record = record(digest, &answer.origin, clock::now());
         if let Some(cached) = cached.filter(|c| c.digest == digest && c.origin == record.origin)
             && self.store.body(&digest).is_some()
@@ -354,11 +355,15 @@ impl Tags {
         mut answer: Answer,
     ) -> Result<Resolved, Failure> {
         let (source, tag) = key;
-        let bytes = read_manifest(&mut answer.response.body, &answer.origin).await?;
-        let media_type = content_type(&answer.response.head);
-        check_manifest(&bytes, media_type.as_deref(), &answer.origin)?;
+        let whole = &self.sources.whole;
+        // The share of the room is kept until the bytes are stored.
+        let Whole {
+            bytes,
+            share: _share,
+        } = whole.collect(&mut answer.response, &answer.origin).await?;
+        let came_as = content_type(&answer.response.head);
+        let media_type = check_manifest(&bytes, came_as.as_deref(), &answer.origin)?;
         let digest = Digest::sha256(&bytes);
-        let media_type: Arc<str> = media_type.unwrap_or_default().into();
         let record = record(digest, &answer.origin, clock::now());
         let certainty = match cached {
             Some(cached) if cached.digest == digest => Certainty::Revalidated,
@@ -367,6 +372,7 @@ impl Tags {
         let mut resolved = resolved(&record, certainty);
         if !self.is_pulled(key) {
             let len = bytes.len() as u64;
+            let media_type = media_type.into();
             resolved.remote = Some(Remote { len, media_type });
             self.remember(source, tag, record, resolved.remote.clone());
             return Ok(resolved);

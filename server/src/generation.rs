@@ -37,7 +37,7 @@ pub struct Generation {
     pub upstreams: Arc<[Arc<Upstream>]>,
     pub projects: Arc<Projects>,
     /// What each upstream was made of.
-    origins: Vec<Made>,
+    made: Vec<Made>,
 }
 
 /// What tells whether a configured upstream is one that there is already.
@@ -77,7 +77,7 @@ impl Generation {
             config: config.clone(),
             upstreams: Arc::default(),
             projects: Arc::default(),
-            origins: Vec::new(),
+            made: Vec::new(),
         };
         nothing.next(config, roots)
     }
@@ -89,20 +89,22 @@ impl Generation {
         roots: &TrustRoots,
     ) -> Result<Generation, GenerationError> {
         let mut upstreams = self.upstreams.to_vec();
-        let mut origins = self.origins.clone();
+        let mut all_made = self.made.clone();
         let mut active = Vec::new();
         for project in &config.projects {
             let mut ids = Vec::new();
             for upstream in &project.upstreams {
                 let made = Made::of(project, upstream)?;
-                let known = origins.iter().position(|known| *known == made);
+                let known = all_made.iter().position(|known| *known == made);
                 let id = match known {
                     Some(id) => id,
-                    None if origins.len() >= UPSTREAMS_MAX => return Err(GenerationError::TooMany),
+                    None if all_made.len() >= UPSTREAMS_MAX => {
+                        return Err(GenerationError::TooMany);
+                    }
                     None => {
                         upstreams.push(Arc::new(Upstream::new(upstream, roots)?));
-                        origins.push(made);
-                        origins.len() - 1
+                        all_made.push(made);
+                        all_made.len() - 1
                     }
                 };
                 if upstream.active {
@@ -114,7 +116,7 @@ impl Generation {
         Ok(Generation {
             projects: Arc::new(Projects::new(&self.projects, &config, active)),
             upstreams: upstreams.into(),
-            origins,
+            made: all_made,
             config,
         })
     }

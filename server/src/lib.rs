@@ -47,3 +47,4 @@ pub mod source;
 pub mod start;
 pub mod upstream;
 pub mod verify;
+pub mod whole;

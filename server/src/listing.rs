@@ -10,7 +10,7 @@ use bytes::Bytes;
 use entrepot_storage::{Digest, TagKey, TagKeyRef, TagKind, TagRecord};
 
 use crate::clock;
-use crate::failure::{Failure, FailureKind};
+use crate::failure::Failure;
 use crate::mailbox::Message;
 use crate::oci::error::Code;
 use crate::project::{Repository, digest_owner};
@@ -18,9 +18,7 @@ use crate::registry::warning;
 use crate::respond::{CacheStatus, Exchange, Gone};
 use crate::source::{Search, Unanswered, Wanted, content_type};
 use crate::upstream::Method;
-
-/// Longest answer that is forwarded: 10,000 tags of the longest kind.
-const LISTING_LEN_MAX: usize = 4 << 20;
+use crate::whole::Whole;
 
 /// Listings that may be under way on a shard; each holds a few times its length.
 const LISTINGS_MAX: usize = 32;
@@ -28,7 +26,7 @@ const LISTINGS_MAX: usize = 32;
 const FILTERS_APPLIED: &str = "OCI-Filters-Applied";
 
 struct Listing {
-    bytes: Vec<u8>,
+    whole: Whole,
     media_type: String,
     /// `Link`, `OCI-Filters-Applied` and the media type, one a line.
     note: String,
@@ -63,7 +61,7 @@ pub async fn answer(
                 .map(|link| local_link(exchange.head().target, link));
             let fields = fields(link.as_deref(), note.filters, None);
             exchange
-                .document(&listing.media_type, &fields, &listing.bytes)
+                .document(&listing.media_type, &fields, &listing.whole.bytes)
                 .await?;
             Ok(Some(listing.origin))
         }
@@ -116,14 +114,10 @@ async fn forward(
         ..Search::default()
     };
     let mut answer = sources.first(source, &wanted, search).await?;
-    let collected = answer.response.body.collect(LISTING_LEN_MAX).await;
-    let bytes = collected.map_err(|error| {
-        let why = format!("{}: {error}", answer.origin);
-        let report = Failure::new(FailureKind::BadBody, why);
-        Unanswered {
-            own: Some(report.clone()),
-            report,
-        }
+    let collected = sources.whole.collect(&mut answer.response, &answer.origin);
+    let whole = collected.await.map_err(|report| Unanswered {
+        own: Some(report.clone()),
+        report,
     })?;
     let field = |name| {
         let value = answer.response.head.field(name).unwrap_or_default();
@@ -131,7 +125,7 @@ async fn forward(
     };
     let media_type = content_type(&answer.response.head).unwrap_or("application/json".to_owned());
     Ok(Listing {
-        bytes,
+        whole,
         note: format!(
             "{}\n{}\n{media_type}",
             field("link"),
@@ -145,14 +139,14 @@ async fn forward(
 /// Keeps the answer for later; without room there is just none.
 async fn remember(exchange: &Exchange<'_>, source: &Repository, path: &str, listing: &Listing) {
     let lookup = &exchange.service.lookup;
-    let digest = Digest::sha256(&listing.bytes);
+    let digest = Digest::sha256(&listing.whole.bytes);
     let owner = digest_owner(&digest, lookup.post().shards());
     let held = lookup
         .post()
         .ask(owner, |reply| Message::Hold {
             digest,
             media_type: String::new(),
-            bytes: Bytes::copy_from_slice(&listing.bytes),
+            bytes: Bytes::copy_from_slice(&listing.whole.bytes),
             reply,
         })
         .await;

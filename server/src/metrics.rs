@@ -27,6 +27,10 @@ macro_rules! closed_set {
     };
 }
 
+mod operations;
+
+pub use operations::{Operations, RefreshResult, ReloadResult};
+
 closed_set!(Kind {
     Base => "base",
     Tag => "tag",
@@ -145,6 +149,7 @@ pub fn render(
     store: &StoreFigures,
     board: &Board,
     config: &Config,
+    operations: &Operations,
     log_lines_dropped: u64,
 ) -> String {
     let mut page = Page::default();
@@ -230,6 +235,7 @@ pub fn render(
     for (name, value) in gauges {
         page.sample("gauge", name, value);
     }
+    page.operations(operations);
     page.upstreams(board);
     page.volumes(&config.store.paths, &store.volumes);
     let evicted = [
@@ -367,6 +373,7 @@ mod tests {
             &store,
             &Board::default(),
             &config,
+            &Operations::default(),
             0,
         );
         let mut seen = std::collections::HashSet::new();

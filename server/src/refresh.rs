@@ -15,6 +15,7 @@ use crate::failure::Failure;
 use crate::freshness::{Certainty, Resolved, TagAsk};
 use crate::generation::Current;
 use crate::mailbox::{Mailboxes, Message};
+use crate::metrics::{Operations, RefreshResult};
 use crate::oci::name::{is_repository, is_tag};
 use crate::project::{Repository, repository_owner};
 use crate::purge::Purger;
@@ -47,11 +48,40 @@ pub struct Refresher {
     pub store: Arc<Store<UringDisk>>,
     pub mailboxes: Arc<Mailboxes>,
     pub current: Arc<Current>,
+    pub operations: Arc<Operations>,
+}
+
+fn result_of(refreshed: &Refreshed) -> RefreshResult {
+    match &refreshed.before {
+        _ if refreshed.stale.is_some() => RefreshResult::Stale,
+        None => RefreshResult::New,
+        Some(before) if *before == refreshed.digest => RefreshResult::Unchanged,
+        Some(_) => RefreshResult::Moved,
+    }
 }
 
 impl Refresher {
     /// Returns when the tag names what upstream says, or why it cannot be known.
     pub fn refresh(&self, purger: &Purger, image: &str) -> Result<Refreshed, RefreshError> {
+        let outcome = self.ask_now(purger, image);
+        let result = match &outcome {
+            Ok(refreshed) => result_of(refreshed),
+            Err(_) => RefreshResult::Failed,
+        };
+        self.operations.refresh(result);
+        let result = result.label();
+        match &outcome {
+            Ok(Refreshed {
+                digest, upstream, ..
+            }) => {
+                tracing::info!(image, result, %digest, %upstream, "refreshed");
+            }
+            Err(error) => tracing::warn!(image, result, %error, "not refreshed"),
+        }
+        outcome
+    }
+
+    fn ask_now(&self, purger: &Purger, image: &str) -> Result<Refreshed, RefreshError> {
         let wrong = || RefreshError::Image(image.to_owned());
         let (name, tag) = image.rsplit_once(':').unwrap_or((image, TAG_DEFAULT));
         if !is_repository(name) || !is_tag(tag) {

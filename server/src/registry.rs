@@ -327,7 +327,7 @@ async fn send(
         }
         Found::Follow(following) => {
             let cache = followed(&following);
-            let origin = following.origin.clone();
+            let (origin, ended_by) = (following.origin.clone(), following.ended_by.clone());
             let media_type = match kind {
                 BodyKind::Manifest => following.media_type.clone(),
                 BodyKind::Blob => None,
@@ -336,7 +336,7 @@ async fn send(
             exchange
                 .follow(following, &facts(text, media_type, cache, kind))
                 .await?;
-            Ok(Some(origin))
+            Ok(ended_by.get().cloned().or(Some(origin)))
         }
         Found::Relay | Found::Cold => relay(exchange, source, digest, kind, text)
             .await
@@ -375,7 +375,7 @@ async fn manifest_type(exchange: &Exchange<'_>, body: &Body) -> Option<Arc<str>>
     if let Some(media_type) = &body.media_type {
         return Some(media_type.clone());
     }
-    if body.len > manifest::LEN_MAX as u64 {
+    if body.len > exchange.service.lookup.sources.whole.len_max() {
         return None;
     }
     let bytes = exchange.service.warmer.read(body).await?;

@@ -13,6 +13,7 @@ use crate::control::Reloaded;
 use crate::generation::{Adoption, Current, GenerationError};
 use crate::logging::Filter;
 use crate::mailbox::{Mailboxes, Message};
+use crate::metrics::{Operations, ReloadResult};
 use crate::notify;
 use crate::upstream::TrustRoots;
 
@@ -37,6 +38,7 @@ pub struct Reloader {
     pub current: Arc<Current>,
     pub mailboxes: Arc<Mailboxes>,
     pub filter: Filter,
+    pub operations: Arc<Operations>,
     /// Held while a reload runs.
     pub turn: Mutex<()>,
 }
@@ -47,6 +49,11 @@ impl Reloader {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         told(notify::reloading());
         let outcome = self.read_and_adopt();
+        self.operations.reload(match &outcome {
+            Ok(_) => ReloadResult::Reloaded,
+            Err(ReloadError::Config(_) | ReloadError::Generation(_)) => ReloadResult::Refused,
+            Err(ReloadError::Stuck) => ReloadResult::Stuck,
+        });
         match &outcome {
             Ok(reloaded) => {
                 for warning in &reloaded.warnings {

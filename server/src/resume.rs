@@ -19,9 +19,10 @@ use crate::http::range::ContentRange;
 use crate::jitter::jittered;
 use crate::metrics::{Counter, Metrics};
 use crate::project::Repository;
-use crate::source::{Answer, Refused, Search, Sources, Wanted, body_path, check_manifest};
-use crate::source::{content_type, read_manifest};
+use crate::source::{Answer, Refused, Search, Sources, Wanted};
+use crate::source::{body_path, check_manifest, content_type};
 use crate::upstream::{Body, BodyError, Method, Part, Response, Validator};
+use crate::whole::Whole;
 
 /// Attempts in a row that brought less than `PROGRESS_LEN`; then the body is given up. With the
 /// pauses between them about three seconds: longer than a proxy takes to restart, shorter than
@@ -73,7 +74,8 @@ pub struct Arriving<'a> {
     origin: Arc<str>,
     body: Body,
     /// A manifest, which is collected and checked before anything else.
-    collected: Option<Vec<u8>>,
+    collected: Option<Whole>,
+    media_type: Option<&'static str>,
     /// As the first answer gave it.
     len: Option<u64>,
     /// As any answer gave it.
@@ -105,12 +107,13 @@ impl<'a> Arriving<'a> {
             mut response,
             ..
         } = answer;
-        let (mut collected, mut len) = (None, response.length);
+        let (mut collected, mut media_type, mut len) = (None, None, response.length);
         if kind == BodyKind::Manifest {
-            let bytes = read_manifest(&mut response.body, &origin).await?;
-            check_manifest(&bytes, content_type(&response.head).as_deref(), &origin)?;
-            len = Some(bytes.len() as u64);
-            collected = Some(bytes);
+            let whole = course.sources.whole.collect(&mut response, &origin).await?;
+            let came_as = content_type(&response.head);
+            media_type = Some(check_manifest(&whole.bytes, came_as.as_deref(), &origin)?);
+            len = Some(whole.bytes.len() as u64);
+            collected = Some(whole);
         }
         Ok(Arriving {
             validator: validator(&origin, &response),
@@ -118,6 +121,7 @@ impl<'a> Arriving<'a> {
             origin,
             body: response.body,
             collected,
+            media_type,
             len,
             total: len,
             arrived: 0,
@@ -133,6 +137,11 @@ impl<'a> Arriving<'a> {
     /// Of the whole body, if the first answer said it.
     pub fn announced_len(&self) -> Option<u64> {
         self.len
+    }
+
+    /// Of a manifest.
+    pub fn media_type(&self) -> Option<&'static str> {
+        self.media_type
     }
 
     pub fn arrived(&self) -> u64 {
@@ -161,7 +170,7 @@ impl<'a> Arriving<'a> {
     }
 
     async fn piece(&mut self) -> Result<Option<Vec<u8>>, Lost> {
-        if let Some(bytes) = self.collected.take() {
+        if let Some(Whole { bytes, .. }) = self.collected.take() {
             self.arrived += bytes.len() as u64;
             return Ok(Some(bytes).filter(|bytes| !bytes.is_empty()));
         }

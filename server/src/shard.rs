@@ -27,7 +27,7 @@ use crate::gate::{self, Board, Gates};
 use crate::generation::Current;
 use crate::lookup::Lookup;
 use crate::mailbox::{Mailboxes, Message, Post};
-use crate::metrics::{Gauge, Metrics};
+use crate::metrics::{Gauge, Metrics, Operations};
 use crate::net::socket::{self, Socket};
 use crate::net::warm::Warmer;
 use crate::net::watchdog::{Patience, Watchdog};
@@ -38,6 +38,7 @@ use crate::service::Service;
 use crate::source::Sources;
 use crate::upstream::{Client, Resolver, Token, TokenAsk, TokenCache, TokenSource, UpstreamError};
 use crate::verify::Checks;
+use crate::whole;
 
 /// A group commit is due this long after the last one (or when it is large).
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
@@ -68,6 +69,8 @@ pub struct Parts {
     pub mailboxes: Arc<Mailboxes>,
     /// What the gates of the upstreams show.
     pub board: Arc<Board>,
+    /// What came of reloads and refreshes.
+    pub operations: Arc<Operations>,
     pub drained: Drained,
 }
 
@@ -162,6 +165,7 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
         &generation.projects,
         post.clone(),
         parts.board.clone(),
+        whole::Bounds::new(config.limits.manifest_max),
     );
     let gates = Gates::new(post.clone(), parts.board.clone());
     let bounds = Bounds {

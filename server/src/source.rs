@@ -22,7 +22,8 @@ use crate::http::upstream_head::ResponseHead;
 use crate::mailbox::{Message, Post};
 use crate::oci::manifest;
 use crate::project::{ProjectRef, Projects, Repository};
-use crate::upstream::{Body, Client, Method, Part, Request, Response, UpstreamId};
+use crate::upstream::{Client, Method, Part, Request, Response, UpstreamId};
+use crate::whole;
 
 /// What is asked of an upstream, below `/v2/<repository>/`.
 pub struct Wanted<'a> {
@@ -89,18 +90,27 @@ pub struct Sources {
     projects: Rc<RefCell<Rc<Projects>>>,
     post: Post,
     board: Arc<Board>,
+    /// Of answers that are read whole.
+    pub whole: whole::Bounds,
     /// Second of the last warning.
     warned: Rc<Cell<Seconds>>,
 }
 
 impl Sources {
-    pub fn new(client: Rc<Client>, projects: &Projects, post: Post, board: Arc<Board>) -> Sources {
+    pub fn new(
+        client: Rc<Client>,
+        projects: &Projects,
+        post: Post,
+        board: Arc<Board>,
+        whole: whole::Bounds,
+    ) -> Sources {
         let projects = Rc::new(RefCell::new(Rc::new(projects.clone())));
         Sources {
             client,
             projects,
             post,
             board,
+            whole,
             warned: Rc::default(),
         }
     }
@@ -393,16 +403,14 @@ pub fn content_type(head: &ResponseHead) -> Option<String> {
     (!bare.is_empty()).then(|| bare.to_ascii_lowercase())
 }
 
-/// Collects a manifest, which is small by its definition.
-pub async fn read_manifest(body: &mut Body, origin: &str) -> Result<Vec<u8>, Failure> {
-    body.collect(manifest::LEN_MAX)
-        .await
-        .map_err(|error| Failure::new(FailureKind::BadBody, format!("{origin}: {error}")))
-}
-
-pub fn check_manifest(bytes: &[u8], media_type: Option<&str>, origin: &str) -> Result<(), Failure> {
-    match manifest::check(bytes, media_type.unwrap_or("")) {
-        Ok(_) => Ok(()),
+/// The media type that the manifest is served as; `came_as` is the one it came with.
+pub fn check_manifest(
+    bytes: &[u8],
+    came_as: Option<&str>,
+    origin: &str,
+) -> Result<&'static str, Failure> {
+    match manifest::check(bytes, came_as.unwrap_or("")) {
+        Ok(kind) => Ok(kind.media_type()),
         Err(error) => Err(Failure::new(
             FailureKind::BadBody,
             format!("{origin}: {error}"),

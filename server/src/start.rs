@@ -127,6 +127,7 @@ pub fn parts(
         connections_max: passed.connections_max,
         drained: Drained::new(mailboxes.shards()),
         board: Arc::new(Board::default()),
+        operations: Arc::default(),
         store,
         disks,
         mailboxes,
@@ -153,6 +154,7 @@ pub fn admin(
         store: parts.store.clone(),
         metrics: metrics.to_vec(),
         board: parts.board.clone(),
+        operations: parts.operations.clone(),
         ready: ready.clone(),
         log,
     };
@@ -167,6 +169,7 @@ pub fn reloader(parts: &Parts, load: Load, filter: Filter) -> Arc<Reloader> {
         current: parts.current.clone(),
         mailboxes: parts.mailboxes.clone(),
         filter,
+        operations: parts.operations.clone(),
         turn: Mutex::default(),
     })
 }
@@ -187,6 +190,7 @@ pub fn control(parts: &Parts, reloader: &Arc<Reloader>) -> Result<Option<SocketF
             store: parts.store.clone(),
             mailboxes: parts.mailboxes.clone(),
             current: parts.current.clone(),
+            operations: parts.operations.clone(),
         },
     };
     match server::start(path, control) {

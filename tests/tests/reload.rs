@@ -21,10 +21,8 @@ fn rewrite(server: &Entrepot, text: &str) {
     std::fs::write(server.setup().config_path(), text).expect("written");
 }
 
-/// Through its socket: the file itself may be wrong.
 fn reload(server: &Entrepot) -> Output {
-    let socket = server.setup().store_path().join("control.sock");
-    server.ask(&["reload", "--control", &socket.display().to_string()])
+    server.ask(&["reload"])
 }
 
 #[track_caller]
@@ -79,17 +77,81 @@ fn a_wrong_configuration_changes_nothing_and_says_where() {
     let origin = Origin::start();
     let image = origin.image("library/app", "1", 1);
     let server = Entrepot::before(origin.url());
-    rewrite(
-        &server,
-        "[project.dh]\n\n[[project.dh.upstream]]\nurl = \"ftp://x\"\n",
-    );
-    let refused = reload(&server);
-    assert_eq!(refused.status.code(), Some(1));
-    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    let place = format!("{}:4:", server.setup().config_path().display());
-    assert!(said.contains(&place), "{said}");
-    assert!(said.contains("project.dh.upstream.url"), "{said}");
-    assert_eq!(digest(&server.get(TAG).expect(200).body), image.digest);
+    for (text, line, what) in [
+        (
+            "[project.dh]\n\n[[project.dh.upstream]]\nurl = \"ftp://x\"\n",
+            4,
+            "project.dh.upstream.url",
+        ),
+        ("[limits]\nfills_max = 0\n", 2, "limits.fills_max"),
+        ("[log]\nlevel = \"info\n", 2, "not TOML"),
+    ] {
+        rewrite(&server, text);
+        let refused = reload(&server);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(1), "{said}");
+        let place = format!("{}:{line}:", server.setup().config_path().display());
+        assert!(said.contains(&place), "{said}");
+        assert!(said.contains(what), "{said}");
+        assert_eq!(digest(&server.get(TAG).expect(200).body), image.digest);
+    }
+    // What else is asked of the server does not depend on its file either.
+    server.ask_ok(&["refresh", "dh/library/app:1"]);
+    server.ask_ok(&["purge", "tag", "dh/library/app:1"]);
+    server.ask_ok(&["volumes"]);
+}
+
+#[test]
+fn reloads_and_refreshes_are_counted() {
+    let origin = Origin::start();
+    let first = origin.image("library/app", "1", 1);
+    let second = origin.image("library/app", "2", 2);
+    let server = Entrepot::before(origin.url());
+    let reloads = |result: &str| {
+        let label = format!("result=\"{result}\"");
+        server.metric("entrepot_reloads_total", &[&label])
+    };
+    let refreshes = |result: &str| {
+        let label = format!("result=\"{result}\"");
+        server.metric("entrepot_refreshes_total", &[&label])
+    };
+    let loaded = || server.metric("entrepot_loaded_timestamp_seconds", &[]);
+    let started = loaded();
+    assert!(started > 0.0);
+    rewrite(&server, "nonsense = 1\n");
+    assert_eq!(reload(&server).status.code(), Some(1));
+    assert_eq!((reloads("refused"), reloads("reloaded")), (1.0, 0.0));
+    assert_eq!(loaded(), started);
+    rewrite(&server, Config::one(origin.url()).text());
+    until_true("a later second", || {
+        reloaded(&server);
+        loaded() > started
+    });
+    assert!(reloads("reloaded") >= 1.0);
+
+    let refresh = || server.ask(&["refresh", "dh/library/app:1"]);
+    for (digest, result) in [
+        (&first.digest, "new"),
+        (&first.digest, "unchanged"),
+        (&second.digest, "moved"),
+    ] {
+        origin.tag("library/app", "1", digest);
+        refresh();
+        assert_eq!(refreshes(result), 1.0, "{result}");
+    }
+    origin.go_down();
+    refresh();
+    assert_eq!(refreshes("stale"), 1.0);
+    server.ask(&["refresh", "dh/library/none:1"]);
+    assert_eq!(refreshes("failed"), 1.0);
+    assert_eq!(server.metric("entrepot_refreshes_total", &[]), 5.0);
+    until_true("the log says what came of them", || {
+        let log = server.log();
+        let told = |result: &str| log.iter().any(|line| line["result"] == result);
+        ["new", "unchanged", "moved", "stale", "failed"]
+            .into_iter()
+            .all(told)
+    });
 }
 
 #[test]

@@ -92,7 +92,7 @@ enum What {
 }
 
 impl Reach {
-    /// The control socket; `Err` when the configuration cannot be read.
+    /// The control socket; `Err` when what names it is wrong.
     fn socket(&self) -> Result<PathBuf, ExitCode> {
         if let Some(path) = &self.control {
             return Ok(path.clone());
@@ -108,10 +108,11 @@ impl Reach {
             file: self.config.clone(),
             flags,
         };
-        match config::load(&sources, &|name| std::env::var(name).ok()) {
-            Ok(loaded) => Ok(loaded.config.control),
-            Err(problems) => Err(refused(&problems)),
-        }
+        config::control_socket(&sources, &|name| std::env::var(name).ok()).map_err(|problems| {
+            let code = refused(&problems);
+            eprintln!("entrepot: so the server's socket is not known: name it, --control PATH");
+            code
+        })
     }
 
     fn ask(&self, request: &Request) -> Result<Answer, ExitCode> {

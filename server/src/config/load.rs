@@ -95,12 +95,20 @@ pub fn load(sources: &Sources, env: &dyn Fn(&str) -> Option<String>) -> Result<L
 }
 
 fn read_file(path: &Path) -> Result<Node, Problems> {
-    let name: Arc<str> = Arc::from(path.display().to_string());
-    let at = |line| Place::File {
-        path: name.clone(),
+    tree::parse(&read_text(path)?, &places(path))
+}
+
+/// Turns the lines of a file into places.
+pub(super) fn places(path: &Path) -> impl Fn(usize) -> Place + use<> {
+    let path: Arc<str> = Arc::from(path.display().to_string());
+    move |line| Place::File {
+        path: path.clone(),
         line,
-    };
-    let wrong = |cause| Problems::one(at(1), cause);
+    }
+}
+
+pub(super) fn read_text(path: &Path) -> Result<String, Problems> {
+    let wrong = |cause| Problems::one(places(path)(1), cause);
     let mut text = String::new();
     File::open(path)
         .and_then(|file| file.take(FILE_LEN_MAX + 1).read_to_string(&mut text))
@@ -108,7 +116,7 @@ fn read_file(path: &Path) -> Result<Node, Problems> {
     if text.len() as u64 > FILE_LEN_MAX {
         return Err(wrong(Cause::TooLong(FILE_LEN_MAX)));
     }
-    tree::parse(&text, &at)
+    Ok(text)
 }
 
 fn add_builtin_projects(root: &mut Node) -> Result<(), Problems> {
@@ -125,7 +133,7 @@ fn add_builtin_projects(root: &mut Node) -> Result<(), Problems> {
     Ok(())
 }
 
-fn flag_value(flag: &Flag) -> Value {
+pub(super) fn flag_value(flag: &Flag) -> Value {
     match &flag.value {
         FlagValue::Typed(text) => tree::typed(text, &flag.name),
         FlagValue::Texts(texts) => {
@@ -148,7 +156,7 @@ fn read(root: Section<'_>, warnings: &Sink, env: &dyn Fn(&str) -> Option<String>
         projects: project::read_all(&root, &listen, warnings, env),
         listen,
         admin,
-        control: read_control(&root, &store),
+        control: read_control(&root, store.paths.first().map(PathBuf::as_path)),
         shards: shards.map(|shards| shards as usize),
         log: read_log(root.table("log")),
         store,
@@ -206,16 +214,12 @@ fn read_admin(root: &Section<'_>, listen: &[SocketAddr]) -> SocketAddr {
 }
 
 /// In the first store's directory, which only its owner may enter, unless it is named.
-fn read_control(root: &Section<'_>, store: &StoreConfig) -> PathBuf {
+pub(super) fn read_control(root: &Section<'_>, first_store: Option<&Path>) -> PathBuf {
     let (path, place) = match root.text("control") {
         Some((path, place)) => (absolute(path), place),
         // Without a store there is another problem already.
         None => (
-            store
-                .paths
-                .first()
-                .map(|dir| dir.join(CONTROL))
-                .unwrap_or_default(),
+            first_store.map(|dir| dir.join(CONTROL)).unwrap_or_default(),
             &Place::Builtin,
         ),
     };
@@ -325,12 +329,12 @@ fn read_paths(section: &Section<'_>, texts: &[(&str, &Place)]) -> Vec<PathBuf> {
 }
 
 /// So that a later message names the directory whatever the working directory was.
-fn absolute(path: &str) -> PathBuf {
+pub(super) fn absolute(path: &str) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| PathBuf::from(path))
 }
 
 /// systemd's StateDirectory=, else the user's cache directory (XDG base directories).
-fn default_path(env: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
+pub(super) fn default_path(env: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
     let dir = |name| env(name).filter(|value: &String| value.starts_with('/'));
     if let Some(state) = dir("STATE_DIRECTORY") {
         return state.split(':').next().map(PathBuf::from);
@@ -384,6 +388,10 @@ fn read_limits(section: Option<Section<'_>>) -> Limits {
     limits.body_max = section
         .size("body_max", MIB..=64 * TIB)
         .unwrap_or(limits.body_max);
+    // Below 64 KiB the indexes of common images do not fit; longer ones no client takes.
+    if let Some(len) = section.size("manifest_max", 64 * KIB..=64 * MIB) {
+        limits.manifest_max = len as usize;
+    }
     time("mismatch_holdoff", &mut limits.mismatch_holdoff);
     time("drain_timeout", &mut limits.drain_timeout);
     section.finish();

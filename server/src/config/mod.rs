@@ -13,6 +13,7 @@ mod project;
 mod proxy;
 mod restart;
 mod section;
+mod socket;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -32,6 +33,7 @@ pub use patterns::Patterns;
 pub use print::print;
 pub use proxy::{Proxies, Proxy};
 pub use restart::needing_restart;
+pub use socket::control_socket;
 pub use upstream::{IdentityFiles, Upstream};
 pub use url::{Scheme, Url};
 
@@ -129,6 +131,8 @@ pub struct Limits {
     pub followers_max: usize,
     /// A body that claims to be longer is relayed and not stored.
     pub body_max: u64,
+    /// Bytes of a manifest, a tag list or a list of referrers; a longer one is refused unread.
+    pub manifest_max: usize,
     /// A source that sent bytes of another digest is not asked for that digest again for this long.
     pub mismatch_holdoff: Duration,
     /// How long SIGTERM waits for fills and responses.
@@ -155,6 +159,9 @@ impl Default for Limits {
             followers_max: 16_384,
             // The largest model layers seen in public registries are below 100 GiB.
             body_max: 128 * GIB,
+            // OCI, "Pushing Manifests": registries should accept 4 MiB; clients of the containerd
+            // family refuse more.
+            manifest_max: 4 * MIB as usize,
             // A mirror that is being updated needs a moment; a wrong one is not hammered.
             mismatch_holdoff: Duration::from_secs(30),
             // Well below the 90 s after which systemd kills.

@@ -126,6 +126,11 @@ fn print_limits(out: &mut String, limits: &Limits) {
     key(out, "body_max", text(&format_size(limits.body_max)));
     key(
         out,
+        "manifest_max",
+        text(&format_size(limits.manifest_max as u64)),
+    );
+    key(
+        out,
         "mismatch_holdoff",
         text(&format_duration(limits.mismatch_holdoff)),
     );

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use toml::de::{DeTable, DeValue};
 
-use super::error::{Cause, Place, Problems};
+use super::error::{Cause, Place, Problem, Problems};
 
 #[derive(Clone, Debug)]
 pub struct Node {
@@ -66,15 +66,32 @@ impl Value {
 /// Reads `text`; `at` turns a line number into its place.
 pub fn parse(text: &str, at: &dyn Fn(usize) -> Place) -> Result<Node, Problems> {
     let lines = Lines { text, at };
-    let table = DeTable::parse(text).map_err(|error| {
-        let place = lines.place(error.span().map_or(0, |span| span.start));
-        Problems::one(place, Cause::Syntax(error.message().replace('\n', "; ")))
-    })?;
+    let table = DeTable::parse(text);
+    let table = table.map_err(|error| Problems(vec![syntax(&error, &lines)]))?;
     let entries = convert_table(table.into_inner(), &lines);
     Ok(Node {
         place: at(1),
         value: Value::Table(entries),
     })
+}
+
+/// Reads as much of `text` as is TOML; what is wrong with the rest comes with it.
+pub fn parse_rest(text: &str, at: &dyn Fn(usize) -> Place) -> (Node, Problems) {
+    let lines = Lines { text, at };
+    let (table, errors) = DeTable::parse_recoverable(text);
+    let problems = errors.iter().map(|error| syntax(error, &lines)).collect();
+    let root = Node {
+        place: at(1),
+        value: Value::Table(convert_table(table.into_inner(), &lines)),
+    };
+    (root, Problems(problems))
+}
+
+fn syntax(error: &toml::de::Error, lines: &Lines<'_>) -> Problem {
+    Problem {
+        place: lines.place(error.span().map_or(0, |span| span.start)),
+        cause: Cause::Syntax(error.message().replace('\n', "; ")),
+    }
 }
 
 /// Lays `value` over the tree at a dotted key: tables are made as needed, a number steps into an

@@ -1,6 +1,6 @@
 //! What is asked of the owner of a digest, and what it answers.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use entrepot_storage::disk::uring::UringDisk;
@@ -56,12 +56,18 @@ pub enum BodyAnswer {
     Failed(Failure),
 }
 
+/// Who sent the last bytes of a body, once they are verified: with a fill that broke and was gone
+/// on with, another upstream than the one that began.
+pub type EndedBy = Arc<OnceLock<Arc<str>>>;
+
 /// A place at a running fill.
 pub struct Following {
     pub follower: Follower<UringDisk>,
     pub watermark: Arc<Watermark<UringDisk>>,
     pub media_type: Option<Arc<str>>,
+    /// Who began to send.
     pub origin: Arc<str>,
+    pub ended_by: EndedBy,
     /// True when the bytes will not stay.
     pub staged: bool,
     /// False for the ask that started the fill.

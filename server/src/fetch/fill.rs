@@ -7,7 +7,7 @@ use bytes::Bytes;
 use entrepot_storage::disk::uring::UringDisk;
 use entrepot_storage::{Digest, Fill, FillError, FillSpec, LinkRecord, Proof};
 
-use super::{BodyAnswer, BodyKind, Fetcher, Running, Stream, answer, follow};
+use super::{BodyAnswer, BodyKind, EndedBy, Fetcher, Running, Stream, answer, follow};
 use crate::access::link_key;
 use crate::clock;
 use crate::failure::{Failure, FailureKind};
@@ -15,7 +15,7 @@ use crate::mailbox::Message;
 use crate::metrics::Counter;
 use crate::project::{Repository, repository_owner};
 use crate::resume::{Arriving, Course};
-use crate::source::{Answer, content_type};
+use crate::source::Answer;
 
 /// What is fetched in whose name.
 pub struct Attempt<'a> {
@@ -76,8 +76,6 @@ impl Fetcher {
             ..
         } = attempt;
         let origin = opened.origin.clone();
-        // Only a manifest's type is checked, and worth keeping.
-        let media_type = content_type(&opened.response.head).filter(|_| kind == BodyKind::Manifest);
         let refused = |origin: &Arc<str>| self.setbacks.is_refused(&digest, origin);
         let course = Course {
             sources: &self.sources,
@@ -88,10 +86,12 @@ impl Fetcher {
             resumes: attempt.resumes,
         };
         let arriving = Arriving::open(course, kind, opened).await?;
+        // Only a manifest's type is checked, and worth keeping.
+        let media_type = arriving.media_type();
         let spec = FillSpec {
             digest,
             length: arriving.announced_len(),
-            media_type: media_type.as_deref(),
+            media_type,
         };
         let Some(admitted) = self.admit(spec, running).await else {
             return Ok(Ended::Settled);
@@ -104,10 +104,12 @@ impl Fetcher {
         }
         // The 200 is the source's proof; it is in the index before anybody can ask for it.
         self.link(source, digest, &origin).await;
+        let ended_by = EndedBy::default();
         let stream = Stream {
             watermark: admitted.fill.watermark(),
-            media_type: media_type.as_deref().map(Into::into),
+            media_type: media_type.map(Into::into),
             origin,
+            ended_by: ended_by.clone(),
             staged: admitted.staged,
             started: Instant::now(),
         };
@@ -117,7 +119,8 @@ impl Fetcher {
         }
         running.stream.replace(Some(stream));
         let staged = admitted.staged;
-        match self.transfer(attempt, arriving, admitted).await {
+        let moved = self.transfer(attempt, arriving, admitted, &ended_by);
+        match moved.await {
             Ok(()) => {
                 if !staged && kind == BodyKind::Manifest {
                     self.verified(source, digest).await;
@@ -147,16 +150,18 @@ impl Fetcher {
         attempt: &Attempt<'_>,
         mut arriving: Arriving<'_>,
         admitted: Admitted,
+        ended_by: &EndedBy,
     ) -> Result<(), Ended> {
         let started = Instant::now();
         let Admitted { mut fill, staged } = admitted;
         let moved = self.stream(&mut fill, &mut arriving, staged).await;
         let ended = match moved {
-            Ok(()) => fill
-                .finish(clock::now())
-                .await
-                .map(drop)
-                .map_err(Broken::Store),
+            Ok(()) => {
+                // Before a follower can have all of it.
+                let _ = ended_by.set(arriving.origin().clone());
+                let finished = fill.finish(clock::now()).await;
+                finished.map(drop).map_err(Broken::Store)
+            }
             // Dropping it is what fails it, and its followers with it.
             Err(why) => {
                 drop(fill);
