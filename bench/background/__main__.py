@@ -3,82 +3,48 @@
 Run as `python3 bench/background`; bench/README.md says what is measured and how to read it.
 """
 
-import argparse
-import datetime
-import json
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-import urllib.request
 from pathlib import Path
-from statistics import median
 
 sys.dont_write_bytecode = True  # nothing is left behind beside the scripts
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "compare"))
-import clients
-import machine
-import servers
-from summary import spread
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from harness import run
+from harness.clients import Load
+from harness.entrepot import Entrepot
+from harness.origin import PROJECT, Origin
+from harness.page import paired, pick, spread, table
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SIZES = {"4KiB": 4 << 10, "1MiB": 1 << 20}
-SERVER_CORE = 0
-CLIENT_CORE = 1
 # Ballast: what is scrubbed or compacted while other blobs are served.
 BALLAST_SIZE = 1 << 20
 PURGE_SECONDS_MAX = 120
 READ = "entrepot_compaction_read_bytes_total"
 WRITTEN = "entrepot_compaction_written_bytes_total"
+# A round in which less was moved had nothing left to do, and says nothing.
+BUSY_MB_PER_S = 1
 
 
-class Cache(servers.Entrepot):
-    """entrepot with one shard and ballast beside the blobs that are served."""
+class Cache(Entrepot):
+    """With ballast beside the blobs that are served."""
 
-    def __init__(self, programs, directory, core, name, store):
-        self.name = name
+    capacity = "16GiB"
+
+    def __init__(self, programs, directory, name, store):
+        # The compactor may use either core, as it may on a larger machine; the shard pins itself.
+        super().__init__(programs, directory, f"{run.SERVER_CORE},{run.CLIENT_CORE}", name)
         self.store = store
-        super().__init__(programs, directory, core)
-
-    def start(self, origin, blobs):
-        self.admin = servers.free_port()
-        text = f"""\
-listen = ["127.0.0.1:{self.port}"]
-admin = "127.0.0.1:{self.admin}"
-
-[store]
-paths = ["{self.directory}/store"]
-capacity = "16GiB"
-{self.store}
-
-[project.{servers.PROJECT}]
-
-[[project.{servers.PROJECT}.upstream]]
-url = "{origin.url}"
-"""
-        self.file = self.directory / "entrepot.toml"
-        self.file.write_text(text)
-        self.configuration = ("toml", text)
-        self.log = open(self.directory / "log", "w")
-        command = [self.programs.entrepot, "serve", "--config", self.file, "--shards", "1"]
-        command += ["--set", "log.level=warn"]
-        self.start_process(command, self.core, stderr=self.log)
-        servers.wait_until_open(self.port, self.process, self.directory / "log")
-
-    def start_process(self, command, core, **options):
-        """The compactor may use either core, as it may on a larger machine; the shard pins itself."""
-        super().start_process(command, f"{SERVER_CORE},{CLIENT_CORE}", **options)
-
-    def pull(self, blob):
-        with urllib.request.urlopen(self.url(blob)) as answer:
-            while answer.read(1 << 20):
-                pass
 
     def purge(self, repository):
-        name = f"{servers.PROJECT}/{repository}"
+        name = f"{PROJECT}/{repository}"
         command = [self.programs.entrepot, "purge", "repository", name, "--config", self.file]
         subprocess.run(command, check=True, timeout=PURGE_SECONDS_MAX, stdout=sys.stderr)
+
+    def moved(self):
+        metrics = self.metrics()
+        return metrics[READ] + metrics[WRITTEN]
 
     def freeze(self):
         self.process.send_signal(signal.SIGSTOP)
@@ -93,93 +59,81 @@ url = "{origin.url}"
 
 def main():
     arguments = parse_arguments()
-    if not arguments.no_build:
-        build()
-    programs = servers.Programs(REPOSITORY / "target" / arguments.profile)
-    rate = f'background_rate = "{arguments.rate}"'
-    with tempfile.TemporaryDirectory(prefix="entrepot-background-", dir=arguments.dir) as directory:
-        directory = Path(directory)
-        with servers.Origin(programs, CLIENT_CORE) as origin:
-            blobs = [origin.put_blob(name, size) for name, size in SIZES.items()]
-            count = arguments.ballast_mib
-            make = lambda name, store: Cache(programs, directory, SERVER_CORE, name, store)
-            quiet = make("quiet", rate + '\nscrub_every = "3650d"')
-            scrub = make("scrub", rate + '\nscrub_every = "1s"')
-            compact = make("compact", rate + '\nscrub_every = "3650d"')
-            started = []
-            try:
-                for server in [quiet, scrub, compact]:
-                    server.start(origin, blobs)
-                    started.append(server)
-                    server.check(blobs)
-                    fill(server, origin, count)
-                    server.check(blobs)
-                    server.freeze()
-                compact.go_on()
-                compact.purge("drop")
-                compact.freeze()
-                records = measure(arguments, started, blobs)
-                facts = machine.facts(REPOSITORY, programs, arguments.profile)
-            finally:
-                for server in started:
-                    server.stop()
-    out = arguments.out or default_out(facts)
-    write(arguments, out, facts, records)
-    print((out / "summary.md").read_text())
-    print(f"written to {out}")
+    programs = run.programs(arguments)
+    with run.directory("background", arguments) as directory:
+        with Origin(programs, run.CLIENT_CORE) as origin:
+            records = caches(arguments, programs, directory, origin)
+        facts = run.facts(arguments, programs)
+    for record in records:
+        record.pop("command")
+    files = {"runs.jsonl": run.jsonl(records), "summary.md": page(arguments, facts, records)}
+    run.write(arguments, facts, files, "background")
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(prog="python3 bench/background", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=10, help="each measures everything once")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of one measurement")
-    parser.add_argument("--rate", default="256MiB", help="store.background_rate")
-    parser.add_argument("--ballast-mib", type=int, default=4096, help="bodies of 1 MiB in each store")
-    parser.add_argument("--connections", type=lambda t: [int(n) for n in t.split(",")], default=[1, 16])
-    parser.add_argument("--profile", default="release", help="of cargo: release or debug")
-    parser.add_argument("--no-build", action="store_true", help="take the programs as they are")
-    parser.add_argument("--dir", default="/var/tmp", help="for the stores; not a tmpfs")
-    parser.add_argument("--out", type=Path, help="default bench/results/<date>-<machine>-background")
+    parser = run.parser("background", __doc__, rounds=10, seconds=2.0)
+    add = parser.add_argument
+    add("--rate", default="256MiB", help="store.background_rate")
+    add("--ballast-mib", type=int, default=4096, help="bodies of 1 MiB in each store")
+    add("--connections", type=run.numbers, default=[1, 16])
     return parser.parse_args()
 
 
-def build():
-    command = ["cargo", "build", "--release", "-p", "entrepot", "-p", "entrepot-tools"]
-    subprocess.run(command, cwd=REPOSITORY, check=True)
+def caches(arguments, programs, directory, origin):
+    """Three with the same bytes, all but one of them stopped at any time."""
+    bodies = [origin.put_blob(name, size) for name, size in SIZES.items()]
+    ballast = put_ballast(origin, arguments.ballast_mib)
+    rate = f'background_rate = "{arguments.rate}"'
+    started = []
+    try:
+        for name, every in [("quiet", "3650d"), ("scrub", "1s"), ("compact", "3650d")]:
+            store = f'{rate}\nscrub_every = "{every}"'
+            cache = Cache(programs, directory, name, store)
+            cache.start(origin, bodies)
+            started.append(cache)
+            for body in ballast:
+                cache.pull(body)
+            cache.settle(bodies)
+            cache.freeze()
+        compact = started[-1]
+        compact.go_on()
+        compact.purge("drop")
+        compact.freeze()
+        return measure(arguments, started, bodies)
+    finally:
+        for cache in started:
+            cache.stop()
 
 
-def fill(server, origin, count):
+def put_ballast(origin, count):
     """Bodies of two repositories in turn, so that a purge of one leaves every segment half empty."""
-    for number in range(count):
-        repository = "drop" if number % 2 else "keep"
-        asked = {"repositories": [repository], "size": BALLAST_SIZE, "seed": 1_000_000 + number}
-        body = json.dumps(asked).encode()
-        request = urllib.request.Request(f"{origin.control}/_origin/blobs", body, method="POST")
-        with urllib.request.urlopen(request) as answer:
-            digest = json.load(answer)["digest"]
-        server.pull(servers.Blob("ballast", BALLAST_SIZE, digest, repository))
+    return [
+        origin.put_blob(
+            "ballast", BALLAST_SIZE, seed=1_000_000 + number, repository=["keep", "drop"][number % 2]
+        )
+        for number in range(count)
+    ]
 
 
-def measure(arguments, started, blobs):
-    """One record for each measurement; the servers in turn, all others standing still."""
-    client = clients.Load(started[0].programs, CLIENT_CORE)
+def measure(arguments, started, bodies):
+    """One record for each measurement; the caches in turn, all others standing still."""
+    client = Load(started[0].programs, run.CLIENT_CORE)
     records = []
     for turn in range(arguments.rounds):
         shift = turn % len(started)
-        for blob in blobs:
+        for body in bodies:
             for connections in arguments.connections:
-                for server in started[shift:] + started[:shift]:
-                    server.go_on()
-                    server.pull(blob)
-                    before, since = server.metrics(), time.monotonic()
-                    result = client.measure(server, blob, connections, arguments.seconds)
-                    after, took = server.metrics(), time.monotonic() - since
-                    server.freeze()
-                    moved = sum(after[name] - before[name] for name in (READ, WRITTEN))
+                for cache in started[shift:] + started[:shift]:
+                    cache.go_on()
+                    cache.pull(body)
+                    before, since = cache.moved(), time.monotonic()
+                    result = client.measure(cache, body, connections, arguments.seconds)
+                    moved, took = cache.moved() - before, time.monotonic() - since
+                    cache.freeze()
                     record = {
                         "round": turn,
-                        "server": server.name,
-                        "size": blob.name,
+                        "server": cache.name,
+                        "size": body.name,
                         "connections": connections,
                         "background_mb_per_s": moved / took / 1e6,
                         **result,
@@ -190,66 +144,47 @@ def measure(arguments, started, blobs):
 
 
 def line(record):
+    latency = record["latency_ms"]
     return (
         f"round {record['round']:2} {record['server']:8} {record['size']:>5} "
         f"c={record['connections']:<3} {record['requests_per_s']:8.0f} req/s "
-        f"p50 {record['p50_ms']:7.3f} p99 {record['p99_ms']:7.3f} ms "
+        f"p50 {latency['p50']:7.3f} p99 {latency['p99']:7.3f} ms "
         f"background {record['background_mb_per_s']:6.0f} MB/s errors {record['errors']}"
     )
 
 
-def default_out(facts):
-    date = datetime.date.today().isoformat()
-    return REPOSITORY / "bench" / "results" / f"{date}-{facts['name']}-background"
-
-
-def write(arguments, out, facts, records):
-    out.mkdir(parents=True, exist_ok=True)
-    facts["arguments"] = sys.argv[1:]
-    (out / "machine.json").write_text(json.dumps(facts, indent=2) + "\n")
-    with open(out / "runs.jsonl", "w") as file:
-        for record in records:
-            record.pop("command")
-            file.write(json.dumps(record) + "\n")
-    (out / "summary.md").write_text(page(arguments, facts, records))
-
-
 def page(arguments, facts, records):
-    lines = [
-        "# What scrub and compaction cost those who are being served\n",
-        f"{facts['processor']}, {facts['cores']} cores, {facts['memory_gib']} GiB, "
-        f"{facts['distribution']}, kernel {facts['kernel']}. Commit {facts['commit']}, "
-        f"profile {facts['profile']}. One shard on core {SERVER_CORE}, the client on core "
-        f"{CLIENT_CORE}, the compactor on either. `background_rate` {arguments.rate}, read and "
-        f"written together; {arguments.rounds} rounds, the servers in turn within each, all "
-        "others stopped. Command: "
-        f"`python3 bench/background {' '.join(facts['arguments'])}`".rstrip() + "\n",
-        "| size | c | busy with | p99 / quiet's | p50 / quiet's | req/s / quiet's | p99 ms | quiet p99 ms | background MB/s |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    pick = lambda **wanted: [r for r in records if all(r[k] == v for k, v in wanted.items())]
+    header = ["size", "c", "busy with", "p99 / quiet's", "p50 / quiet's", "req/s / quiet's"]
+    header += ["p99 ms", "quiet p99 ms", "background MB/s"]
+    rows = []
     for size in SIZES:
         for connections in arguments.connections:
-            quiet = pick(server="quiet", size=size, connections=connections)
+            quiet = pick(records, server="quiet", size=size, connections=connections)
             for name in ["scrub", "compact"]:
-                runs = pick(server=name, size=size, connections=connections)
-                # A round in which there was nothing left to do says nothing.
-                pairs = [(b, q) for b, q in zip(runs, quiet) if b["background_mb_per_s"] > 1]
-                ratio = lambda key: spread([b[key] / q[key] for b, q in pairs], "{:.2f}")
-                cells = [
-                    size,
-                    str(connections),
-                    f"{name} ({len(pairs)} rounds)",
-                    ratio("p99_ms"),
-                    ratio("p50_ms"),
-                    ratio("requests_per_s"),
-                    spread([b["p99_ms"] for b, _ in pairs], "{:.3f}"),
-                    spread([q["p99_ms"] for _, q in pairs], "{:.3f}"),
-                    spread([b["background_mb_per_s"] for b, _ in pairs], "{:.0f}"),
-                ]
-                lines.append(f"| {' | '.join(cells)} |")
-    lines.append("\nMedians over the rounds of the ratio within a round, in brackets the lowest and highest.\n")
-    return "\n".join(lines)
+                runs = pick(records, server=name, size=size, connections=connections)
+                runs = [run for run in runs if run["background_mb_per_s"] > BUSY_MB_PER_S]
+                rows.append([size, connections, f"{name} ({len(runs)} rounds)", *cells(runs, quiet)])
+    return "\n".join([
+        run.heading("background", "What scrub and compaction cost those who are being served", facts),
+        f"One shard on core {run.SERVER_CORE}, the client on core {run.CLIENT_CORE}, the compactor "
+        f"on either. `background_rate` {arguments.rate}, read and written together; "
+        f"{arguments.rounds} rounds, the servers in turn within each, all others stopped.\n",
+        table(header, rows),
+        "Medians over the rounds of the ratio within a round, in brackets the lowest and highest.\n",
+    ])
+
+
+def cells(runs, quiet):
+    latency = lambda at: lambda record: record["latency_ms"][at]
+    over = lambda of: spread(paired(runs, quiet, lambda one, other: of(one) / of(other)), "{:.2f}")
+    return [
+        over(latency("p99")),
+        over(latency("p50")),
+        over(lambda record: record["requests_per_s"]),
+        spread([latency("p99")(record) for record in runs], "{:.3f}"),
+        spread([latency("p99")(record) for record in quiet], "{:.3f}"),
+        spread([record["background_mb_per_s"] for record in runs], "{:.0f}"),
+    ]
 
 
 if __name__ == "__main__":

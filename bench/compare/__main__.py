@@ -1,77 +1,100 @@
-"""Side by side: entrepot serving cached blobs, nginx serving the same bytes as files.
+"""Side by side: entrepot, nginx and other caches, with the same bytes in the same run.
 
-Run as `python3 bench/compare`; bench/README.md says what is measured and how to read it.
+Scenarios (default: all of them but `pages` and `records`)
+  rates    what is cached: manifest, HEAD, tag, blobs of 4 KiB to 1 GiB
+  cold     one client of a body that nobody has yet
+  herd     64 clients at once of a body that nobody has yet
+  idle     10,000 connections that ask for nothing
+  pages    bodies that were evicted from the page cache
+  records  the cost of a hit beside 10^3 to 10^6 records
+
+bench/README.md says how to read what comes out.
 """
 
-import argparse
-import datetime
-import json
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 sys.dont_write_bytecode = True  # nothing is left behind beside the scripts
-import clients
-import machine
-import servers
-import summary
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import bounds
+import idle
+import misses
+import pages
+import rates
+import records
+from bench import SERVERS, Bench
+from harness import clients, machine, run
+from harness.origin import Origin
+from harness.page import pick
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-SIZES = {"4KiB": 4 << 10, "64KiB": 64 << 10, "1MiB": 1 << 20, "64MiB": 64 << 20, "1GiB": 1 << 30}
-SERVER_CORE = 0
-CLIENT_CORE = 1
+SCENARIOS = {
+    "rates": rates.run,
+    "cold": misses.cold,
+    "herd": misses.herd,
+    "idle": idle.run,
+    "pages": pages.run,
+    "records": records.run,
+}
+DEFAULT_SCENARIOS = ["rates", "cold", "herd", "idle"]
+DEFAULT_SERVERS = ["nginx", "nginx-proxy", "nginx-sendfile", "docker-registry", "varnish", "entrepot"]
+# Whether it works, not how fast it is.
+QUICK = {
+    "rounds": 1,
+    "seconds": 0.3,
+    "rows": ["manifest", "head", "tag", "64KiB", "1MiB"],
+    "connections": [1, 16],
+    "cold_mib": 64,
+    "herd_mib": 8,
+    "idle_connections": 1000,
+    "idle_seconds": 2.0,
+    "pages_count": 16,
+    "pages_mib": 4,
+    "records": [1_000, 10_000],
+}
 
 
 def main():
     arguments = parse_arguments()
-    if not arguments.no_build:
-        build()
-    programs = servers.Programs(REPOSITORY / "target" / arguments.profile)
-    with tempfile.TemporaryDirectory(prefix="entrepot-compare-", dir=arguments.dir) as directory:
-        directory = Path(directory)
-        directory.chmod(0o755)  # nginx's worker is another user when we are root
-        with servers.Origin(programs, CLIENT_CORE) as origin:
-            blobs = [origin.put_blob(name, SIZES[name]) for name in arguments.sizes]
-            started = [start(name, programs, directory, origin, blobs) for name in arguments.servers]
-            try:
-                for server in started:
-                    server.check(blobs)
-                records = measure(arguments, started, blobs)
-                facts = machine.facts(REPOSITORY, programs, arguments.profile)
-                facts["nginx"] = machine.output([servers.nginx_program(), "-v"])
-                facts["wrk"] = machine.output(["wrk", "-v"]).split(" Copyright")[0]
-                facts["counters"] = {server.name: server.counters() for server in started}
-                facts["commands"] = commands(started, directory, records)
-                facts["configurations"] = {server.name: server.configuration for server in started}
-            finally:
-                for server in started:
-                    server.stop()
-    out = arguments.out or default_out(facts)
-    write(out, facts, records, hide(directory))
-    print((out / "summary.md").read_text())
-    print(f"written to {out}")
+    programs = run.programs(arguments, ["entrepot", "entrepot-tools", "entrepot-bench"])
+    measured = []
+    with run.directory("compare", arguments) as directory:
+        with Origin(programs, run.CLIENT_CORE) as origin:
+            bench = Bench(arguments, programs, directory, origin)
+            for scenario in arguments.scenarios or DEFAULT_SCENARIOS:
+                measured += SCENARIOS[scenario](bench)
+            facts = collect(arguments, programs, bench, measured)
+    files = {f"{name}.{suffix}": text for name, (suffix, text) in bench.configurations.items()}
+    files["runs.jsonl"] = run.jsonl(measured)
+    files["summary.md"] = page(facts, measured)
+    run.write(arguments, facts, files, hide=[(directory, "$DIR"), (programs.origin.parent, "target")])
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(prog="python3 bench/compare", description=__doc__)
-    names = lambda text: text.split(",")
-    numbers = lambda text: [int(part) for part in text.split(",")]
-    parser.add_argument("--rounds", type=int, default=10, help="each measures everything once")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of one measurement")
-    parser.add_argument("--sizes", type=names, default=["4KiB", "1MiB", "64MiB"], help=" ".join(SIZES))
-    parser.add_argument("--connections", type=numbers, default=[1, 16])
-    parser.add_argument("--clients", type=names, default=["wrk", "entrepot-load"])
-    parser.add_argument("--servers", type=names, default=["nginx", "entrepot"])
-    parser.add_argument("--profile", default="release", help="of cargo: release or debug")
-    parser.add_argument("--no-build", action="store_true", help="take the programs as they are")
-    parser.add_argument("--dir", default="/var/tmp", help="for files and store; not a tmpfs")
-    parser.add_argument("--out", type=Path, help="default bench/results/<date>-<machine>")
+    parser = run.parser("compare", __doc__, rounds=10, seconds=1.0)
+    add = parser.add_argument
+    add("scenarios", nargs="*", metavar="SCENARIO", help=" ".join(SCENARIOS))
+    add("--quick", action="store_true", help="one short round of little: whether it works")
+    add("--servers", type=run.names, default=DEFAULT_SERVERS, help=",".join(DEFAULT_SERVERS))
+    add("--rows", type=run.names, default=rates.ROWS, help=",".join(rates.ROWS))
+    add("--connections", type=run.numbers, default=[1, 16, 256])
+    add("--clients", type=run.names, help="of every row, instead of the row's own: wrk,entrepot-load")
+    add("--cold-mib", type=int, default=1024, help="size of the cold body")
+    add("--herd-mib", type=int, default=256, help="size of the herd's body")
+    add("--idle-connections", type=int, default=10_000)
+    add("--idle-seconds", type=float, default=20.0)
+    add("--pages-count", type=int, default=32, help="evicted bodies")
+    add("--pages-mib", type=int, default=64, help="size of each")
+    add("--records", type=run.numbers, default=[1_000, 10_000, 100_000, 1_000_000])
     arguments = parser.parse_args()
+    if arguments.quick:
+        for name, value in QUICK.items():
+            if getattr(arguments, name) == parser.get_default(name):
+                setattr(arguments, name, value)
     for given, known in [
-        (arguments.sizes, SIZES),
-        (arguments.clients, clients.BY_NAME),
-        (arguments.servers, servers.BY_NAME),
+        (arguments.scenarios, SCENARIOS),
+        (arguments.servers, SERVERS),
+        (arguments.rows, rates.ROWS),
+        (arguments.clients or [], clients.BY_NAME),
     ]:
         for name in given:
             if name not in known:
@@ -79,77 +102,39 @@ def parse_arguments():
     return arguments
 
 
-def build():
-    command = ["cargo", "build", "--release", "-p", "entrepot", "-p", "entrepot-tools"]
-    subprocess.run(command, cwd=REPOSITORY, check=True)
+def collect(arguments, programs, bench, measured):
+    facts = run.facts(arguments, programs)
+    facts["versions"] = machine.versions()
+    facts["counters"] = bench.counters
+    facts["commands"] = bench.commands
+    for record in measured:
+        # Ports differ between rounds, and nothing else does.
+        if command := record.pop("command", None):
+            which = [record.get(name) for name in ("scenario", "row", "connections", "client")]
+            facts["commands"].setdefault(", ".join(str(part) for part in which if part), command)
+    return facts
 
 
-def start(name, programs, directory, origin, blobs):
-    server = servers.BY_NAME[name](programs, directory, SERVER_CORE)
-    server.start(origin, blobs)
-    return server
-
-
-def measure(arguments, started, blobs):
-    """One record for each measurement; servers take turns in going first."""
-    works = [
-        (blob, connections, client)
-        for blob in blobs
-        for connections in arguments.connections
-        for client in arguments.clients
+def page(facts, measured):
+    versions = "; ".join(facts["versions"].values())
+    parts = [
+        run.heading("compare", "entrepot and others, side by side", facts),
+        f"{versions}. One core for the server ({run.SERVER_CORE}), one for the client and the "
+        f"origin ({run.CLIENT_CORE}); the servers in turn within each round.\n",
+        bounds.section(measured),
     ]
-    records = []
-    for turn in range(arguments.rounds):
-        order = started if turn % 2 == 0 else list(reversed(started))
-        for blob, connections, client in works:
-            for server in order:
-                run = clients.BY_NAME[client](server.programs, CLIENT_CORE)
-                cpu = server.cpu_seconds()
-                result = run.measure(server, blob, connections, arguments.seconds)
-                result["server_cpu_s"] = server.cpu_seconds() - cpu
-                record = {
-                    "round": turn,
-                    "server": server.name,
-                    "size": blob.name,
-                    "connections": connections,
-                    "client": client,
-                    **result,
-                }
-                records.append(record)
-                print(summary.line(record), file=sys.stderr)
-    return records
-
-
-def commands(started, directory, records):
-    hidden = hide(directory)
-    seen = {server.name: hidden(" ".join(server.command)) for server in started}
-    for record in records:
-        name = f"{record['client']}, {record['size']}, {record['connections']} connections"
-        seen.setdefault(name, hidden(record["command"]))
-    return seen
-
-
-def hide(directory):
-    """Paths of this machine say nothing to a reader."""
-    return lambda text: text.replace(str(directory), "$DIR").replace(f"{REPOSITORY}/", "")
-
-
-def default_out(facts):
-    date = datetime.date.today().isoformat()
-    return REPOSITORY / "bench" / "results" / f"{date}-{facts['name']}"
-
-
-def write(out, facts, records, hidden):
-    out.mkdir(parents=True, exist_ok=True)
-    facts["arguments"] = [hidden(argument) for argument in sys.argv[1:]]
-    configurations = facts.pop("configurations")
-    for name, (suffix, text) in configurations.items():
-        (out / f"{name}.{suffix}").write_text(hidden(text))
-    (out / "machine.json").write_text(json.dumps(facts, indent=2) + "\n")
-    with open(out / "runs.jsonl", "w") as file:
-        for record in records:
-            file.write(hidden(json.dumps(record)) + "\n")
-    (out / "summary.md").write_text(summary.page(facts, records))
+    sections = {"rates": rates.section, "idle": idle.section, "pages": pages.section}
+    sections |= {"records": records.section}
+    sections |= {name: lambda mine, name=name: misses.section(mine, name) for name in ("cold", "herd")}
+    for name in SCENARIOS:
+        # Traces of a scenario go to its section.
+        if pick(measured, scenario=name):
+            mine = [record for record in measured if record["scenario"].startswith(name)]
+            parts.append(sections[name](mine))
+    if counters := facts["counters"].get("entrepot"):
+        parts.append("Counted by entrepot while rates were measured:\n")
+        parts.append("".join(f"- `{name}` {value:.0f}\n" for name, value in sorted(counters.items())))
+    return "\n".join(part for part in parts if part)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,10 @@ import re
 import subprocess
 from pathlib import Path
 
+from .process import program
+
+# How programs of other makers tell theirs.
+VERSION_FLAGS = {"nginx": "-v", "docker-registry": "--version", "varnishd": "-V", "wrk": "-v"}
 
 
 def facts(repository, programs, profile):
@@ -23,6 +27,16 @@ def facts(repository, programs, profile):
         "profile": profile,
         "rustc": output(["rustc", "--version"]),
         "entrepot": output([str(programs.entrepot), "--version"]),
+    }
+
+
+def versions():
+    """Of those that are installed."""
+    found = {name: program(name) for name in VERSION_FLAGS}
+    return {
+        name: output([path, VERSION_FLAGS[name]]).split(" Copyright")[0]
+        for name, path in found.items()
+        if path
     }
 
 

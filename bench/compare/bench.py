@@ -1,0 +1,56 @@
+"""What the scenarios stand on: the origin, servers that are started for them, their order."""
+
+import shutil
+from contextlib import contextmanager
+
+from harness.clients import Load
+from harness.entrepot import Entrepot
+from harness.nginx import Nginx, NginxAio, NginxProxy, NginxSendfile
+from harness.peers import Registry, Varnish
+from harness.run import CLIENT_CORE, SERVER_CORE
+
+SERVERS = {
+    server.name: server
+    for server in [Nginx, NginxProxy, NginxSendfile, Registry, Varnish, Entrepot, NginxAio]
+}
+
+
+class Bench:
+    def __init__(self, arguments, programs, directory, origin):
+        self.arguments = arguments
+        self.programs = programs
+        self.directory = directory
+        self.origin = origin
+        self.load = Load(programs, CLIENT_CORE)
+        # Of every server that was started: how.
+        self.configurations, self.commands = {}, {}
+        self.counters = {}
+
+    @contextmanager
+    def serving(self, servers, bodies=()):
+        """Runs `servers`, each made by a function of (programs, folder, core); then removes what
+        they left."""
+        folder = self.directory / "servers"
+        folder.mkdir()
+        started = []
+        try:
+            for make in servers:
+                server = make(self.programs, folder, SERVER_CORE)
+                server.start(self.origin, bodies)
+                started.append(server)
+                self.configurations.setdefault(server.name, server.configuration)
+                self.commands.setdefault(server.name, " ".join(server.command))
+            yield started
+        finally:
+            for server in started:
+                server.stop()
+            shutil.rmtree(folder)
+
+    def chosen(self):
+        return [SERVERS[name] for name in self.arguments.servers]
+
+
+def in_turn(servers, turn):
+    """Each goes first as often as the others."""
+    shift = turn % len(servers)
+    return servers[shift:] + servers[:shift]

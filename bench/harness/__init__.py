@@ -1,0 +1,1 @@
+"""What the runners share: processes, clients, the machine's facts, pages and result folders."""
