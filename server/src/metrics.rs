@@ -324,8 +324,9 @@ impl Page {
 
     /// The state of the gates. Ids tell apart two upstreams of one project with one origin.
     fn upstreams(&mut self, board: &Board) {
+        let shown = board.shown();
         for (figure, of, family) in FIGURES {
-            for (id, levels) in board.shown() {
+            for (id, levels) in &*shown {
                 let (project, origin) = (&levels.name().project, &levels.name().origin);
                 let (project, origin, id) = (label(project), label(origin), id.0);
                 let labels = format!("project=\"{project}\",upstream=\"{origin}\",id=\"{id}\"");

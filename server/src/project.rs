@@ -149,6 +149,11 @@ impl Projects {
         self.routes.by_name.len()
     }
 
+    /// Those that a name leads to.
+    pub fn configured(&self) -> impl Iterator<Item = &Project> {
+        self.routes.by_name.values().map(|index| self.get(*index))
+    }
+
     pub fn get(&self, index: usize) -> &Project {
         &self.projects[index]
     }

@@ -367,6 +367,7 @@ impl Owner {
             Message::Adopt { adoption, reply } => {
                 self.client.learn(&adoption.upstreams);
                 self.sources.adopt(&adoption.projects);
+                self.gates.adopt();
                 let _ = reply.try_send(());
             }
             Message::Purge { step, reply } => {

@@ -16,7 +16,9 @@ use entrepot_storage::Seconds;
 use crate::clock;
 use crate::failure::{Failure, FailureKind};
 use crate::fetch::BodyKind;
-use crate::gate::{Board, Enter, Gates, Heard, Lane, Name, Pass, Standing, Urgency, WAIT_MAX};
+use crate::gate::{
+    Board, Enter, Gates, Heard, Lane, Name, Pass, Shown, Standing, Urgency, WAIT_MAX,
+};
 use crate::http::rate_limit;
 use crate::http::upstream_head::ResponseHead;
 use crate::mailbox::{Message, Post};
@@ -35,8 +37,9 @@ pub struct Wanted<'a> {
     pub range: Option<Part>,
 }
 
-/// How often one request goes round its upstreams: the second time to those whose rate limit it
-/// met, when their time is up. One that is limited again then is no use to a client that waits.
+/// How often one request goes round its upstreams: the second time to those that said until when
+/// they want to be left alone, when that time is up. One that says so again then is no use to a
+/// client that waits.
 const ROUNDS_MAX: usize = 2;
 
 /// Says of an origin whether it is passed over.
@@ -92,6 +95,8 @@ pub struct Sources {
     board: Arc<Board>,
     /// Of answers that are read whole.
     pub whole: whole::Bounds,
+    /// What the board shows of them, so that nobody takes its lock to look.
+    levels: Rc<RefCell<Arc<Shown>>>,
     /// Second of the last warning.
     warned: Rc<Cell<Seconds>>,
 }
@@ -104,15 +109,17 @@ impl Sources {
         board: Arc<Board>,
         whole: whole::Bounds,
     ) -> Sources {
-        let projects = Rc::new(RefCell::new(Rc::new(projects.clone())));
-        Sources {
+        let sources = Sources {
             client,
-            projects,
+            projects: Rc::default(),
             post,
             board,
             whole,
+            levels: Rc::default(),
             warned: Rc::default(),
-        }
+        };
+        sources.adopt(projects);
+        sources
     }
 
     /// As they are now. Take them once for what must agree.
@@ -124,8 +131,15 @@ impl Sources {
         ProjectRef::new(self.projects(), index)
     }
 
-    /// A reload: what is asked from now on goes by these.
+    /// A reload: what is asked from now on goes by these, and these are on the board.
     pub fn adopt(&self, projects: &Projects) {
+        let configured = projects.configured().flat_map(|project| {
+            project.upstreams.iter().map(|(upstream, origin)| {
+                let (project, origin) = (project.name.clone(), origin.clone());
+                (*upstream, Name { project, origin })
+            })
+        });
+        *self.levels.borrow_mut() = self.board.adopt(configured);
         *self.projects.borrow_mut() = Rc::new(projects.clone());
     }
 
@@ -135,7 +149,9 @@ impl Sources {
         let project = self.project(project);
         let upstreams = &project.upstreams;
         let named = upstreams.iter().find(|(_, known)| **known == *origin);
-        named.map_or(1, |(upstream, _)| self.board.stretch(*upstream))
+        let levels = self.levels.borrow();
+        let levels = named.and_then(|(upstream, _)| levels.get(upstream));
+        levels.map_or(1, |levels| levels.stretch())
     }
 
     /// The first answer, in the order of the search. What upstreams refuse for their rate limit
@@ -188,27 +204,28 @@ impl Sources {
         search: &Search<'_>,
         round: &mut Round,
     ) -> Option<Answer> {
-        let mut limited = Vec::new();
+        let mut held = Vec::new();
         for (upstream, origin) in std::mem::take(&mut round.upstreams) {
             let source = (upstream, &origin);
-            let error = match self.ask(source, repository, wanted, search, round).await {
+            let asked = self.ask(source, repository, wanted, search, round);
+            let Refusal { error, holds } = match asked.await {
                 Ok(response) => return Some(Answer { origin, response }),
-                Err(error) => error,
+                Err(refusal) => refusal,
             };
             self.log(&origin, repository, wanted.path, &error);
             let own = search.came_from == Some(&*origin);
             let last = own && !matches!(error.kind, FailureKind::NotFound | FailureKind::Denied);
             // Refused after it was waited for, the wait would be too long.
             let refused = round.urgency == Urgency::Patient && error.status.is_none();
-            if error.kind == FailureKind::RateLimited && !search.spare && !refused {
-                limited.push((upstream, origin));
+            if holds && !search.spare && !refused {
+                held.push((upstream, origin));
             }
             round.note(error, own);
             if last {
                 break;
             }
         }
-        round.upstreams = limited;
+        round.upstreams = held;
         None
     }
 
@@ -236,10 +253,10 @@ impl Sources {
         wanted: &Wanted<'_>,
         search: &Search<'_>,
         round: &Round,
-    ) -> Result<Response, Failure> {
+    ) -> Result<Response, Refusal> {
         if search.refused.is_some_and(|refused| refused(origin)) {
             let why = format!("{origin} sent wrong bytes for {} a moment ago", wanted.path);
-            return Err(Failure::new(FailureKind::BadBody, why));
+            return Err(Failure::new(FailureKind::BadBody, why).into());
         }
         let cached = search.came_from.is_some();
         let source = (upstream, origin);
@@ -266,15 +283,17 @@ impl Sources {
                     wait: None,
                     budget: None,
                 });
-                return Err(failure);
+                return Err(failure.into());
             }
         };
         let good = response.status == 200 || (response.status == 206 && wanted.range.is_some());
         let retry_after = response.head.field("retry-after");
         let failure = (!good).then(|| Failure::status(origin, response.status, retry_after));
-        pass.heard(heard(&response, failure.clone()));
+        let heard = heard(&response, failure.clone());
+        let holds = heard.holds();
+        pass.heard(heard);
         match failure {
-            Some(failure) => Err(failure),
+            Some(error) => Err(Refusal { error, holds }),
             None => {
                 response.body.keep(pass);
                 Ok(response)
@@ -290,7 +309,7 @@ impl Sources {
         wanted: &Wanted<'_>,
         cached: bool,
         round: &Round,
-    ) -> Result<Pass, Failure> {
+    ) -> Result<Pass, Refusal> {
         let project = self.project(repository.project).name.clone();
         let namer = self.board.namer();
         let question = namer.question(&project, &repository.name, wanted.method, wanted.path);
@@ -310,7 +329,27 @@ impl Sources {
                 reply,
             })
         };
-        self.post.ask(owner, enter).await?
+        let entered = self.post.ask(owner, enter).await?;
+        entered.map_err(|error| Refusal {
+            holds: error.kind == FailureKind::RateLimited,
+            error,
+        })
+    }
+}
+
+/// Why one upstream gave no answer.
+struct Refusal {
+    error: Failure,
+    /// It is held for a while: waiting for it may help.
+    holds: bool,
+}
+
+impl From<Failure> for Refusal {
+    fn from(error: Failure) -> Refusal {
+        Refusal {
+            error,
+            holds: false,
+        }
     }
 }
 
@@ -341,7 +380,9 @@ impl Round {
 /// What an answer says to the gate.
 fn heard(response: &Response, failure: Option<Failure>) -> Heard {
     let field = |name| response.head.field(name);
+    let names_a_time = matches!(response.status, 429 | 502..=504);
     let wait = field("retry-after")
+        .filter(|_| names_a_time)
         .and_then(|value| rate_limit::retry_after(value, clock::now()))
         .map(Duration::from_secs);
     // What a place says that it led to is not about the upstream.

@@ -10,8 +10,11 @@ use entrepot_tests::deadline::until_true;
 use entrepot_tests::entrepot::{Config, Entrepot, Setup};
 use entrepot_tests::http::{Answer, get, get_hashed};
 use entrepot_tests::origin::{Held, Origin};
+use entrepot_tests::sha256::digest;
 
 const TAG: &str = "/v2/dh/library/app/manifests/1";
+/// Of what waits for nobody, on a busy machine.
+const SOON: Duration = Duration::from_secs(5);
 /// Of a breaker, short so that a test sees several of its pauses.
 const PAUSE: Duration = Duration::from_millis(400);
 
@@ -173,24 +176,28 @@ fn no_more_connections_than_permits_and_the_rest_waits() {
         json!({"kind": "blob", "method": "GET"}),
         json!({"halt_at": "50%"}),
     );
-    let server = before(&origin, "connections_max = 3");
-    let addr = server.addr();
-    let clients: Vec<_> = blobs
-        .iter()
-        .map(|blob| (blob_target(blob), blob.digest.clone()))
-        .map(|(target, digest)| {
-            thread::spawn(move || {
-                let hashed = get_hashed(addr, &target).expect("a head");
-                assert_eq!((hashed.broken, hashed.digest), (None, digest));
-            })
-        })
-        .collect();
+    let image = origin.image("library/app", "1", 1);
+    let server = before(&origin, "connections_max = 4");
+    server.get(TAG).expect(200);
+    let clients = pull_in_threads(&server, &blobs);
     origin.wait(json!({"kind": "blob", "state": "halted"}), 3);
     until_true("the others wait", || {
         server.metric("entrepot_upstream_waiting", &[]) == 5.0
     });
     assert_eq!(server.metric("entrepot_upstream_permits", &[]), 3.0);
     assert_eq!(origin.count("kind=blob"), 3);
+
+    // The fourth is kept for checks of tags: none of them waits for the end of a body.
+    origin.clear_log();
+    for _ in 0..10 {
+        let began = Instant::now();
+        let tag = server.get(TAG).expect(200);
+        assert_eq!(tag.field("warning"), None, "{}", tag.head.raw);
+        assert_eq!(digest(&tag.body), image.digest);
+        assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    }
+    assert_eq!(origin.count("kind=manifest&method=HEAD"), 10);
+    assert_eq!(server.metric("entrepot_upstream_waiting", &[]), 5.0);
     origin.release();
     for client in clients {
         client.join().expect("all are served in the end");
@@ -198,6 +205,89 @@ fn no_more_connections_than_permits_and_the_rest_waits() {
     until_true("all permits are given back", || {
         server.metric("entrepot_upstream_permits", &[]) == 0.0
     });
+}
+
+fn pull_in_threads(server: &Entrepot, blobs: &[Held]) -> Vec<thread::JoinHandle<()>> {
+    let addr = server.addr();
+    let pull = |blob: &Held| {
+        let (target, digest) = (blob_target(blob), blob.digest.clone());
+        thread::spawn(move || {
+            let hashed = get_hashed(addr, &target).expect("a head");
+            assert_eq!((hashed.broken, hashed.digest), (None, digest));
+        })
+    };
+    blobs.iter().map(pull).collect()
+}
+
+/// RFC 9110 §10.2.3: not only a 429 says for how long.
+#[test]
+fn a_busy_upstream_that_names_a_time_is_left_alone_until_then() {
+    let origin = Origin::start();
+    let blobs: Vec<Held> = (0..4)
+        .map(|seed| origin.blob(&["library/app"], 1_000, seed))
+        .collect();
+    let server = before(&origin, "");
+    let busy = json!({"status": 503, "headers": {"Retry-After": "2"}});
+    origin.fault_times(1, json!({"kind": "blob"}), busy);
+    let began = Instant::now();
+    let (addr, target) = (server.addr(), blob_target(&blobs[0]));
+    let first = thread::spawn(move || get(addr, &target));
+    until_true("its lane is held", || {
+        server.metric("entrepot_upstream_held_lanes", &[]) == 1.0
+    });
+    for client in pull_in_threads(&server, &blobs[1..]) {
+        client.join().expect("no client sees it");
+    }
+    first.join().expect("an answer").expect(200);
+    assert!(began.elapsed() >= Duration::from_millis(1_900));
+    assert_eq!(origin.count("kind=blob"), 5, "only the first asked twice");
+
+    // For longer than a client waits: passed on, and nobody asks.
+    let busy = json!({"status": 503, "headers": {"Retry-After": "86400"}});
+    origin.fault(json!({"kind": "blob"}), busy);
+    let absent = blob_target(&origin.blob(&["library/app"], 1_000, 9));
+    origin.clear_log();
+    for _ in 0..10 {
+        let answer = server.get(&absent);
+        assert_eq!(answer.status(), 502, "{}", answer.head.raw);
+        let after = retry_after(&answer).expect("a time to come back at");
+        assert!((290..=300).contains(&after), "{}", answer.head.raw);
+    }
+    assert_eq!(origin.count("kind=blob"), 1);
+}
+
+/// Ids are never given twice, so those of former configurations must not pile up.
+#[test]
+fn the_metrics_know_the_upstreams_of_now_and_no_others() {
+    let origin = Origin::start();
+    origin.image("library/app", "1", 1);
+    let server = before(&origin, "");
+    let shown = || {
+        let page = get(server.admin(), "/metrics").expect(200).text();
+        let series = page.lines().filter(|line| {
+            line.starts_with("entrepot_upstream_breaker{") && line.contains("project=\"dh\"")
+        });
+        series.map(str::to_owned).collect::<Vec<_>>()
+    };
+    server.get(TAG).expect(200);
+    let first = shown();
+    assert_eq!(first.len(), 1, "{first:?}");
+    for nth in 1..=5 {
+        // Another setting, so another upstream.
+        let keys = format!(
+            "url = \"{}\"\nconnections_max = {}",
+            origin.url(),
+            100 + nth
+        );
+        let config = Config::new().project("dh", "default = true", &[]);
+        let text = config.upstream("dh", &keys);
+        std::fs::write(server.setup().config_path(), text.text()).expect("the configuration");
+        server.ask_ok(&["reload"]);
+        server.get(TAG).expect(200);
+        let now = shown();
+        assert_eq!(now.len(), 1, "{now:?}");
+        assert_ne!(now, first);
+    }
 }
 
 #[test]

@@ -207,6 +207,12 @@ pub enum Cause {
     ClearText(String),
     #[error("the credentials for {0} go to whoever answers: tls_verify is off")]
     Unverified(String),
+    #[error("${variable}: {part:?} is not {expected}: it is passed over")]
+    NoProxy {
+        variable: String,
+        part: String,
+        expected: &'static str,
+    },
     #[error("\"***\" is what print-config writes in place of a password: it is taken literally")]
     MaskedPassword,
 }

@@ -17,7 +17,7 @@ use super::section::{Section, Sink};
 use super::tree::{self, Node, Value};
 use super::{
     Capacity, Config, DAY, GIB, KIB, Limits, Log, LogFormat, MIB, SecretSource, StoreConfig, TIB,
-    project, units,
+    project, proxy, units,
 };
 use crate::control;
 
@@ -81,6 +81,8 @@ pub fn load(sources: &Sources, env: &dyn Fn(&str) -> Option<String>) -> Result<L
     let errors = Sink::default();
     let warnings = Sink::default();
     let config = read(Section::root(&root, &errors), &warnings, env);
+    let upstreams = config.projects.iter().flat_map(|it| &it.upstreams);
+    proxy::warn_of_exceptions(upstreams.map(|it| &it.proxies), env, &warnings);
     if let Some(path) = &sources.file {
         warn_of_readable_passwords(&config, path, &warnings);
     }

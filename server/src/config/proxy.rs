@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::error::{Cause, Place};
-use super::section::Section;
+use super::section::{Section, Sink};
 use super::url::{Scheme, Url, UrlError};
 use super::{MASK, Secret, SecretSource};
 
@@ -124,6 +124,12 @@ impl Proxies {
         let excepted = self.exceptions.iter().any(|it| it.covers(origin));
         let near = !self.chosen && origin.is_loopback();
         (!excepted && !near).then_some(proxy)
+    }
+
+    /// Whether `NO_PROXY` decides where a proxy is used.
+    fn go_by_the_environment(&self) -> bool {
+        let leads = self.http.is_some() || self.https.is_some();
+        leads && self.exceptions_written.is_empty()
     }
 
     /// Whether a password stands in the configuration itself.
@@ -264,12 +270,39 @@ pub fn read(section: &Section<'_>, env: &dyn Fn(&str) -> Option<String>) -> Prox
         }
         None => {
             let list = variable(env, "NO_PROXY").map_or(String::new(), |(_, list)| list);
-            // What others make of a word we do not know is theirs; it excepts nothing here.
-            let parts = list.split([',', ' ']).filter(|part| !part.is_empty());
-            proxies.exceptions = parts.filter_map(Exception::parse).collect();
+            // What others make of a word we do not know is theirs: see `warn_of_exceptions`.
+            proxies.exceptions = parts(&list).filter_map(Exception::parse).collect();
         }
     }
     proxies
+}
+
+fn parts(list: &str) -> impl Iterator<Item = &str> {
+    list.split([',', ' ']).filter(|part| !part.is_empty())
+}
+
+/// Names, once for all upstreams, what `NO_PROXY` holds and nobody here understands.
+pub fn warn_of_exceptions<'c>(
+    mut all: impl Iterator<Item = &'c Proxies>,
+    env: &dyn Fn(&str) -> Option<String>,
+    warnings: &Sink,
+) {
+    let Some((variable, list)) = variable(env, "NO_PROXY") else {
+        return;
+    };
+    if !all.any(Proxies::go_by_the_environment) {
+        return;
+    }
+    for part in parts(&list).filter(|part| Exception::parse(part).is_none()) {
+        let (variable, part) = (variable.clone(), part.to_owned());
+        let expected = EXCEPTION_EXPECTED;
+        let cause = Cause::NoProxy {
+            variable,
+            part,
+            expected,
+        };
+        warnings.push(&Place::Builtin, cause);
+    }
 }
 
 const EXCEPTION_EXPECTED: &str = "a host, a domain with a leading dot, an address, a CIDR or \"*\"";
@@ -305,7 +338,7 @@ fn variable(env: &dyn Fn(&str) -> Option<String>, name: &str) -> Option<(String,
 
 #[cfg(test)]
 mod tests {
-    use super::{Exception, Proxies, Proxy, ProxyError, UrlError};
+    use super::{Exception, Proxies, Proxy, ProxyError, Sink, UrlError, warn_of_exceptions};
 
     #[test]
     fn urls_of_proxies() {
@@ -376,6 +409,30 @@ mod tests {
             "http://quay.io",
         ] {
             assert_eq!(Exception::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_the_environment_holds_and_nobody_understands_is_named_once() {
+        let env = |name: &str| (name == "no_proxy").then(|| "a.b, a/b,10.0.0.0/33 *".to_owned());
+        let through = || Proxies::through(Proxy::parse("proxy:3128").expect("a proxy"));
+        let excepted = || Proxies {
+            exceptions_written: vec!["a.b".to_owned()],
+            ..through()
+        };
+        for (all, expected) in [
+            (vec![through(), through(), excepted()], 2),
+            (vec![excepted(), Proxies::default()], 0),
+        ] {
+            let warnings = Sink::default();
+            warn_of_exceptions(all.iter(), &env, &warnings);
+            let warnings = warnings.0.into_inner();
+            let said: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+            assert_eq!(said.len(), expected, "{said:?}");
+            for (said, part) in said.iter().zip(["a/b", "10.0.0.0/33"]) {
+                let start = format!("$no_proxy: \"{part}\" is not a host");
+                assert!(said.starts_with(&start), "{said}");
+            }
         }
     }
 

@@ -604,7 +604,7 @@ fn credentials_come_from_one_readable_place() {
         ),
         (
             upstream("no_proxy = ['a b']"),
-            "\"a b\" is not a host, a domain",
+            "no_proxy: \"a b\" is not a host, a domain",
         ),
         (
             upstream("realms = ['auth.example']"),

@@ -1,10 +1,11 @@
 //! What the gates show: figures for `/metrics`, and the factor by which tags are trusted longer.
 //!
 //! Each gate writes its own levels, on its owner's shard; everybody reads them without a lock
-//! (R8: counters).
+//! (R8: counters). Only which upstreams there are changes under one, at the start and at reloads.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::clock;
@@ -12,10 +13,6 @@ use crate::upstream::UpstreamId;
 
 use super::negative::Namer;
 use super::pass::Name;
-
-/// Upstreams with a place on the board, 16 bytes each. Ids are never given twice, so reloads use
-/// them up; one beyond has a gate all the same, and is not shown.
-const UPSTREAMS_MAX: usize = 4096;
 
 macro_rules! figures {
     ($($figure:ident => $of:literal $label:literal),+ $(,)?) => {
@@ -86,7 +83,9 @@ impl Levels {
         figure.swap(factor, Ordering::Relaxed) != factor
     }
 
-    fn stretch(&self) -> u64 {
+    /// How many times as long as configured a tag from this upstream is to be trusted; 1 while
+    /// its budget is not known to fall.
+    pub fn stretch(&self) -> u64 {
         match clock::now() < self.stretch_until_s.load(Ordering::Relaxed) {
             true => self.get(Figure::Stretch),
             false => 1,
@@ -94,19 +93,14 @@ impl Levels {
     }
 }
 
-/// The levels of all upstreams, and what names questions to them.
-pub struct Board {
-    levels: Box<[OnceLock<Arc<Levels>>]>,
-    namer: Namer,
-}
+/// The levels of the upstreams that are configured, by their ids.
+pub type Shown = BTreeMap<UpstreamId, Arc<Levels>>;
 
-impl Default for Board {
-    fn default() -> Board {
-        Board {
-            levels: (0..UPSTREAMS_MAX).map(|_| OnceLock::new()).collect(),
-            namer: Namer::default(),
-        }
-    }
+/// The levels of all upstreams, and what names questions to them.
+#[derive(Default)]
+pub struct Board {
+    shown: Mutex<Arc<Shown>>,
+    namer: Namer,
 }
 
 impl Board {
@@ -114,25 +108,64 @@ impl Board {
         &self.namer
     }
 
-    /// How many times as long as configured a tag from this upstream is to be trusted; 1 while
-    /// its budget is not known to fall.
-    pub fn stretch(&self, upstream: UpstreamId) -> u64 {
-        let levels = self.levels.get(upstream.0).and_then(OnceLock::get);
-        levels.map_or(1, |levels| levels.stretch())
-    }
-
-    /// The upstreams that were asked so far.
-    pub fn shown(&self) -> impl Iterator<Item = (UpstreamId, &Levels)> {
-        let levels = self.levels.iter().enumerate();
-        levels.filter_map(|(id, levels)| Some((UpstreamId(id), &**levels.get()?)))
-    }
-
-    /// For the gate of an upstream, which alone writes them.
-    pub(super) fn levels(&self, upstream: UpstreamId, name: &Name) -> Arc<Levels> {
-        let new = || Arc::new(Levels::new(name.clone()));
-        match self.levels.get(upstream.0) {
-            Some(levels) => levels.get_or_init(new).clone(),
-            None => new(),
+    /// From now on these are there, and nothing is held for others. What was there keeps its
+    /// levels; the same set again changes nothing, so every shard may say it.
+    pub fn adopt(&self, configured: impl Iterator<Item = (UpstreamId, Name)>) -> Arc<Shown> {
+        let mut shown = self.lock();
+        let levels = |id: &UpstreamId| shown.get(id).cloned();
+        let next: Shown = configured
+            .map(|(id, name)| {
+                let kept = levels(&id);
+                (id, kept.unwrap_or_else(|| Arc::new(Levels::new(name))))
+            })
+            .collect();
+        if !next.keys().eq(shown.keys()) {
+            *shown = Arc::new(next);
         }
+        shown.clone()
+    }
+
+    /// Of the upstreams that are configured now. The gate of each writes its own, nobody else.
+    pub fn shown(&self) -> Arc<Shown> {
+        self.lock().clone()
+    }
+
+    /// Held for a copy of a pointer, and at a reload for a short map.
+    fn lock(&self) -> MutexGuard<'_, Arc<Shown>> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn configured(ids: &[usize]) -> impl Iterator<Item = (UpstreamId, Name)> {
+        ids.iter().map(|id| {
+            let name = Name {
+                project: "dh".into(),
+                origin: format!("https://{id}.example").into(),
+            };
+            (UpstreamId(*id), name)
+        })
+    }
+
+    fn ids(shown: &Shown) -> Vec<usize> {
+        shown.keys().map(|id| id.0).collect()
+    }
+
+    #[test]
+    fn only_what_is_configured_is_shown_and_keeps_its_levels() {
+        let board = Board::default();
+        let first = board.adopt(configured(&[0, 1]));
+        assert_eq!(ids(&first), [0, 1]);
+        first[&UpstreamId(1)].add(Figure::Opened, 7);
+        assert!(Arc::ptr_eq(&first, &board.adopt(configured(&[1, 0]))));
+
+        // Ids grow with every reload, whatever their number.
+        let next = board.adopt(configured(&[1, 100_000]));
+        assert_eq!(ids(&next), [1, 100_000]);
+        assert_eq!(ids(&board.shown()), [1, 100_000]);
+        assert_eq!(next[&UpstreamId(1)].get(Figure::Opened), 7);
     }
 }

@@ -1,13 +1,15 @@
 //! What an upstream says of how often it may be asked, and what follows from it.
 //!
 //! Pure: time comes in as an argument. A 429 holds further requests of its lane until the time it
-//! names is up; then one request goes ahead, and the others follow if it is answered. Lanes,
+//! names is up, and so does a 502, 503 or 504 that names one; then one request goes ahead, and the
+//! others follow if it is answered. Lanes,
 //! because the largest registry counts GETs of manifests and neither HEADs nor layers: a tag can
 //! still be checked, and an image whose manifest is held still be pulled, when its limit is
 //! reached. As the budget falls, tags are checked less often.
 
 use std::time::{Duration, Instant};
 
+use crate::failure::Failure;
 use crate::http::rate_limit::Budget;
 use crate::upstream::Method;
 
@@ -65,9 +67,11 @@ enum Hold {
     Probing,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Limited {
     hold: Option<Hold>,
+    /// The answer that it is held for.
+    said: Option<Failure>,
     /// 429s in a row that named no time.
     unnamed: u32,
 }
@@ -101,11 +105,17 @@ impl Governor {
         }
     }
 
-    /// A 429, with the time it names. Returns for how long the lane is held when it was not held
-    /// before, or is again after a probe.
+    /// What the upstream said when the hold of the lane began.
+    pub fn said(&self, lane: Lane) -> Option<&Failure> {
+        self.lanes[lane as usize].said.as_ref()
+    }
+
+    /// An answer that asks to be left alone, with the time it names. Returns for how long the lane
+    /// is held when it was not held before, or is again after a probe.
     pub fn limited(
         &mut self,
         lane: Lane,
+        said: &Failure,
         named: Option<Duration>,
         probe: bool,
         now: Instant,
@@ -129,6 +139,7 @@ impl Governor {
             }
         };
         limited.hold = Some(Hold::Until(now + hold));
+        limited.said = Some(said.clone());
         Some(hold)
     }
 
@@ -177,6 +188,10 @@ mod tests {
 
     const LANE: Lane = Lane::Manifest;
 
+    fn said() -> Failure {
+        Failure::status("https://r.example", 429, None)
+    }
+
     fn seconds(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
     }
@@ -186,7 +201,7 @@ mod tests {
         let now = Instant::now();
         let mut governor = Governor::default();
         assert_eq!(
-            governor.limited(LANE, Some(seconds(7)), false, now),
+            governor.limited(LANE, &said(), Some(seconds(7)), false, now),
             Some(seconds(7))
         );
         assert_eq!(governor.verdict(LANE, now), Verdict::Held(seconds(7)));
@@ -194,7 +209,10 @@ mod tests {
             assert_eq!(governor.verdict(lane, now), Verdict::Go);
         }
         // Others that were on their way neither prolong nor end it.
-        assert_eq!(governor.limited(LANE, Some(seconds(9)), false, now), None);
+        assert_eq!(
+            governor.limited(LANE, &said(), Some(seconds(9)), false, now),
+            None
+        );
         assert!(!governor.answered(LANE, false));
         let later = now + seconds(7);
         assert_eq!(governor.verdict(LANE, later), Verdict::Probe);
@@ -209,13 +227,13 @@ mod tests {
     fn a_probe_that_is_limited_again_holds_anew() {
         let now = Instant::now();
         let mut governor = Governor::default();
-        governor.limited(LANE, Some(seconds(1)), false, now);
+        governor.limited(LANE, &said(), Some(seconds(1)), false, now);
         governor.begin_probe(LANE);
         governor.lose_probe(LANE, now);
         assert_eq!(governor.verdict(LANE, now), Verdict::Probe);
         governor.begin_probe(LANE);
         assert_eq!(
-            governor.limited(LANE, Some(seconds(3)), true, now),
+            governor.limited(LANE, &said(), Some(seconds(3)), true, now),
             Some(seconds(3))
         );
         assert_eq!(governor.verdict(LANE, now), Verdict::Held(seconds(3)));
@@ -226,18 +244,21 @@ mod tests {
         let now = Instant::now();
         for (named, expected) in [(0, 1), (5, 5), (300, 300), (86_400, 300)] {
             let mut governor = Governor::default();
-            let held = governor.limited(LANE, Some(seconds(named)), false, now);
+            let held = governor.limited(LANE, &said(), Some(seconds(named)), false, now);
             assert_eq!(held, Some(seconds(expected)), "{named}");
         }
         let mut governor = Governor::default();
         let mut held = Vec::new();
         for _ in 0..12 {
-            held.extend(governor.limited(LANE, None, true, now));
+            held.extend(governor.limited(LANE, &said(), None, true, now));
         }
         assert_eq!(held[..6], [2, 4, 8, 16, 32, 60].map(seconds));
         assert_eq!(held[11], seconds(60));
         governor.answered(LANE, true);
-        assert_eq!(governor.limited(LANE, None, false, now), Some(seconds(2)));
+        assert_eq!(
+            governor.limited(LANE, &said(), None, false, now),
+            Some(seconds(2))
+        );
     }
 
     #[test]

@@ -14,8 +14,10 @@ mod one;
 mod owner;
 mod pass;
 mod permits;
+#[cfg(test)]
+mod tests;
 
-pub use board::{Board, FIGURES};
+pub use board::{Board, FIGURES, Shown};
 pub use breaker::Rules as BreakerRules;
 pub use governor::Lane;
 pub use owner::{Gates, LOOK};

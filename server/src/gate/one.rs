@@ -43,18 +43,22 @@ pub struct Gate {
     permits: Permits<Enter>,
     negatives: Negatives,
     levels: Arc<Levels>,
+    /// Its upstream is no longer configured.
+    retired: bool,
 }
 
 impl Gate {
-    pub fn new(name: Name, rules: Rules, levels: Arc<Levels>) -> Gate {
+    /// `levels` are those on the board; `None` for a request that is later than a reload.
+    pub fn new(name: Name, rules: Rules, levels: Option<Arc<Levels>>) -> Gate {
         Gate {
+            retired: levels.is_none(),
+            levels: levels.unwrap_or_else(|| Arc::new(Levels::new(name.clone()))),
             name,
             rules,
             breaker: Breaker::new(),
             governor: Governor::default(),
             permits: Permits::new(),
             negatives: Negatives::default(),
-            levels,
         }
     }
 
@@ -79,7 +83,7 @@ impl Gate {
             None => self.lose_probes(&leave, now),
         }
         if leave.frees {
-            self.permits.give_back();
+            self.permits.give_back(leave.lane);
         }
         self.settle(now, settled);
     }
@@ -106,6 +110,20 @@ impl Gate {
 
     pub fn has_waiting(&self) -> bool {
         self.permits.waiting() > 0
+    }
+
+    /// Nobody is inside or waits, and it is not configured any more.
+    pub fn is_over(&self) -> bool {
+        self.retired && self.permits.in_use() == 0 && !self.has_waiting()
+    }
+
+    /// Writes there from now on; `None`: its upstream is no longer configured.
+    pub fn show_on(&mut self, levels: Option<Arc<Levels>>, now: Instant) {
+        self.retired = levels.is_none();
+        if let Some(levels) = levels {
+            self.levels = levels;
+            self.show(now);
+        }
     }
 
     /// What is in the scope (a project, or one of its repositories) may be there now.
@@ -141,13 +159,13 @@ impl Gate {
             governor::Verdict::Go => false,
             governor::Verdict::Probe => true,
             governor::Verdict::Wait if patient => return Verdict::Wait(Why::Lane),
-            governor::Verdict::Wait => return Verdict::Refuse(self.limited(Duration::ZERO)),
+            governor::Verdict::Wait => return Verdict::Refuse(self.held(ask.lane, Duration::ZERO)),
             governor::Verdict::Held(left) if patient && now + left <= ask.deadline => {
                 return Verdict::Wait(Why::Lane);
             }
-            governor::Verdict::Held(left) => return Verdict::Refuse(self.limited(left)),
+            governor::Verdict::Held(left) => return Verdict::Refuse(self.held(ask.lane, left)),
         };
-        if !self.permits.has_free(self.rules.connections_max) {
+        if !self.permits.has_free(ask.lane, self.rules.connections_max) {
             return Verdict::Wait(Why::Permit);
         }
         Verdict::Go(self.grant(ask, Probes { breaker, lane }))
@@ -157,7 +175,7 @@ impl Gate {
         let quiet = self.breaker.is_quiet() && self.governor.is_quiet();
         let known = ask.question.as_ref();
         let remembered = known.is_some_and(|question| self.negatives.has(question));
-        self.permits.take();
+        self.permits.take(ask.lane);
         if probes.breaker {
             self.breaker.begin_probe();
         }
@@ -201,21 +219,21 @@ impl Gate {
 
     fn hear_lane(&mut self, heard: &Heard, leave: &Leave, now: Instant) {
         let (lane, probe) = (leave.lane, leave.probes.lane);
-        let failure = heard.failure.as_ref();
-        let limited = failure.is_some_and(|failure| failure.kind == FailureKind::RateLimited);
-        match heard.standing {
-            Standing::Answers if limited => {
-                let held = self.governor.limited(lane, heard.wait, probe, now);
-                self.log_held(lane, held);
+        match (heard.standing, &heard.failure) {
+            (_, Some(failure)) if heard.holds() => {
+                let held = self.governor.limited(lane, failure, heard.wait, probe, now);
+                self.log_held(lane, failure, held);
             }
-            Standing::Answers => {
+            (Standing::Answers, _) => {
                 if self.governor.answered(lane, probe) {
                     let upstream = &*self.name.origin;
                     tracing::info!(upstream, ?lane, "upstream answers this often again");
                 }
             }
-            Standing::Fails | Standing::Unknown if probe => self.governor.lose_probe(lane, now),
-            Standing::Fails | Standing::Unknown => {}
+            (Standing::Fails | Standing::Unknown, _) if probe => {
+                self.governor.lose_probe(lane, now);
+            }
+            (Standing::Fails | Standing::Unknown, _) => {}
         }
     }
 
@@ -228,15 +246,17 @@ impl Gate {
         }
     }
 
-    fn log_held(&self, lane: Lane, held: Option<Duration>) {
+    fn log_held(&self, lane: Lane, said: &Failure, held: Option<Duration>) {
         let Some(held) = held else { return };
         self.levels.add(Figure::Limited, 1);
         let (upstream, hold_s) = (&*self.name.origin, held.as_secs());
+        let status = said.status;
         tracing::warn!(
             upstream,
             ?lane,
+            status,
             hold_s,
-            "upstream limits our rate: requests are held"
+            "upstream wants to be left alone: requests are held"
         );
     }
 
@@ -274,13 +294,18 @@ impl Gate {
         }
     }
 
-    fn limited(&self, left: Duration) -> Failure {
+    /// What a held lane refuses with: as the upstream did, and until when.
+    fn held(&self, lane: Lane, left: Duration) -> Failure {
         let seconds = whole_seconds(left);
         let origin = &self.name.origin;
-        let detail = format!("{origin} limits how often it is asked; again in {seconds} s");
+        let (kind, said) = match self.governor.said(lane) {
+            Some(failure) => (failure.kind, &*failure.detail),
+            None => (FailureKind::RateLimited, &**origin),
+        };
+        let detail = format!("{said}; asked again in {seconds} s");
         Failure {
             retry_after_s: Some(seconds),
-            ..Failure::new(FailureKind::RateLimited, detail)
+            ..Failure::new(kind, detail)
         }
     }
 
@@ -293,8 +318,8 @@ impl Gate {
             }
             Why::Probe => self.given_up(Duration::ZERO),
             Why::Lane => match self.governor.verdict(ask.lane, now) {
-                governor::Verdict::Held(left) => self.limited(left),
-                _ => self.limited(Duration::ZERO),
+                governor::Verdict::Held(left) => self.held(ask.lane, left),
+                _ => self.held(ask.lane, Duration::ZERO),
             },
         }
     }

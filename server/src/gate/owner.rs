@@ -48,7 +48,7 @@ impl Gates {
         {
             let mut gates = self.gates.borrow_mut();
             let gate = gates.entry(ask.upstream).or_insert_with(|| {
-                let levels = self.board.levels(ask.upstream, &ask.name);
+                let levels = self.board.shown().get(&ask.upstream).cloned();
                 Gate::new(ask.name.clone(), ask.rules, levels)
             });
             gate.enter(ask, Instant::now(), &mut settled);
@@ -59,10 +59,27 @@ impl Gates {
     pub fn leave(&self, leave: Leave) {
         let (now, chance) = (Instant::now(), self.chance());
         let mut settled = Vec::new();
-        if let Some(gate) = self.gates.borrow_mut().get_mut(&leave.upstream) {
-            gate.leave(leave, now, chance, &mut settled);
+        {
+            let mut gates = self.gates.borrow_mut();
+            let upstream = leave.upstream;
+            if let Some(gate) = gates.get_mut(&upstream) {
+                gate.leave(leave, now, chance, &mut settled);
+                if gate.is_over() {
+                    gates.remove(&upstream);
+                }
+            }
         }
         self.answer(settled);
+    }
+
+    /// A reload: the gate of an upstream that is no longer on the board goes, at once or when the
+    /// last who is inside leaves.
+    pub fn adopt(&self) {
+        let (shown, now) = (self.board.shown(), Instant::now());
+        self.gates.borrow_mut().retain(|upstream, gate| {
+            gate.show_on(shown.get(upstream).cloned(), now);
+            !gate.is_over()
+        });
     }
 
     /// For a timer of the shard, every [`LOOK`].

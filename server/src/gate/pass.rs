@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::failure::Failure;
+use crate::failure::{Failure, FailureKind};
 use crate::http::rate_limit::Budget;
 use crate::mailbox::{Message, Post, Reply};
 use crate::upstream::UpstreamId;
@@ -72,9 +72,22 @@ pub enum Standing {
 pub struct Heard {
     pub standing: Standing,
     pub failure: Option<Failure>,
-    /// The time a 429 names.
+    /// The time that a 429, or a server that is busy, names.
     pub wait: Option<Duration>,
     pub budget: Option<Budget>,
+}
+
+impl Heard {
+    /// Whether the upstream wants to be left alone for a while: it limits our rate (RFC 6585 §4),
+    /// or fails and says for how long (RFC 9110 §10.2.3).
+    pub fn holds(&self) -> bool {
+        let limited = |failure: &Failure| failure.kind == FailureKind::RateLimited;
+        match self.standing {
+            Standing::Answers => self.failure.as_ref().is_some_and(limited),
+            Standing::Fails => self.wait.is_some(),
+            Standing::Unknown => false,
+        }
+    }
 }
 
 /// Tells the owner what was heard, that a permit is free again, or both.

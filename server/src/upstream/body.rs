@@ -25,10 +25,10 @@ pub const PIECE_LEN_MIN: usize = 64 << 10;
 pub const PIECE_LEN_MAX: usize = 256 << 10;
 /// A pause of an upstream. Nothing that a client would notice.
 const GATHER: Duration = Duration::from_millis(2);
-/// 32 KiB in a minute of waiting, or the body is given up: a drip must not hold a fill for ever.
-/// A minute, because storage was seen to pause for tens of seconds and go on.
-const PACE_WINDOW: Duration = Duration::from_secs(60);
-const PACE_LEN_MIN: usize = 32 << 10;
+/// Bytes for each second of waiting, or the body is given up: a drip must not hold a fill for ever.
+/// Judged whenever the waiting comes to a read timeout, because storage was seen to pause for tens
+/// of seconds and go on.
+const PACE_MIN: u64 = 512;
 /// What is read of an answer nobody wants, to keep its connection. Registries send about 200 B.
 const DRAIN_LEN_MAX: u64 = 16 << 10;
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
@@ -104,7 +104,7 @@ impl Body {
             left,
             read_timeout,
             deadline,
-            pace: Pace::default(),
+            pace: Pace::over(read_timeout),
             room: PIECE_LEN_MIN,
             first: true,
             failure: None,
@@ -258,16 +258,23 @@ impl Reading {
         let got = timeout(patience, connection.read(buffer, room)).await;
         let received = buffer.len() - before;
         self.counters.body_bytes.add(received as u64);
-        match got.map_err(|_| out_of_time(self.deadline))?? {
-            Got::Bytes => self.pace.add(start.elapsed(), received)?,
+        let paced = match got.map_err(|_| out_of_time(self.deadline))?? {
+            Got::Bytes => self.pace.add(start.elapsed(), received),
             Got::End { clean: true } if matches!(self.left, Left::UntilClose) => return Ok(true),
             Got::End { .. } => return Err(BodyError::Truncated),
+        };
+        let ended = match chunked {
+            true => {
+                self.connection.held = raw;
+                self.decode(piece)?
+            }
+            false => self.cut(piece),
+        };
+        // What is all here came in time.
+        if !ended {
+            paced?;
         }
-        if !chunked {
-            return Ok(self.cut(piece));
-        }
-        self.connection.held = raw;
-        self.decode(piece)
+        Ok(ended)
     }
 
     fn decode(&mut self, piece: &mut Vec<u8>) -> Result<bool, BodyError> {
@@ -327,46 +334,56 @@ impl From<StreamError> for BodyError {
 }
 
 /// Bytes received per time spent waiting for them; the reader's own time does not count.
-#[derive(Default)]
 struct Pace {
+    /// Judged each time this much was waited.
+    window: Duration,
     waited: Duration,
-    received: usize,
+    received: u64,
 }
 
 impl Pace {
+    fn over(window: Duration) -> Pace {
+        Pace {
+            window,
+            waited: Duration::ZERO,
+            received: 0,
+        }
+    }
+
     fn add(&mut self, waited: Duration, received: usize) -> Result<(), BodyError> {
         self.waited += waited;
-        self.received += received;
-        if self.waited < PACE_WINDOW {
+        self.received += received as u64;
+        if self.waited < self.window {
             return Ok(());
         }
-        let enough = self.received >= PACE_LEN_MIN;
-        *self = Pace::default();
-        if enough {
-            Ok(())
-        } else {
-            Err(BodyError::TooSlow)
+        // By what is asked of a window: one long pause that ends in time is none too many.
+        let least = self.window.as_millis() * u128::from(PACE_MIN) / 1000;
+        let enough = u128::from(self.received) >= least;
+        *self = Pace::over(self.window);
+        match enough {
+            true => Ok(()),
+            false => Err(BodyError::TooSlow),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{BodyError, Duration, PACE_LEN_MIN, PACE_WINDOW, Pace};
+    use super::{BodyError, Duration, PACE_MIN, Pace};
 
     #[test]
     fn a_drip_is_too_slow_and_a_pause_is_not() {
-        let mut drip = Pace::default();
         let second = Duration::from_secs(1);
-        let seconds = (0..).take_while(|_| drip.add(second, 1).is_ok()).count();
-        assert_eq!(seconds as u64 + 1, PACE_WINDOW.as_secs());
+        for window in [1, 5, 60, 600] {
+            let (len, window) = (window as usize * PACE_MIN as usize, second * window);
+            let mut drip = Pace::over(window);
+            let seconds = (0..).take_while(|_| drip.add(second, 1).is_ok()).count();
+            assert_eq!(seconds as u64 + 1, window.as_secs());
 
-        let mut pause = Pace::default();
-        assert_eq!(pause.add(PACE_WINDOW - second, 1), Ok(()));
-        assert_eq!(pause.add(second, PACE_LEN_MIN), Ok(()));
-        assert_eq!(
-            pause.add(PACE_WINDOW, PACE_LEN_MIN - 1),
-            Err(BodyError::TooSlow)
-        );
+            let mut pause = Pace::over(window);
+            assert_eq!(pause.add(window - second / 2, 1), Ok(()));
+            assert_eq!(pause.add(second, len), Ok(()));
+            assert_eq!(pause.add(window, len - 1), Err(BodyError::TooSlow));
+        }
     }
 }
