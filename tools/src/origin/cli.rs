@@ -40,6 +40,9 @@ pub struct Arguments {
     ca_out: Option<PathBuf>,
     #[arg(long, value_enum, default_value_t)]
     tls_leaf: Leaf,
+    /// Demand client certificates; write one that is good and a stranger's into this folder.
+    #[arg(long, value_name = "FOLDER", requires = "tls")]
+    clients: Option<PathBuf>,
     /// Further names or addresses of the certificate.
     #[arg(long, value_name = "NAME")]
     tls_name: Vec<String>,
@@ -145,9 +148,10 @@ fn identity(arguments: &Arguments) -> Result<Option<Identity>, StartError> {
     if !arguments.tls {
         return Ok(None);
     }
-    let identity = Identity::new(arguments.tls_leaf, &arguments.tls_name)?;
+    let clients = arguments.clients.as_deref();
+    let identity = Identity::new(arguments.tls_leaf, &arguments.tls_name, clients)?;
     if let Some(path) = &arguments.ca_out {
-        std::fs::write(path, &identity.ca_pem)
+        std::fs::write(path, identity.ca_pem())
             .map_err(|error| StartError::File(path.clone(), error))?;
     }
     Ok(Some(identity))

@@ -19,7 +19,7 @@ const CONTROL_PREFIX: &str = "/_origin/";
 
 /// `side` is absent on the control listener.
 pub fn serve(origin: &Origin, side: Option<Side>, id: u64, stream: Arc<TcpStream>) {
-    let tls = side.and(origin.tls.as_ref());
+    let tls = side.and_then(|side| Some(origin.tls.as_ref()?.config(side)));
     let Ok(mut wire) = Wire::new(Socket(stream), tls) else {
         return;
     };
@@ -40,7 +40,12 @@ pub fn serve(origin: &Origin, side: Option<Side>, id: u64, stream: Arc<TcpStream
             let answer = origin.control(&head, &body, id);
             send_plainly(&mut wire, answer, &head.method, head.close)
         } else if let Some(side) = side {
-            Exchange::new(origin, side, id, &head).run(&mut wire, &body)
+            let peer = Peer {
+                side,
+                connection: id,
+                certified: wire.shows_certificate(),
+            };
+            Exchange::new(origin, peer, &head).run(&mut wire, &body)
         } else {
             let answer = Answer::error(404, Kind::Other, "only /_origin/ here");
             send_plainly(&mut wire, answer, &head.method, true)
@@ -67,6 +72,14 @@ fn send_plainly(wire: &mut Wire, answer: Answer, method: &str, close: bool) -> O
     }
 }
 
+/// Where a request comes in, and on what.
+struct Peer {
+    side: Side,
+    connection: u64,
+    /// It showed a certificate.
+    certified: bool,
+}
+
 /// One request and its answer, logged and perhaps faulty.
 struct Exchange<'a> {
     origin: &'a Origin,
@@ -79,7 +92,12 @@ struct Exchange<'a> {
 }
 
 impl<'a> Exchange<'a> {
-    fn new(origin: &'a Origin, side: Side, connection: u64, head: &'a RequestHead) -> Exchange<'a> {
+    fn new(origin: &'a Origin, peer: Peer, head: &'a RequestHead) -> Exchange<'a> {
+        let Peer {
+            side,
+            connection,
+            certified,
+        } = peer;
         let endpoint = Endpoint::parse(side, &head.path);
         let decision = origin.faults.decide(&Seen {
             listener: side,
@@ -107,6 +125,7 @@ impl<'a> Exchange<'a> {
                 .map(|name| ((*name).to_owned(), values(name)))
                 .collect(),
             authorization: head.field("authorization").map(scheme),
+            certified,
             fault: decision.as_ref().map(|decision| decision.id.clone()),
             status: 0,
             bytes: 0,

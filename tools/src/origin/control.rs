@@ -13,6 +13,7 @@ use super::http::{self, RequestHead};
 use super::image::ImageError;
 use super::log::Filter;
 use super::registry::Unknown;
+use super::tls::{Leaf, TlsError};
 use super::{Origin, RateLimit};
 
 const WAIT_TIMEOUT_DEFAULT_MS: u64 = 10_000;
@@ -27,6 +28,8 @@ pub enum ControlError {
     Unknown(#[from] Unknown),
     #[error("{0}")]
     Incomplete(&'static str),
+    #[error(transparent)]
+    Certificate(#[from] TlsError),
     #[error("listener: {0}")]
     Listener(#[from] std::io::Error),
     #[error("no such call: {0}")]
@@ -38,7 +41,10 @@ pub enum ControlError {
 impl ControlError {
     fn status(&self) -> u16 {
         match self {
-            ControlError::Body(_) | ControlError::Image(_) | ControlError::Incomplete(_) => 400,
+            ControlError::Body(_)
+            | ControlError::Image(_)
+            | ControlError::Certificate(_)
+            | ControlError::Incomplete(_) => 400,
             ControlError::Unknown(_) | ControlError::Call(_) => 404,
             ControlError::TimeUp => 408,
             ControlError::Listener(_) => 500,
@@ -74,6 +80,14 @@ struct AuthSpec {
     expires_in_s: Option<u64>,
     private_status: Option<u16>,
     revoke_tokens: bool,
+}
+
+/// Either one that the origin makes, or one that was made elsewhere.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+enum CertificateSpec {
+    Leaf(Leaf),
+    Pem { chain: String, key: String },
 }
 
 #[derive(Debug, Deserialize)]
@@ -187,12 +201,20 @@ impl Origin {
                 done
             }
             "auth" => self.set_auth(parse(body)?),
+            "certificate" => {
+                let tls = self.tls.as_ref().ok_or(TlsError::Off)?;
+                match parse(body)? {
+                    CertificateSpec::Leaf(leaf) => tls.show(leaf)?,
+                    CertificateSpec::Pem { chain, key } => tls.show_pem(&chain, &key)?,
+                }
+                done
+            }
             "log/clear" => {
                 self.log.clear();
                 self.connections.clear_accepted();
                 done
             }
-            "stop-listening" | "resume-listening" | "close-connections" => {
+            "stop-listening" | "stop-accepting" | "resume-listening" | "close-connections" => {
                 self.set_listening(call, &parse(body)?, asking)
             }
             "wait" => self.wait(&parse(body)?, asking),
@@ -229,6 +251,7 @@ impl Origin {
         for side in &spec.listeners {
             match call {
                 "stop-listening" => self.listeners[side].stop()?,
+                "stop-accepting" => self.listeners[side].stop_accepting()?,
                 "resume-listening" => self.listeners[side].resume()?,
                 _ => {}
             }

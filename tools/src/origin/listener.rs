@@ -1,9 +1,10 @@
-//! Listening sockets that can refuse connections for a while, and the connections they gave.
+//! Listening sockets that can refuse or ignore connections for a while, and the connections they
+//! gave.
 
 use std::collections::HashMap;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -14,6 +15,8 @@ use super::endpoint::Side;
 const BACKLOG: i32 = 1024;
 /// Open at once on all listeners; each costs a thread.
 const CONNECTIONS_MAX: usize = 1024;
+/// A connection to this machine that takes longer meets a full queue.
+const FULL_AFTER: Duration = Duration::from_millis(500);
 
 pub struct Listener {
     pub addr: SocketAddr,
@@ -22,8 +25,17 @@ pub struct Listener {
     changed: Condvar,
 }
 
+#[derive(Debug)]
+struct State {
+    stage: Stage,
+    /// The thread that accepts waits for another stage.
+    parked: bool,
+    /// Fill the queue while nobody accepts.
+    fillers: Vec<TcpStream>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum Stage {
     Open,
     Stopped,
     Ended,
@@ -49,7 +61,11 @@ impl Listener {
         Ok(Listener {
             addr,
             socket,
-            state: Mutex::new(State::Open),
+            state: Mutex::new(State {
+                stage: Stage::Open,
+                parked: false,
+                fillers: Vec::new(),
+            }),
             changed: Condvar::new(),
         })
     }
@@ -58,10 +74,13 @@ impl Listener {
     pub fn accept(&self) -> Option<TcpStream> {
         loop {
             let mut state = self.state.lock().unwrap();
-            while *state == State::Stopped {
+            while state.stage == Stage::Stopped {
+                state.parked = true;
+                self.changed.notify_all();
                 state = self.changed.wait(state).unwrap();
             }
-            if *state == State::Ended {
+            state.parked = false;
+            if state.stage == Stage::Ended {
                 return None;
             }
             drop(state);
@@ -79,36 +98,55 @@ impl Listener {
     }
 
     pub fn is_open(&self) -> bool {
-        *self.state.lock().unwrap() == State::Open
+        self.state.lock().unwrap().stage == Stage::Open
     }
 
+    /// Connections are refused.
     pub fn stop(&self) -> io::Result<()> {
-        self.leave(State::Stopped)
+        self.leave(Stage::Stopped).map(drop)
     }
 
     pub fn end(&self) -> io::Result<()> {
-        self.leave(State::Ended)
+        self.leave(Stage::Ended).map(drop)
+    }
+
+    /// Connections are neither accepted nor refused: with its queue full, the kernel drops every
+    /// SYN (tcp(7), `tcp_abort_on_overflow`).
+    pub fn stop_accepting(&self) -> io::Result<()> {
+        let mut state = self.leave(Stage::Stopped)?;
+        while !state.parked {
+            state = self.changed.wait(state).unwrap();
+        }
+        self.socket.listen(0)?;
+        loop {
+            match TcpStream::connect_timeout(&self.addr, FULL_AFTER) {
+                Ok(filler) => state.fillers.push(filler),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     pub fn resume(&self) -> io::Result<()> {
         let mut state = self.state.lock().unwrap();
-        if *state == State::Stopped {
+        if state.stage == Stage::Stopped {
             self.socket.listen(BACKLOG)?;
-            *state = State::Open;
+            state.fillers.clear();
+            state.stage = Stage::Open;
             self.changed.notify_all();
         }
         Ok(())
     }
 
-    fn leave(&self, to: State) -> io::Result<()> {
+    fn leave(&self, to: Stage) -> io::Result<MutexGuard<'_, State>> {
         let mut state = self.state.lock().unwrap();
-        if *state == State::Open {
+        if state.stage == Stage::Open {
             // Wakes `accept` and refuses connections; the socket stays bound to its port.
             self.socket.shutdown(Shutdown::Both)?;
         }
-        *state = to;
+        state.stage = to;
         self.changed.notify_all();
-        Ok(())
+        Ok(state)
     }
 }
 
@@ -218,6 +256,22 @@ mod tests {
             }
             listener.end().unwrap();
             assert!(TcpStream::connect(listener.addr).is_err());
+        });
+    }
+
+    #[test]
+    fn a_full_queue_answers_nothing_until_it_is_accepted_from() {
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| while listener.accept().is_some() {});
+            for _ in 0..2 {
+                listener.stop_accepting().unwrap();
+                let ignored = TcpStream::connect_timeout(&listener.addr, FULL_AFTER);
+                assert_eq!(ignored.unwrap_err().kind(), io::ErrorKind::TimedOut);
+                listener.resume().unwrap();
+                TcpStream::connect(listener.addr).unwrap();
+            }
+            listener.end().unwrap();
         });
     }
 }

@@ -37,7 +37,6 @@ use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use rustls::ServerConfig;
 use serde::Deserialize;
 
 use auth::{Auth, Rules};
@@ -75,7 +74,7 @@ pub struct Urls {
 struct Origin {
     seed: u64,
     urls: Urls,
-    tls: Option<Arc<ServerConfig>>,
+    tls: Option<Identity>,
     registry: Mutex<Registry>,
     /// Images not yet made, by repository.
     pending: Mutex<HashMap<String, Vec<ImageSpec>>>,
@@ -131,7 +130,7 @@ impl Running {
         let origin = Arc::new(Origin {
             seed: options.seed,
             urls,
-            tls: options.identity.map(|identity| identity.config),
+            tls: options.identity,
             registry: Mutex::default(),
             pending: Mutex::default(),
             layers: Layers::default(),

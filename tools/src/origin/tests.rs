@@ -721,8 +721,8 @@ fn deferred_images_are_made_when_asked_for() {
 #[test]
 fn tls_with_its_own_ca() {
     let fetch = |leaf: Leaf| {
-        let identity = Identity::new(leaf, &[]).unwrap();
-        let ca = CertificateDer::from_pem_slice(identity.ca_pem.as_bytes()).unwrap();
+        let identity = Identity::new(leaf, &[], None).unwrap();
+        let ca = CertificateDer::from_pem_slice(identity.ca_pem().as_bytes()).unwrap();
         let mut roots = RootCertStore::empty();
         roots.add(ca).unwrap();
         let origin = Running::start(Options {
@@ -751,6 +751,12 @@ fn tls_with_its_own_ca() {
         Ok::<_, io::Error>(())
     };
     fetch(Leaf::Good).unwrap();
-    assert!(fetch(Leaf::Expired).is_err());
-    assert!(fetch(Leaf::WrongName).is_err());
+    for bad in [
+        Leaf::Expired,
+        Leaf::NotYetValid,
+        Leaf::WrongName,
+        Leaf::UnknownCa,
+    ] {
+        assert!(fetch(bad).is_err(), "{bad:?}");
+    }
 }

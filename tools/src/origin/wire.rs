@@ -22,14 +22,22 @@ pub enum Wire {
 pub struct Socket(pub Arc<TcpStream>);
 
 impl Wire {
-    pub fn new(socket: Socket, tls: Option<&Arc<ServerConfig>>) -> io::Result<Wire> {
+    pub fn new(socket: Socket, tls: Option<Arc<ServerConfig>>) -> io::Result<Wire> {
         socket.0.set_nodelay(true)?;
         match tls {
             None => Ok(Wire::Plain(socket)),
             Some(config) => {
-                let tls = ServerConnection::new(config.clone()).map_err(io::Error::other)?;
+                let tls = ServerConnection::new(config).map_err(io::Error::other)?;
                 Ok(Wire::Tls(Box::new(StreamOwned::new(tls, socket))))
             }
+        }
+    }
+
+    /// Whether the peer proved that it has a certificate; known with its first request.
+    pub fn shows_certificate(&self) -> bool {
+        match self {
+            Wire::Plain(_) => false,
+            Wire::Tls(stream) => stream.conn.peer_certificates().is_some(),
         }
     }
 
