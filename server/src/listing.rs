@@ -10,7 +10,7 @@ use bytes::Bytes;
 use entrepot_storage::{Digest, TagKey, TagKeyRef, TagKind, TagRecord};
 
 use crate::clock;
-use crate::failure::Failure;
+use crate::failure::{Failure, FailureKind};
 use crate::mailbox::Message;
 use crate::oci::error::Code;
 use crate::project::{Repository, digest_owner};
@@ -108,9 +108,10 @@ async fn forward(
         range: None,
     };
     let sources = &exchange.service.lookup.sources;
+    let limited = Failure::new(FailureKind::RateLimited, "");
     let search = Search {
         came_from: kept.map(|kept| &*kept.origin),
-        spare: kept.is_some(),
+        spare: kept.is_some_and(|kept| may_stand_in(exchange, source, kept, &limited)),
         ..Search::default()
     };
     let mut answer = sources.first(source, &wanted, search).await?;
@@ -172,6 +173,19 @@ async fn remember(exchange: &Exchange<'_>, source: &Repository, path: &str, list
         .await;
 }
 
+/// Whether the last answer is held and may be given instead of this failure.
+fn may_stand_in(
+    exchange: &Exchange<'_>,
+    source: &Repository,
+    kept: &TagRecord,
+    failure: &Failure,
+) -> bool {
+    let lookup = &exchange.service.lookup;
+    let allowed = lookup.sources.project(source.project).stale_for(failure);
+    let age_s = clock::now().saturating_sub(kept.checked);
+    age_s < allowed.as_secs() && lookup.store.body(&kept.digest).is_some()
+}
+
 async fn stale(
     exchange: &mut Exchange<'_>,
     source: &Repository,
@@ -180,12 +194,10 @@ async fn stale(
     unknown: Code,
 ) -> Result<(), Gone> {
     let service = exchange.service.clone();
-    let project = service.lookup.sources.project(source.project);
     let failure = unanswered.report;
     let judged = unanswered.own.as_ref().unwrap_or(&failure);
     let now = clock::now();
-    let allowed_s = project.stale_for(judged).as_secs();
-    let kept = kept.filter(|record| now.saturating_sub(record.checked) < allowed_s);
+    let kept = kept.filter(|record| may_stand_in(exchange, source, record, judged));
     let body = kept
         .as_ref()
         .and_then(|record| service.lookup.store.body(&record.digest));

@@ -344,7 +344,7 @@ impl Gate {
                 limit,
                 remaining,
                 factor,
-                "rate budget: tags are trusted longer by this factor"
+                "rate budget: times of freshness are longer by this factor"
             );
         }
     }

@@ -26,19 +26,6 @@ pub enum FailureClass {
     Denied,
 }
 
-impl FailureClass {
-    /// `None` for a status that is not a failure.
-    pub fn of_status(status: u16) -> Option<FailureClass> {
-        match status {
-            401 | 403 => Some(FailureClass::Denied),
-            404 | 410 => Some(FailureClass::NotFound),
-            429 => Some(FailureClass::RateLimited),
-            400..=599 => Some(FailureClass::ServerError),
-            _ => None,
-        }
-    }
-}
-
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum UpstreamError {
     #[error("looking up {host}: {reason}")]

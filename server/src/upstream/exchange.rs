@@ -4,7 +4,7 @@
 //! under the request is replaced once (RFC 9112 §9.3.1: GET and HEAD may be repeated).
 //! Bodies are read by the caller: see `body`.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use monoio::time::timeout;
 
@@ -26,8 +26,6 @@ use super::tunnel::{self, ProxyRefusal};
 use super::{Method, Part, Secret};
 
 const USER_AGENT: &str = concat!("entrepot/", env!("CARGO_PKG_VERSION"));
-/// From the request to the end of the head, whatever the read timeout is.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Signed redirects and policies of CDNs reach some 8 KiB.
 pub(super) const LIMITS: Limits = Limits {
     head_len_max: 32 << 10,
@@ -136,8 +134,7 @@ impl Client {
         let origin = &key.origin;
         let (used, needs) = (connection.used, connection.needs);
         let read_timeout = ask.known.upstream.config.read_timeout;
-        let limit = read_timeout.min(HEAD_TIMEOUT);
-        let head = match timeout(limit, converse(&mut connection, origin, bytes)).await {
+        let head = match timeout(read_timeout, converse(&mut connection, origin, bytes)).await {
             Ok(head) => head?,
             Err(_) => {
                 let origin = origin.to_string();
