@@ -1,12 +1,12 @@
 """Side by side: entrepot, nginx and other caches, with the same bytes in the same run.
 
-Scenarios (default: all of them but `pages` and `records`)
-  rates    what is cached: manifest, HEAD, tag, blobs of 4 KiB to 1 GiB
-  cold     one client of a body that nobody has yet
-  herd     64 clients at once of a body that nobody has yet
-  idle     10,000 connections that ask for nothing
-  pages    bodies that were evicted from the page cache
-  records  the cost of a hit beside 10^3 to 10^6 records
+Scenarios (default: all of them)
+  rates       what is cached: manifest, HEAD, tag, blobs of 4 KiB to 1 GiB
+  cold        one client of a body that nobody has yet
+  herd        64 clients at once of a body that nobody has yet
+  idle        10,000 connections that ask for nothing
+  cold-pages  bodies that were evicted from the page cache
+  records     the cost of a hit beside 10^3 to 10^6 records
 
 bench/README.md says how to read what comes out.
 """
@@ -18,6 +18,7 @@ sys.dont_write_bytecode = True  # nothing is left behind beside the scripts
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import bounds
 import idle
+import losses
 import misses
 import pages
 import rates
@@ -26,16 +27,16 @@ from bench import SERVERS, Bench
 from harness import clients, machine, run
 from harness.origin import Origin
 from harness.page import pick
+from harness.process import needed
 
 SCENARIOS = {
     "rates": rates.run,
     "cold": misses.cold,
     "herd": misses.herd,
     "idle": idle.run,
-    "pages": pages.run,
+    "cold-pages": pages.run,
     "records": records.run,
 }
-DEFAULT_SCENARIOS = ["rates", "cold", "herd", "idle"]
 DEFAULT_SERVERS = ["nginx", "nginx-proxy", "nginx-sendfile", "docker-registry", "varnish", "entrepot"]
 # Whether it works, not how fast it is.
 QUICK = {
@@ -60,13 +61,13 @@ def main():
     with run.directory("compare", arguments) as directory:
         with Origin(programs, run.CLIENT_CORE) as origin:
             bench = Bench(arguments, programs, directory, origin)
-            for scenario in arguments.scenarios or DEFAULT_SCENARIOS:
-                measured += SCENARIOS[scenario](bench)
-            facts = collect(arguments, programs, bench, measured)
-    files = {f"{name}.{suffix}": text for name, (suffix, text) in bench.configurations.items()}
-    files["runs.jsonl"] = run.jsonl(measured)
-    files["summary.md"] = page(facts, measured)
-    run.write(arguments, facts, files, hide=[(directory, "$DIR"), (programs.origin.parent, "target")])
+            try:
+                for scenario in arguments.scenarios or SCENARIOS:
+                    measured.extend(SCENARIOS[scenario](bench))
+            finally:
+                # Of a run that broke off as well.
+                if measured:
+                    write(arguments, programs, bench, measured)
 
 
 def parse_arguments():
@@ -99,7 +100,18 @@ def parse_arguments():
         for name in given:
             if name not in known:
                 parser.error(f"{name}: expected one of {', '.join(known)}")
+    for name in ["wrk", *filter(None, (SERVERS[name].program for name in arguments.servers))]:
+        needed(name)
     return arguments
+
+
+def write(arguments, programs, bench, measured):
+    facts = collect(arguments, programs, bench, measured)
+    files = {f"{name}.{suffix}": text for name, (suffix, text) in bench.configurations.items()}
+    files["runs.jsonl"] = run.jsonl(measured)
+    files["summary.md"] = page(facts, measured)
+    hide = [(bench.directory, "$DIR"), (programs.entrepot.parent, "target")]
+    run.write(arguments, facts, files, hide=hide)
 
 
 def collect(arguments, programs, bench, measured):
@@ -122,8 +134,9 @@ def page(facts, measured):
         f"{versions}. One core for the server ({run.SERVER_CORE}), one for the client and the "
         f"origin ({run.CLIENT_CORE}); the servers in turn within each round.\n",
         bounds.section(measured),
+        losses.section(measured),
     ]
-    sections = {"rates": rates.section, "idle": idle.section, "pages": pages.section}
+    sections = {"rates": rates.section, "idle": idle.section, "cold-pages": pages.section}
     sections |= {"records": records.section}
     sections |= {name: lambda mine, name=name: misses.section(mine, name) for name in ("cold", "herd")}
     for name in SCENARIOS:

@@ -19,7 +19,6 @@ def run(bench):
     arguments = bench.arguments
     servers = [SERVERS[name] for name in NAMES if name in arguments.servers]
     body = bench.origin.put_blob("4KiB", 4 << 10)
-    records = []
     for turn in range(min(ROUNDS_MAX, arguments.rounds)):
         for make in in_turn(servers, turn):
             with bench.serving([make], [body]) as (server,):
@@ -27,9 +26,8 @@ def run(bench):
                 close_all(open_all(server, body, WARM))
                 record = {"scenario": "idle", "round": turn, "server": server.name}
                 record |= measure(server, body, arguments)
-                records.append(record)
                 print(line(record), file=sys.stderr)
-    return records
+                yield record
 
 
 def measure(server, body, arguments):

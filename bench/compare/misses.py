@@ -22,7 +22,6 @@ def herd(bench):
 def run(bench, scenario, size, clients):
     caches = [server for server in bench.chosen() if server.caches]
     warm = bench.origin.put_blob("warm", WARM_SIZE)
-    records = []
     for turn in range(bench.arguments.rounds):
         body = bench.origin.put_blob(scenario, size, seed=size + turn, repository=scenario)
         # The origin makes its digest now, not under the first client.
@@ -36,9 +35,8 @@ def run(bench, scenario, size, clients):
                     started.pull(warm)
                     result = miss(bench, started, body, clients)
             record = {"scenario": scenario, "round": turn, "server": name, "size": size, **result}
-            records.append(record)
             print(line(record), file=sys.stderr)
-    return records
+            yield record
 
 
 def ask(bench, url, body, clients):

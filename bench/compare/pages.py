@@ -30,20 +30,18 @@ def run(bench):
         for number in range(count)
     ]
     hot = bench.origin.put_blob("4KiB", 4 << 10)
-    records = []
     with bench.serving([SERVERS[name] for name in NAMES], [*bodies, hot]) as servers:
         for server in servers:
             server.settle([*bodies, hot])
         for turn in range(arguments.rounds):
             for server in in_turn(servers, turn):
-                record = {"scenario": "pages", "round": turn, "server": server.name}
+                record = {"scenario": "cold-pages", "round": turn, "server": server.name}
                 record |= measure(server, bodies, hot)
-                records.append(record)
                 print(line(record), file=sys.stderr)
+                yield record
         if program("strace"):
             for server in servers:
-                records.append(traced(bench, server, bodies, hot))
-    return records
+                yield traced(bench, server, bodies, hot)
 
 
 def evict(server):
@@ -117,7 +115,7 @@ def traced(bench, server, bodies, hot):
     for text in file.read_text().splitlines():
         if "sendfile" in text and (took := TOOK.search(text)):
             times.add(float(took[1]) * 1e3)
-    return {"scenario": "pages-traced", "server": server.name, "sendfile_ms": times.json()}
+    return {"scenario": "cold-pages-traced", "server": server.name, "sendfile_ms": times.json()}
 
 
 def wait_until_traced(server, strace):
@@ -140,18 +138,18 @@ def line(record):
 
 def throughput(records):
     """entrepot's over that of nginx with aio, for each round."""
-    pages = pick(records, scenario="pages")
+    pages = pick(records, scenario="cold-pages")
     faster = lambda one, other: divided(one["gb_per_s"], other["gb_per_s"])
     return paired(pick(pages, server="entrepot"), pick(pages, server="nginx-aio"), faster)
 
 
 def in_sendfile(records, server):
-    traces = pick(records, scenario="pages-traced", server=server)
+    traces = pick(records, scenario="cold-pages-traced", server=server)
     return pooled(Histogram(trace["sendfile_ms"]) for trace in traces)
 
 
 def section(records):
-    pages = pick(records, scenario="pages")
+    pages = pick(records, scenario="cold-pages")
     lines = []
     for server in unique(record["server"] for record in pages):
         runs = pick(pages, server=server)

@@ -40,7 +40,6 @@ def run(bench):
     paths.write_text("".join(f"{body.path}\n" for body in bodies))
     client = Wrk(bench.programs, CLIENT_CORE)
     makes = [functools.partial(Laden, count) for count in arguments.records]
-    records = []
     with bench.serving(makes) as servers:
         for server in servers:
             server.settle(bodies)
@@ -52,9 +51,8 @@ def run(bench):
                 record |= {"records": server.count, **result}
                 record["server_cpu_s"] = server.cpu_seconds() - cpu
                 record["server_rss_mib"] = server.rss_mib()
-                records.append(record)
                 print(line(record), file=sys.stderr)
-    return records
+                yield record
 
 
 def cost(record):

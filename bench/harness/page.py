@@ -26,7 +26,7 @@ def table(header, rows):
     return "\n".join(lines) + "\n"
 
 
-def pick(records, **wanted):
+def pick(records, /, **wanted):
     return [r for r in records if all(r.get(name) == value for name, value in wanted.items())]
 
 

@@ -8,6 +8,8 @@ from .process import Process, free_port
 
 
 class Server(Process):
+    # Of another maker, looked for on this machine.
+    program = None
     # Whether it fetches what it does not have.
     caches = True
 
