@@ -1,33 +1,37 @@
 //! Ranges of a body that is not held: answered at once, whatever runs in the background.
 //!
 //! Called by `registry`. What a running fill has, or will have soon, comes from the fill. What it
-//! will not is asked of upstream in bounded parts, one after the other as the client takes them,
-//! so that an open-ended range which its client closes early costs no more than what was taken
-//! and one part. Once the fill has caught up the response goes on from there.
+//! will not is asked of upstream in bounded parts, as the client takes them, so that an open-ended
+//! range which its client closes early costs no more than a few times what was taken. Once the
+//! fill has caught up the response goes on from there. Ranges that are near one another are asked
+//! for together; what is wanted from too many places is fetched whole.
 
-use std::sync::Arc;
+mod coming;
+mod spans;
+
 use std::time::Duration;
 
 use entrepot_storage::{Digest, FillState};
 use monoio::time::timeout;
 
+use self::coming::{Asker, Coming, PART_LEN_MIN};
+use self::spans::{GAP_LEN_MAX, Spans};
+
 use crate::failure::{Failure, FailureKind};
 use crate::fetch::{BodyKind, Following};
 use crate::http::range::{ByteRange, RangeRequest};
-use crate::mailbox::Message;
 use crate::oci::error::Code;
-use crate::parts::{PART_LEN_MAX, Part, PartAsk, Unparted};
-use crate::project::{Repository, digest_owner};
+use crate::parts::{Part, Unparted};
+use crate::project::Repository;
 use crate::reading::Reading;
-use crate::respond::{Exchange, Facts, Gone, Selection, WHOLE_LEN_MAX};
+use crate::respond::{Exchange, Facts, Followed, Gone, Selection, WHOLE_LEN_MAX};
 use crate::service::Service;
 
 /// Responses of a shard that hold a part in memory; above that the client is refused, or waits
 /// for the fill if one runs (R4).
 pub const COLD_MAX: usize = 256;
-/// The first part of a range that may go on: later ones are as long as all before them, so that
-/// at least half of what upstream sends was taken by the client.
-const PART_LEN_MIN: u64 = 256 << 10;
+/// Of those the ones that ask ahead and hold two parts more; the others wait for each.
+const AHEAD_MAX: usize = 64;
 /// A fill that will be there within this time, at the speed it had so far, is waited for. A
 /// request of our own takes about as long.
 const SOON: Duration = Duration::from_millis(500);
@@ -39,8 +43,9 @@ const NEAR_LEN: u64 = 512 << 10;
 /// What became of a range.
 pub enum Outcome {
     Answered,
-    /// Upstream sends nothing but whole bodies; nothing is said to the client yet.
-    NoRanges,
+    /// The whole body is needed: upstream sends nothing else, the ranges lie in too many places, or a
+    /// fill brought wrong bytes. Nothing is said to the client yet.
+    Whole,
 }
 
 /// Answers a request with a range of a blob; `following` is a place at its fill, if one runs.
@@ -55,10 +60,13 @@ pub async fn answer(
     let permit = service.permit(&service.cold, COLD_MAX);
     let mut cold = Cold {
         service: &service,
-        source,
-        digest,
+        asker: Asker {
+            post: service.lookup.post().clone(),
+            source: source.clone(),
+            digest,
+            prefer: None,
+        },
         following: None,
-        prefer: None,
         opening: None,
     };
     if let Some(mut following) = following {
@@ -73,10 +81,12 @@ pub async fn answer(
             _ => true,
         };
         if waits || permit.is_none() {
-            exchange.follow(following, facts).await?;
-            return Ok(Outcome::Answered);
+            return Ok(match exchange.follow(following, facts).await? {
+                Followed::Answered => Outcome::Answered,
+                Followed::Mismatched => Outcome::Whole,
+            });
         }
-        cold.prefer = Some(following.origin.clone());
+        cold.asker.prefer = Some(following.origin.clone());
         cold.following = Some(following);
     }
     if permit.is_none() {
@@ -124,10 +134,8 @@ fn arrives_within(patience: Duration, readable: u64, needed: u64, elapsed: Durat
 
 struct Cold<'c> {
     service: &'c Service,
-    source: &'c Repository,
-    digest: Digest,
+    asker: Asker,
     following: Option<Following>,
-    prefer: Option<Arc<str>>,
     /// A part that was fetched already, and where it starts.
     opening: Option<(u64, Part)>,
 }
@@ -145,16 +153,22 @@ impl Cold<'_> {
         let Some(selection) = exchange.select(facts, len).await? else {
             return Ok(Outcome::Answered);
         };
+        let Some(spans) = Spans::of(selection.parts()) else {
+            return Ok(Outcome::Whole);
+        };
+        // A fill is on its way to what is wanted: nothing is asked for that it may bring itself.
+        let permit = match self.following {
+            Some(_) => None,
+            None => self.service.permit(&self.service.ahead, AHEAD_MAX),
+        };
+        let opening = self.opening.take();
+        let mut coming = Coming::new(self.asker.clone(), len, spans, opening, permit);
         // The first bytes are here before anything is promised.
-        let (start, end) = selection.parts()[0];
-        if self.opening.as_ref().is_none_or(|(at, _)| *at != start) {
-            let first = (start, end.min(start + PART_LEN_MIN));
-            match self.part(first).await {
-                Ok(part) => self.opening = Some((start, part)),
-                Err(unparted) => return refuse(exchange, unparted).await,
-            }
+        if let Err(unparted) = coming.reach(0, selection.parts()[0].0, 0).await {
+            return refuse(exchange, unparted).await;
         }
-        self.send(exchange, facts, len, &selection).await?;
+        self.send(exchange, facts, (len, &selection), &mut coming)
+            .await?;
         Ok(Outcome::Answered)
     }
 
@@ -165,10 +179,10 @@ impl Cold<'_> {
             return Ok(len);
         }
         if let Some(first) = opening(wanted) {
-            match self.part(first).await {
+            match self.asker.clone().part(first).await {
                 Ok(part) => {
                     let len = part.body_len;
-                    self.prefer = Some(part.origin.clone());
+                    self.asker.prefer = Some(part.origin.clone());
                     self.opening = Some((first.0, part));
                     if let Some(len) = len {
                         return Ok(len);
@@ -179,8 +193,9 @@ impl Cold<'_> {
                 Err(unparted) => return Err(unparted),
             }
         }
-        let (lookup, kind) = (&self.service.lookup, BodyKind::Blob);
-        let proven = lookup.prove(self.source, self.digest, kind).await;
+        let Asker { source, digest, .. } = &self.asker;
+        let lookup = &self.service.lookup;
+        let proven = lookup.prove(source, *digest, BodyKind::Blob).await;
         let unknown = || {
             Failure::new(
                 FailureKind::ServerError,
@@ -196,78 +211,61 @@ impl Cold<'_> {
         &mut self,
         exchange: &mut Exchange<'_>,
         facts: &Facts<'_>,
-        len: u64,
-        selection: &Selection<'_>,
+        (len, selection): (u64, &Selection<'_>),
+        coming: &mut Coming,
     ) -> Result<(), Gone> {
         exchange.begin(facts, len, selection);
+        let mut sent = 0;
         for (nth, (start, end)) in selection.parts().iter().enumerate() {
             exchange.begin_part(selection, nth);
-            self.send_part(exchange, facts, len, (*start, *end)).await?;
+            let mut at = *start;
+            while at < *end {
+                if !coming.has(at) && self.follows(exchange, facts, (len, at, *end)).await? {
+                    break;
+                }
+                match coming.reach(nth, at, sent).await {
+                    Ok(()) => {}
+                    Err(Unparted::NoRanges) => {
+                        return exchange.abort("upstream stopped to answer ranges");
+                    }
+                    Err(Unparted::Failed(failure)) => return exchange.abort(&failure.detail),
+                }
+                let piece = coming.bytes(at, *end);
+                exchange.relay_piece(&piece).await?;
+                at += piece.len() as u64;
+                sent += piece.len() as u64;
+            }
         }
         exchange.end_parts(selection).await
     }
 
-    async fn send_part(
+    /// Sends `[at, end)` from the fill, if there is one that has its beginning by now or soon.
+    async fn follows(
         &mut self,
         exchange: &mut Exchange<'_>,
         facts: &Facts<'_>,
-        len: u64,
-        (start, end): (u64, u64),
-    ) -> Result<(), Gone> {
-        let mut at = start;
-        while at < end {
-            let opening = self.opening.take().filter(|(first, _)| *first == at);
-            if let Some(following) = &mut self.following {
-                if let FillState::Failed(_) = following.watermark.state() {
-                    return exchange.abort("the fill of the same body failed");
-                }
-                if opening.is_none() && comes_soon(following, len, at).await {
-                    let mut reading = Reading::new(following.watermark.lease(), facts.digest);
-                    return exchange.follow_to(following, &mut reading, at, end).await;
-                }
-            }
-            let part = match opening {
-                Some((_, part)) => part,
-                None => {
-                    let step = (at - start).clamp(PART_LEN_MIN, PART_LEN_MAX);
-                    match self.part((at, end.min(at + step))).await {
-                        Ok(part) => part,
-                        Err(Unparted::NoRanges) => {
-                            return exchange.abort("upstream stopped to answer ranges");
-                        }
-                        Err(Unparted::Failed(failure)) => return exchange.abort(&failure.detail),
-                    }
-                }
-            };
-            if part.body_len.is_some_and(|told| told != len) {
-                return exchange.abort("upstream tells two lengths of one body");
-            }
-            let wanted = (part.bytes.len() as u64).min(end - at);
-            exchange.relay_piece(&part.bytes[..wanted as usize]).await?;
-            at += wanted;
+        (len, at, end): (u64, u64, u64),
+    ) -> Result<bool, Gone> {
+        let Some(following) = &mut self.following else {
+            return Ok(false);
+        };
+        if let FillState::Failed(_) = following.watermark.state() {
+            return exchange
+                .abort("the fill of the same body failed")
+                .map(|()| false);
         }
-        Ok(())
-    }
-
-    async fn part(&self, range: (u64, u64)) -> Result<Part, Unparted> {
-        let post = self.service.lookup.post();
-        let owner = digest_owner(&self.digest, post.shards());
-        let asked = post.ask(owner, |reply| {
-            Message::Part(PartAsk {
-                digest: self.digest,
-                source: self.source.clone(),
-                range,
-                prefer: self.prefer.clone(),
-                reply,
-            })
-        });
-        asked.await.map_err(Unparted::Failed)?
+        if !comes_soon(following, len, at).await {
+            return Ok(false);
+        }
+        let mut reading = Reading::new(following.watermark.lease(), facts.digest);
+        let sent = exchange.follow_to(following, &mut reading, at, end).await;
+        sent.map(|()| true)
     }
 }
 
 async fn refuse(exchange: &mut Exchange<'_>, unparted: Unparted) -> Result<Outcome, Gone> {
     match unparted {
-        Unparted::NoRanges => Ok(Outcome::NoRanges),
+        Unparted::NoRanges => Ok(Outcome::Whole),
         Unparted::Failed(failure) => {
             exchange.failure(&failure, Code::BlobUnknown).await?;
             Ok(Outcome::Answered)
@@ -275,15 +273,32 @@ async fn refuse(exchange: &mut Exchange<'_>, unparted: Unparted) -> Result<Outco
     }
 }
 
-/// The part to begin with while the length is unknown; none if only the length tells where the
-/// range is.
+/// The part to begin with while the length is unknown: of the first range, and of those that follow
+/// it closely. None if only the length tells where the range is.
 fn opening(wanted: RangeRequest<'_>) -> Option<(u64, u64)> {
-    let first = match wanted {
+    let ranges = match wanted {
         RangeRequest::None => return None,
-        RangeRequest::One(range) => range,
-        RangeRequest::Several(ranges) => ranges.members().next()?,
+        RangeRequest::One(range) => return opening_of(range),
+        RangeRequest::Several(ranges) => ranges,
     };
-    match first {
+    let mut members = ranges.members();
+    let (start, mut end) = opening_of(members.next()?)?;
+    for member in members {
+        match member {
+            ByteRange::Between { first, last }
+                if first.checked_sub(end).is_some_and(|gap| gap <= GAP_LEN_MAX)
+                    && last < start + PART_LEN_MIN =>
+            {
+                end = last + 1;
+            }
+            _ => break,
+        }
+    }
+    Some((start, end))
+}
+
+fn opening_of(range: ByteRange) -> Option<(u64, u64)> {
+    match range {
         ByteRange::Between { first, last } => {
             let end = first.checked_add(PART_LEN_MIN)?;
             Some((first, last.saturating_add(1).min(end)))
@@ -323,7 +338,13 @@ mod tests {
             ("bytes=0-9", Some((0, 10))),
             ("bytes=0-", Some((0, 256 * kib))),
             ("bytes=10-999999999", Some((10, 10 + 256 * kib))),
-            ("bytes=10-19,50-59", Some((10, 20))),
+            ("bytes=10-19,50-59", Some((10, 60))),
+            ("bytes=10-19,50-", Some((10, 20))),
+            ("bytes=50-59,10-19", Some((50, 60))),
+            ("bytes=0-9,5-12", Some((0, 10))),
+            ("bytes=10-19,65556-65557", Some((10, 65558))),
+            ("bytes=10-19,65557-65558", Some((10, 20))),
+            ("bytes=0-9,10-999999", Some((0, 10))),
             ("bytes=-5", None),
             ("bytes=18446744073709551615-", None),
         ];

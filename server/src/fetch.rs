@@ -20,15 +20,22 @@ use entrepot_storage::{Digest, Store, Watermark, Writer};
 
 pub use ask::{BodyAnswer, BodyAsk, BodyKind, Bounds, EndedBy, Following};
 
+use crate::access::is_linked;
 use crate::failure::Failure;
 use crate::mailbox::Post;
-use crate::metrics::{Gauge, Metrics};
+use crate::manifests::Expected;
+use crate::metrics::{Counter, Gauge, Metrics};
 use crate::project::Repository;
-use crate::source::{Answer, Search, Sources, Wanted, accept, body_path};
+use crate::resume::Opening;
+use crate::source::{Search, Sources, Wanted, accept, body_path};
 use crate::upstream::Method;
 
 use fill::{Attempt, Ended};
 use setbacks::Setbacks;
+
+/// Sources that one fill may ask in the names of. More than one is rare, and each that is refused
+/// costs upstream a request; a fill that sixteen are refused for will not be had by a seventeenth.
+const SOURCES_MAX: usize = 16;
 
 struct Stream {
     watermark: Arc<Watermark<UringDisk>>,
@@ -42,6 +49,8 @@ struct Stream {
 struct Running {
     /// In whose name upstream is being asked; others need a proof.
     source: RefCell<Repository>,
+    /// In whose names it may go on: of its askers, each with a proof or an answer of its own (R9).
+    sources: RefCell<Vec<Repository>>,
     /// Asks that wait for upstream's head.
     waiting: RefCell<Vec<BodyAsk>>,
     stream: RefCell<Option<Stream>>,
@@ -52,6 +61,25 @@ struct Running {
 /// A manifest and a blob of one digest are asked for at different places of an upstream: one
 /// answer says nothing of the other.
 type Key = (Digest, BodyKind);
+
+impl Running {
+    fn new(ask: BodyAsk) -> Rc<Running> {
+        Rc::new(Running {
+            source: RefCell::new(ask.source.clone()),
+            sources: RefCell::new(vec![ask.source.clone()]),
+            waiting: RefCell::new(vec![ask]),
+            stream: RefCell::default(),
+            stopped: Cell::new(false),
+        })
+    }
+
+    fn may_go_on_as(&self, source: &Repository) {
+        let mut sources = self.sources.borrow_mut();
+        if sources.len() < SOURCES_MAX && !sources.contains(source) {
+            sources.push(source.clone());
+        }
+    }
+}
 
 pub struct Fetcher {
     store: Arc<Store<UringDisk>>,
@@ -147,6 +175,7 @@ impl Fetcher {
                 BodyAnswer::Failed(Failure::busy("followers of one fill")),
             );
         }
+        running.may_go_on_as(&ask.source);
         match &*running.stream.borrow() {
             Some(stream) => answer(&ask, follow(stream, true)),
             None => running.waiting.borrow_mut().push(ask),
@@ -167,12 +196,7 @@ impl Fetcher {
             );
         }
         let (digest, kind) = (ask.digest, ask.kind);
-        let running = Rc::new(Running {
-            source: RefCell::new(ask.source.clone()),
-            waiting: RefCell::new(vec![ask]),
-            stream: RefCell::default(),
-            stopped: Cell::new(false),
-        });
+        let running = Running::new(ask);
         self.running
             .borrow_mut()
             .insert((digest, kind), running.clone());
@@ -225,11 +249,11 @@ impl Fetcher {
     }
 
     /// One fill, and a second one if the first brought bytes of another digest and somebody else
-    /// may have the right ones. The followers of the first are cut; who asks from now on follows
-    /// the second.
+    /// may have the right ones. The followers of the first are cut, but for those who were told
+    /// nothing yet: they ask again. Who asks from now on follows the second.
     async fn fetch(&self, attempt: Attempt<'_>, running: &Running) -> Result<(), Failure> {
-        let answer = self.open(&attempt).await?;
-        let spliced = match self.fill(&attempt, answer, running).await? {
+        let opening = self.open(&attempt).await?;
+        let spliced = match self.fill(&attempt, opening, running).await? {
             Ended::Settled => return Ok(()),
             Ended::Mismatched { spliced } => spliced,
         };
@@ -243,8 +267,8 @@ impl Fetcher {
             ..attempt
         };
         tracing::info!(digest = %second.digest, spliced, "fetched once more after a mismatch");
-        let answer = self.open(&second).await?;
-        self.fill(&second, answer, running).await?;
+        let opening = self.open(&second).await?;
+        self.fill(&second, opening, running).await?;
         Ok(())
     }
 
@@ -255,20 +279,48 @@ impl Fetcher {
         origins.any(|origin| !self.setbacks.is_refused(&attempt.digest, origin))
     }
 
-    async fn open(&self, attempt: &Attempt<'_>) -> Result<Answer, Failure> {
-        let path = body_path(attempt.kind, &attempt.digest);
+    /// The sources of a fill whose proofs stand now.
+    fn proven(&self, running: &Running, digest: &Digest) -> Vec<Repository> {
+        let sources = running.sources.borrow();
+        let proven = sources.iter().filter(|source| {
+            let project = self.sources.project(source.project);
+            is_linked(&self.store, &project, &source.name, digest)
+        });
+        proven.cloned().collect()
+    }
+
+    async fn open(&self, attempt: &Attempt<'_>) -> Result<Opening, Failure> {
+        let &Attempt { digest, kind, .. } = attempt;
+        let path = body_path(kind, &digest);
         let wanted = Wanted {
             method: Method::Get,
             path: &path,
-            accept: accept(attempt.kind),
+            accept: accept(kind),
             range: None,
         };
         let search = Search {
             prefer: attempt.prefer,
-            refused: Some(&|origin| self.setbacks.is_refused(&attempt.digest, origin)),
+            refused: Some(&|origin| self.setbacks.is_refused(&digest, origin)),
             ..Search::default()
         };
-        Ok(self.sources.first(attempt.source, &wanted, search).await?)
+        let (source, sources) = (attempt.source, &self.sources);
+        if kind == BodyKind::Blob {
+            let answer = sources.first(source, &wanted, search).await?;
+            return Ok(Opening::Answer(answer));
+        }
+        let mismatched = |origin: &Arc<str>| self.mismatched(digest, origin);
+        let expected = Some(Expected {
+            digest,
+            mismatched: &mismatched,
+        });
+        let manifest = sources.manifest(source, &wanted, search, expected).await?;
+        Ok(Opening::Manifest(manifest))
+    }
+
+    /// An origin alone sent other bytes than those of the digest.
+    fn mismatched(&self, digest: Digest, origin: &Arc<str>) {
+        self.metrics.count(Counter::WrongDigests);
+        self.setbacks.refuse(digest, origin.clone());
     }
 }
 

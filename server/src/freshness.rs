@@ -24,9 +24,10 @@ use crate::due::is_fresh;
 use crate::failure::{Failure, FailureKind};
 use crate::fetch::{BodyAnswer, BodyAsk, BodyKind};
 use crate::mailbox::{Message, Post, Reply};
+use crate::manifests::Manifest;
 use crate::oci::manifest;
 use crate::project::{Project, Repository, digest_owner};
-use crate::source::{Answer, Search, Sources, Unanswered, Wanted, check_manifest, content_type};
+use crate::source::{Answer, Search, Sources, Unanswered, Wanted, content_type};
 use crate::upstream::Method;
 use crate::whole::Whole;
 
@@ -230,8 +231,8 @@ impl Tags {
             // A HEAD without a digest, or an upstream that knows no HEAD: one GET tells.
             _ => {
                 let get = wanted(Method::Get);
-                let answer = self.sources.first(source, &get, search()).await?;
-                Ok(self.fetched(key, cached, answer).await?)
+                let manifest = self.sources.manifest(source, &get, search(), None).await?;
+                Ok(self.fetched(key, cached, manifest).await?)
             }
         }
     }
@@ -352,19 +353,20 @@ impl Tags {
         &self,
         key: &Key,
         cached: Option<&TagRecord>,
-        mut answer: Answer,
+        manifest: Manifest,
     ) -> Result<Resolved, Failure> {
         let (source, tag) = key;
-        let whole = &self.sources.whole;
         // The share of the room is kept until the bytes are stored.
-        let Whole {
-            bytes,
-            share: _share,
-        } = whole.collect(&mut answer.response, &answer.origin).await?;
-        let came_as = content_type(&answer.response.head);
-        let media_type = check_manifest(&bytes, came_as.as_deref(), &answer.origin)?;
+        let Manifest {
+            origin,
+            whole: Whole {
+                bytes,
+                share: _share,
+            },
+            media_type,
+        } = manifest;
         let digest = Digest::sha256(&bytes);
-        let record = record(digest, &answer.origin, clock::now());
+        let record = record(digest, &origin, clock::now());
         let certainty = match cached {
             Some(cached) if cached.digest == digest => Certainty::Revalidated,
             _ => Certainty::Changed,
@@ -393,7 +395,7 @@ impl Tags {
             tracing::warn!(repository = %source.name, %tag, error = %failure.detail, "not held");
             return Ok(resolved);
         }
-        self.link(source, digest, &answer.origin).await;
+        self.link(source, digest, &origin).await;
         self.put(source, tag, record).await;
         Ok(resolved)
     }

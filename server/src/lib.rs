@@ -25,6 +25,7 @@ pub mod listing;
 pub mod logging;
 pub mod lookup;
 pub mod mailbox;
+pub mod manifests;
 pub mod metrics;
 pub mod net;
 pub mod notify;

@@ -25,9 +25,13 @@ use crate::oci::error::{self, Code};
 use crate::oci::manifest;
 use crate::project::{Project, Repository};
 use crate::relay::relay;
-use crate::respond::{Asked, BLOB_TYPE, CacheStatus, Exchange, Facts, Gone};
+use crate::respond::{Asked, BLOB_TYPE, CacheStatus, Exchange, Facts, Followed, Gone};
 
 type Body = entrepot_storage::Body<UringDisk>;
+
+/// Fills that one request follows while they bring wrong bytes. Each asks other upstreams than the
+/// one before, twice, and a client waits for all of them.
+const FOLLOWED_MAX: usize = 4;
 
 /// Answers one request, counts it and logs it.
 pub async fn answer(exchange: &mut Exchange<'_>) -> Result<(), Gone> {
@@ -243,7 +247,7 @@ async fn ranged_blob(
     match cold::answer(exchange, source, digest, &facts, following).await? {
         cold::Outcome::Answered => Ok(origin),
         // What has to be downloaded whole is kept, whatever the rule.
-        cold::Outcome::NoRanges => match service.lookup.body(source, digest, kind, None).await {
+        cold::Outcome::Whole => match service.lookup.body(source, digest, kind, None).await {
             Ok(found) => send(exchange, source, found, digest, text, kind, None).await,
             Err(failure) => exchange.failure(&failure, unknown).await.map(|()| None),
         },
@@ -302,46 +306,73 @@ async fn tag_manifest(exchange: &mut Exchange<'_>, place: &Place<'_>, tag: &str)
     }
 }
 
-/// Sends what `lookup` found.
+/// Sends what `lookup` found, and finds it anew when a fill brought wrong bytes before the client
+/// was told anything.
 async fn send(
     exchange: &mut Exchange<'_>,
     source: &Repository,
-    found: Found,
+    mut found: Found,
     digest: Digest,
     text: &str,
     kind: BodyKind,
     resolved: Option<&Resolved>,
 ) -> Asking {
-    match found {
-        Found::Held { body, asked } => {
-            let cache = if asked {
-                CacheStatus::Collapsed
-            } else {
-                CacheStatus::Hit
-            };
-            match resolved {
-                Some(resolved) => tagged(exchange, &body, text, resolved).await?,
-                None => held(exchange, &body, text, kind, cache).await?,
+    let service = exchange.service.clone();
+    for _ in 0..FOLLOWED_MAX {
+        match found {
+            Found::Held { body, asked } => {
+                let cache = if asked {
+                    CacheStatus::Collapsed
+                } else {
+                    CacheStatus::Hit
+                };
+                match resolved {
+                    Some(resolved) => tagged(exchange, &body, text, resolved).await?,
+                    None => held(exchange, &body, text, kind, cache).await?,
+                }
+                return Ok(None);
             }
-            Ok(None)
+            Found::Follow(following) => {
+                let (origin, ended_by) = (following.origin.clone(), following.ended_by.clone());
+                match follow(exchange, following, text, kind).await? {
+                    Followed::Answered => return Ok(ended_by.get().cloned().or(Some(origin))),
+                    Followed::Mismatched => {}
+                }
+            }
+            Found::Relay | Found::Cold => {
+                relay(exchange, source, digest, kind, text).await?;
+                return Ok(None);
+            }
         }
-        Found::Follow(following) => {
-            let cache = followed(&following);
-            let (origin, ended_by) = (following.origin.clone(), following.ended_by.clone());
-            let media_type = match kind {
-                BodyKind::Manifest => following.media_type.clone(),
-                BodyKind::Blob => None,
-            };
-            let media_type = media_type.as_deref().unwrap_or(BLOB_TYPE);
-            exchange
-                .follow(following, &facts(text, media_type, cache, kind))
-                .await?;
-            Ok(ended_by.get().cloned().or(Some(origin)))
-        }
-        Found::Relay | Found::Cold => relay(exchange, source, digest, kind, text)
-            .await
-            .map(|()| None),
+        found = match service.lookup.body(source, digest, kind, None).await {
+            Ok(found) => found,
+            Err(failure) => {
+                return exchange
+                    .failure(&failure, kind.unknown())
+                    .await
+                    .map(|()| None);
+            }
+        };
     }
+    let failure = Failure::new(FailureKind::BadBody, "every upstream sent wrong bytes");
+    exchange.failure(&failure, kind.unknown()).await?;
+    Ok(None)
+}
+
+async fn follow(
+    exchange: &mut Exchange<'_>,
+    following: Following,
+    text: &str,
+    kind: BodyKind,
+) -> Result<Followed, Gone> {
+    let cache = followed(&following);
+    let media_type = match kind {
+        BodyKind::Manifest => following.media_type.clone(),
+        BodyKind::Blob => None,
+    };
+    let media_type = media_type.as_deref().unwrap_or(BLOB_TYPE);
+    let facts = facts(text, media_type, cache, kind);
+    exchange.follow(following, &facts).await
 }
 
 /// A held body that was asked for by its digest.

@@ -10,12 +10,12 @@ use entrepot_storage::{Digest, Hasher};
 
 use crate::failure::{Failure, FailureKind};
 use crate::fetch::BodyKind;
+use crate::manifests::{Expected, Manifest};
 use crate::metrics::Counter;
 use crate::oci::error::Code;
 use crate::project::Repository;
 use crate::respond::{BLOB_TYPE, CacheStatus, Exchange, Facts, Gone, WHOLE_LEN_MAX};
-use crate::source::{Answer, Search, Sources, Wanted};
-use crate::source::{accept, body_path, check_manifest, content_type};
+use crate::source::{Answer, Search, Wanted, accept, body_path, content_type};
 use crate::upstream::{Body, Method};
 
 /// Relays that may run at once on a shard; each holds at most `WHOLE_LEN_MAX` and one piece.
@@ -75,13 +75,22 @@ pub async fn relay(
         range: None,
     };
     let sources = &service.lookup.sources;
+    if kind == BodyKind::Manifest && !exchange.is_head() {
+        let expected = Some(Expected {
+            digest,
+            mismatched: &|_| service.metrics.count(Counter::WrongDigests),
+        });
+        let search = Search::default();
+        let manifest = sources.manifest(source, &wanted, search, expected).await;
+        return match manifest {
+            Ok(manifest) => send_manifest(exchange, &manifest, facts).await,
+            Err(unanswered) => exchange.failure(&unanswered.report, unknown).await,
+        };
+    }
     let answer = match sources.first(source, &wanted, Search::default()).await {
         Ok(answer) => answer,
         Err(unanswered) => return exchange.failure(&unanswered.report, unknown).await,
     };
-    if kind == BodyKind::Manifest && !exchange.is_head() {
-        return manifest(exchange, sources, answer, digest, facts).await;
-    }
     let Answer {
         origin, response, ..
     } = answer;
@@ -102,47 +111,19 @@ pub async fn relay(
 }
 
 /// Sends a manifest that was checked, as those are that are stored.
-async fn manifest(
+async fn send_manifest(
     exchange: &mut Exchange<'_>,
-    sources: &Sources,
-    answer: Answer,
-    digest: Digest,
+    manifest: &Manifest,
     facts: Facts<'_>,
 ) -> Result<(), Gone> {
-    match checked(sources, answer, digest).await {
-        Ok((bytes, media_type)) => {
-            let facts = Facts {
-                media_type,
-                ..facts
-            };
-            exchange.begin_relay(&facts, Some(bytes.len() as u64));
-            exchange.relay_piece(&bytes).await?;
-            exchange.end_relay().await
-        }
-        Err(failure) => exchange.failure(&failure, Code::ManifestUnknown).await,
-    }
-}
-
-/// A whole manifest that is what its digest and its type say, and that type.
-async fn checked(
-    sources: &Sources,
-    answer: Answer,
-    digest: Digest,
-) -> Result<(Vec<u8>, &'static str), Failure> {
-    let Answer {
-        origin,
-        mut response,
-    } = answer;
-    let whole = sources.whole.collect(&mut response, &origin).await?;
-    let came_as = content_type(&response.head);
-    let media_type = check_manifest(&whole.bytes, came_as.as_deref(), &origin)?;
-    let mut hasher = Hasher::new(digest.algorithm());
-    hasher.update(&whole.bytes);
-    if hasher.finish() != digest {
-        let why = format!("{origin}: the manifest does not match its digest");
-        return Err(Failure::new(FailureKind::BadBody, why));
-    }
-    Ok((whole.bytes, media_type))
+    let facts = Facts {
+        media_type: manifest.media_type,
+        ..facts
+    };
+    let bytes = &manifest.whole.bytes;
+    exchange.begin_relay(&facts, Some(bytes.len() as u64));
+    exchange.relay_piece(bytes).await?;
+    exchange.end_relay().await
 }
 
 /// Sends a body behind its withheld tail. Without a length it is sent in chunks, unless it ended

@@ -23,6 +23,7 @@ use crate::net::socket::{Phase, Socket};
 use crate::oci::error::{self, Code};
 use crate::service::Service;
 
+pub use self::body::Followed;
 pub use self::selection::Selection;
 
 /// The connection can't go on: the client left, or a body could not be completed.

@@ -4,7 +4,9 @@
 //! upstream while that one gets on, else at the others first. Only what says that it is the rest
 //! of a body of the same length is joined (RFC 9110 §14.4, §15.3.7), or a whole one of that length
 //! is skipped up to there; whether the bytes are right is for the digest to say. Every request
-//! begins at the registry: an address it signed an hour ago may have expired.
+//! begins at the registry: an address it signed an hour ago may have expired. Whoever waits for the
+//! body has a right to it of its own: where one source is refused, the rest is asked for in the
+//! name of the next (R9).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,10 +19,10 @@ use crate::fetch::BodyKind;
 use crate::http::etag;
 use crate::http::range::ContentRange;
 use crate::jitter::jittered;
+use crate::manifests::Manifest;
 use crate::metrics::{Counter, Metrics};
 use crate::project::Repository;
-use crate::source::{Answer, Refused, Search, Sources, Wanted};
-use crate::source::{body_path, check_manifest, content_type};
+use crate::source::{Answer, Refused, Search, Sources, Wanted, body_path};
 use crate::upstream::{Body, BodyError, Method, Part, Response, Validator};
 use crate::whole::Whole;
 
@@ -36,11 +38,37 @@ const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// Doubled for each fruitless attempt up to here.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 
+/// How a body begins.
+pub enum Opening {
+    Answer(Answer),
+    Manifest(Manifest),
+}
+
+impl Opening {
+    pub fn origin(&self) -> &Arc<str> {
+        match self {
+            Opening::Answer(answer) => &answer.origin,
+            Opening::Manifest(manifest) => &manifest.origin,
+        }
+    }
+
+    /// Only a manifest's type is checked, and worth keeping.
+    pub fn media_type(&self) -> Option<&'static str> {
+        match self {
+            Opening::Answer(_) => None,
+            Opening::Manifest(manifest) => Some(manifest.media_type),
+        }
+    }
+}
+
 /// Who is asked for a body, in whose name and for how long.
 pub struct Course<'a> {
     pub sources: &'a Sources,
     pub metrics: &'a Metrics,
-    pub repository: &'a Repository,
+    /// Asked for in its name first.
+    pub source: &'a Repository,
+    /// All in whose names it may be asked for, each on a proof of its own (R9).
+    pub proven: &'a dyn Fn() -> Vec<Repository>,
     pub digest: Digest,
     /// Of origins that sent wrong bytes under this digest a moment ago.
     pub refused: &'a Refused<'a>,
@@ -70,12 +98,13 @@ enum Unfit {
 
 pub struct Arriving<'a> {
     course: Course<'a>,
-    /// Of whom the current answer is.
+    /// In whose name the current answer was given.
+    source: Repository,
+    /// Of whom it is.
     origin: Arc<str>,
     body: Body,
-    /// A manifest, which is collected and checked before anything else.
+    /// A manifest, which was collected and checked before anything else.
     collected: Option<Whole>,
-    media_type: Option<&'static str>,
     /// As the first answer gave it.
     len: Option<u64>,
     /// As any answer gave it.
@@ -97,51 +126,40 @@ pub struct Arriving<'a> {
 }
 
 impl<'a> Arriving<'a> {
-    pub async fn open(
-        course: Course<'a>,
-        kind: BodyKind,
-        answer: Answer,
-    ) -> Result<Arriving<'a>, Failure> {
-        let Answer {
-            origin,
-            mut response,
-            ..
-        } = answer;
-        let (mut collected, mut media_type, mut len) = (None, None, response.length);
-        if kind == BodyKind::Manifest {
-            let whole = course.sources.whole.collect(&mut response, &origin).await?;
-            let came_as = content_type(&response.head);
-            media_type = Some(check_manifest(&whole.bytes, came_as.as_deref(), &origin)?);
-            len = Some(whole.bytes.len() as u64);
-            collected = Some(whole);
-        }
-        Ok(Arriving {
-            validator: validator(&origin, &response),
+    pub fn new(course: Course<'a>, opening: Opening) -> Arriving<'a> {
+        let origin = opening.origin().clone();
+        let (len, validator, body, collected) = match opening {
+            Opening::Answer(Answer { response, .. }) => {
+                let validator = validator(&origin, &response);
+                (response.length, validator, response.body, None)
+            }
+            Opening::Manifest(Manifest { whole, .. }) => {
+                let len = whole.bytes.len() as u64;
+                (Some(len), None, Body::empty(), Some(whole))
+            }
+        };
+        Arriving {
+            source: course.source.clone(),
             course,
             origin,
-            body: response.body,
+            body,
             collected,
-            media_type,
             len,
             total: len,
             arrived: 0,
             repeated: 0,
+            validator,
             answers: 1,
             resumed_at: 0,
             fruitless: 0,
             weak: Vec::new(),
             unfit: Vec::new(),
-        })
+        }
     }
 
     /// Of the whole body, if the first answer said it.
     pub fn announced_len(&self) -> Option<u64> {
         self.len
-    }
-
-    /// Of a manifest.
-    pub fn media_type(&self) -> Option<&'static str> {
-        self.media_type
     }
 
     pub fn arrived(&self) -> u64 {
@@ -217,8 +235,8 @@ impl<'a> Arriving<'a> {
                 Ok(status) => {
                     self.course.metrics.count(Counter::FillResumes);
                     tracing::info!(
-                        digest = %self.course.digest, upstream = %self.origin, status,
-                        at = self.arrived, ms = broken.elapsed().as_millis() as u64, why,
+                        digest = %self.course.digest, upstream = %self.origin,
+                        repository = %self.source.name, status, at = self.arrived, ms = broken.elapsed().as_millis() as u64, why,
                         "fill resumed"
                     );
                     return Ok(());
@@ -241,19 +259,36 @@ impl<'a> Arriving<'a> {
         }
     }
 
-    /// Asks for the rest: first those that did well so far, the last one before the others.
-    /// Answers the status of what will be read from now on.
+    /// Asks for the rest in the name that it was asked for in so far, and where that gets no answer
+    /// in those of the others. Answers the status of what will be read from now on.
     async fn ask_again(&mut self) -> Result<u16, Failure> {
-        let project = self.course.sources.project(self.course.repository.project);
+        let mut failed = match self.ask_as(self.source.clone()).await {
+            Ok(status) => return Ok(status),
+            Err(failure) => failure,
+        };
+        let asked = self.source.clone();
+        for other in (self.course.proven)() {
+            if other == asked {
+                continue;
+            }
+            match self.ask_as(other).await {
+                Ok(status) => return Ok(status),
+                Err(failure) => failed = Failure::worse(failed, failure),
+            }
+        }
+        Err(failed)
+    }
+
+    /// Asks for the rest in one name: first those that did well so far, the last one before the
+    /// others.
+    async fn ask_as(&mut self, source: Repository) -> Result<u16, Failure> {
+        let project = self.course.sources.project(source.project);
         let mut origins = project.upstreams.iter().map(|(_, origin)| origin);
         let strong = origins.any(|origin| !self.weak.contains(origin) && !self.is_passed(origin));
-        let answer = match strong {
-            true => self.first(true).await,
-            false => self.first(false).await,
-        };
+        let answer = self.first(&source, strong).await;
         let answer = match answer {
             // Rather one that did badly than none.
-            Err(_) if strong && !self.weak.is_empty() => self.first(false).await?,
+            Err(_) if strong && !self.weak.is_empty() => self.first(&source, false).await?,
             answer => answer?,
         };
         let Answer {
@@ -265,6 +300,7 @@ impl<'a> Arriving<'a> {
                 self.repeated = repeated;
                 self.resumed_at = self.arrived;
                 self.answers += 1;
+                self.source = source;
                 self.origin = origin;
                 self.body = response.body;
                 Ok(response.status)
@@ -277,7 +313,7 @@ impl<'a> Arriving<'a> {
         }
     }
 
-    async fn first(&self, strong: bool) -> Result<Answer, Failure> {
+    async fn first(&self, source: &Repository, strong: bool) -> Result<Answer, Failure> {
         let path = body_path(BodyKind::Blob, &self.course.digest);
         let wanted = Wanted {
             method: Method::Get,
@@ -296,11 +332,7 @@ impl<'a> Arriving<'a> {
             }),
             ..Search::default()
         };
-        let course = &self.course;
-        Ok(course
-            .sources
-            .first(course.repository, &wanted, search)
-            .await?)
+        Ok(self.course.sources.first(source, &wanted, search).await?)
     }
 
     fn is_passed(&self, origin: &Arc<str>) -> bool {

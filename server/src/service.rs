@@ -19,6 +19,8 @@ pub struct Service {
     pub relays: Rc<Cell<usize>>,
     pub cold: Rc<Cell<usize>>,
     pub listings: Rc<Cell<usize>>,
+    /// Cold ranges that ask ahead.
+    pub ahead: Rc<Cell<usize>>,
 }
 
 impl Service {

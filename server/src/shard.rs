@@ -220,6 +220,7 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
         relays: Rc::default(),
         cold: Rc::default(),
         listings: Rc::default(),
+        ahead: Rc::default(),
     });
     let connections_max = parts.connections_max.div_ceil(shards);
     for listener in &seat.listeners {

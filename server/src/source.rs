@@ -154,6 +154,15 @@ impl Sources {
         levels.map_or(1, |levels| levels.stretch())
     }
 
+    /// Whether an origin of the project may be asked again for what it answered and then did not
+    /// send; that costs its budget of retries.
+    pub fn may_ask_again(&self, repository: &Repository, origin: &str) -> bool {
+        let project = self.project(repository.project);
+        let mut upstreams = project.upstreams.iter();
+        let named = upstreams.find(|(_, known)| **known == *origin);
+        named.is_some_and(|(upstream, _)| self.client.may_retry(*upstream))
+    }
+
     /// The first answer, in the order of the search. What upstreams refuse for their rate limit
     /// alone they are asked for once more, within `WAIT_MAX`.
     pub async fn first(

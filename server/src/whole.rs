@@ -1,6 +1,6 @@
 //! Answers that are held in memory whole: manifests and listings.
 //!
-//! Read by `resume`, `freshness` and `listing`. Each is bounded by `limits.manifest_max`, and all
+//! Read by `manifests` and `listing`. Each is bounded by `limits.manifest_max`, and all
 //! of a shard together by `ROOM`, so that many large ones at once cost clients a 503 and not the
 //! memory of the machine (R4).
 
@@ -62,16 +62,25 @@ impl Bounds {
     /// Reads a body to its end, and not beyond `len_max`. Refused when it is or says that it is
     /// longer, and when there is no room for it now.
     pub async fn collect(&self, response: &mut Response, origin: &str) -> Result<Whole, Failure> {
+        self.try_collect(response, origin).await?
+    }
+
+    /// The same, with what broke on its way told apart.
+    pub async fn try_collect(
+        &self,
+        response: &mut Response,
+        origin: &str,
+    ) -> Result<Result<Whole, Failure>, Failure> {
         self.check_len(response.length, origin)?;
         let len = response.length.map_or(self.len_max, |len| len as usize);
         let share = self.take(len)?;
         let collected = response.body.collect(self.len_max).await;
         match collected {
-            Ok(bytes) => Ok(Whole { bytes, share }),
+            Ok(bytes) => Ok(Ok(Whole { bytes, share })),
             Err(BodyError::TooLong) => Err(self.too_long(origin)),
             Err(error) => {
                 let why = format!("{origin}: {error}");
-                Err(Failure::new(FailureKind::BadBody, why))
+                Ok(Err(Failure::new(FailureKind::BadBody, why)))
             }
         }
     }

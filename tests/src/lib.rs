@@ -15,6 +15,7 @@ pub mod http;
 pub mod image;
 pub mod origin;
 pub mod process;
+pub mod ranges;
 pub mod registry;
 pub mod sha256;
 pub mod tap;

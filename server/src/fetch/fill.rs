@@ -14,8 +14,7 @@ use crate::failure::{Failure, FailureKind};
 use crate::mailbox::Message;
 use crate::metrics::Counter;
 use crate::project::{Repository, repository_owner};
-use crate::resume::{Arriving, Course};
-use crate::source::Answer;
+use crate::resume::{Arriving, Course, Opening};
 
 /// What is fetched in whose name.
 pub struct Attempt<'a> {
@@ -66,7 +65,7 @@ impl Fetcher {
     pub(super) async fn fill(
         &self,
         attempt: &Attempt<'_>,
-        opened: Answer,
+        opening: Opening,
         running: &Running,
     ) -> Result<Ended, Failure> {
         let &Attempt {
@@ -75,19 +74,20 @@ impl Fetcher {
             source,
             ..
         } = attempt;
-        let origin = opened.origin.clone();
+        let origin = opening.origin().clone();
+        let proven = || self.proven(running, &digest);
         let refused = |origin: &Arc<str>| self.setbacks.is_refused(&digest, origin);
         let course = Course {
             sources: &self.sources,
             metrics: &self.metrics,
-            repository: source,
+            source,
+            proven: &proven,
             digest,
             refused: &refused,
             resumes: attempt.resumes,
         };
-        let arriving = Arriving::open(course, kind, opened).await?;
-        // Only a manifest's type is checked, and worth keeping.
-        let media_type = arriving.media_type();
+        let media_type = opening.media_type();
+        let arriving = Arriving::new(course, opening);
         let spec = FillSpec {
             digest,
             length: arriving.announced_len(),
@@ -190,10 +190,10 @@ impl Fetcher {
     fn learn(&self, digest: Digest, arriving: &Arriving<'_>, error: &Broken) -> Ended {
         match error {
             Broken::Store(FillError::WrongDigest) => {
-                self.metrics.count(Counter::WrongDigests);
                 let spliced = arriving.is_spliced();
-                if !spliced {
-                    self.setbacks.refuse(digest, arriving.origin().clone());
+                match spliced {
+                    true => self.metrics.count(Counter::WrongDigests),
+                    false => self.mismatched(digest, arriving.origin()),
                 }
                 Ended::Mismatched { spliced }
             }

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use entrepot_storage::disk::uring::UringDisk;
-use entrepot_storage::{Body, FillState};
+use entrepot_storage::{Body, FillFailure, FillState};
 
 use super::{Exchange, Facts, Gone, Selection, WHOLE_LEN_MAX};
 use crate::fetch::Following;
@@ -15,6 +15,14 @@ use crate::net::sendfile::SendError;
 use crate::net::socket::Phase;
 use crate::oci::error::Code;
 use crate::reading::Reading;
+
+/// What a client was told of the body of a fill.
+pub enum Followed {
+    /// The body, or an error.
+    Answered,
+    /// Nothing yet, and the bytes have another digest: there may be others to ask.
+    Mismatched,
+}
 
 impl Exchange<'_> {
     /// A body of the store: from memory when it is small, else by `sendfile`.
@@ -37,7 +45,7 @@ impl Exchange<'_> {
         &mut self,
         mut following: Following,
         facts: &Facts<'_>,
-    ) -> Result<(), Gone> {
+    ) -> Result<Followed, Gone> {
         let _gauge = self.service.metrics.hold(Gauge::Followers);
         let streams_unknown = self.head().version >= Version::Http11
             && !self.is_head()
@@ -45,30 +53,31 @@ impl Exchange<'_> {
         let len = following.watermark.len();
         if len.is_none_or(|len| len <= WHOLE_LEN_MAX) && !(len.is_none() && streams_unknown) {
             // Nothing is said before it is known to be true.
-            if following.follower.wait(u64::MAX).await.1 != FillState::Verified {
-                return self.fill_failed().await;
+            if let (_, FillState::Failed(why)) = following.follower.wait(u64::MAX).await {
+                return self.fill_failed(why).await;
             }
         }
         if following.watermark.len().is_none() {
             // A short one may have ended by the time its first byte may go out.
-            let (_, state) = following.follower.wait(0).await;
-            if let FillState::Failed(_) = state {
-                return self.fill_failed().await;
+            if let (_, FillState::Failed(why)) = following.follower.wait(0).await {
+                return self.fill_failed(why).await;
             }
         }
         let Some(len) = following.watermark.len() else {
-            return self.stream_unknown(following, facts).await;
+            self.stream_unknown(following, facts).await?;
+            return Ok(Followed::Answered);
         };
         let Some(selection) = self.select(facts, len).await? else {
-            return Ok(());
+            return Ok(Followed::Answered);
         };
         if self.is_head() {
             self.content_head(facts, Some(len), &selection);
-            return self.send(&[], false).await;
+            self.send(&[], false).await?;
+            return Ok(Followed::Answered);
         }
         let (first, _) = selection.parts()[0];
-        if let (_, FillState::Failed(_)) = following.follower.wait(first).await {
-            return self.fill_failed().await;
+        if let (_, FillState::Failed(why)) = following.follower.wait(first).await {
+            return self.fill_failed(why).await;
         }
         self.content_head(facts, Some(len), &selection);
         let mut reading = Reading::new(following.watermark.lease(), facts.digest);
@@ -77,7 +86,8 @@ impl Exchange<'_> {
             self.follow_to(&mut following, &mut reading, *start, *end)
                 .await?;
         }
-        self.end_parts(&selection).await
+        self.end_parts(&selection).await?;
+        Ok(Followed::Answered)
     }
 
     /// Sends `[at, end)` of a body that is being filled, as it becomes readable.
@@ -117,9 +127,6 @@ impl Exchange<'_> {
         facts: &Facts<'_>,
     ) -> Result<(), Gone> {
         let (mut readable, mut state) = following.follower.wait(0).await;
-        if let FillState::Failed(_) = state {
-            return self.fill_failed().await;
-        }
         self.content_head(facts, None, &Selection::whole(0));
         let mut reading = Reading::new(following.watermark.lease(), facts.digest);
         let mut at = 0;
@@ -144,9 +151,15 @@ impl Exchange<'_> {
         self.send(LAST_CHUNK, false).await
     }
 
-    async fn fill_failed(&mut self) -> Result<(), Gone> {
+    /// Nothing was said yet. A mismatch is not the last word: the caller asks once more, and says
+    /// so to the client when nobody has the right bytes.
+    async fn fill_failed(&mut self, why: FillFailure) -> Result<Followed, Gone> {
+        if why == FillFailure::WrongDigest {
+            return Ok(Followed::Mismatched);
+        }
         let why = "upstream sent a body that is cut short or does not match its digest";
-        self.error(502, Code::Unknown, why, None).await
+        self.error(502, Code::Unknown, why, None).await?;
+        Ok(Followed::Answered)
     }
 
     async fn memory(&mut self, bytes: &Bytes, selection: &Selection<'_>) -> Result<(), Gone> {

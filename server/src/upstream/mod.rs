@@ -262,7 +262,7 @@ pub struct Counters {
     /// Requests to token services, in no other count.
     pub token_requests: Counter,
     pub redirects: Counter,
-    /// Requests repeated because a kept connection had been closed under them.
+    /// Requests made once more because they failed by chance.
     pub retries: Counter,
     pub connections: Counter,
     /// Body bytes as received, before any chunked coding is undone.

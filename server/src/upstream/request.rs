@@ -133,6 +133,13 @@ impl Client {
         }
     }
 
+    /// Whether a caller may make a request once more because its body broke. Counts as a retry.
+    pub fn may_retry(&self, id: UpstreamId) -> bool {
+        let granted = self.known(id).retries.spend();
+        self.counters.retries.add(granted.into());
+        granted
+    }
+
     async fn send_patiently(
         &self,
         known: &Known,
