@@ -84,7 +84,7 @@ impl Coming {
         opening: Option<(u64, Part)>,
         permit: Option<Permit>,
     ) -> Coming {
-        Coming {
+        let mut coming = Coming {
             asker,
             len,
             spans,
@@ -92,7 +92,11 @@ impl Coming {
             asked: VecDeque::new(),
             held: opening,
             permit,
-        }
+        };
+        let held = coming.held.as_ref();
+        let held_to = held.map_or(0, |(start, part)| start + part.bytes.len() as u64);
+        coming.next = coming.after(0, held_to);
+        coming
     }
 
     pub fn has(&self, at: u64) -> bool {
@@ -156,13 +160,18 @@ impl Coming {
             return false;
         };
         let range = (at, end.min(at + sent.clamp(PART_LEN_MIN, PART_LEN_MAX)));
-        self.next = match self.spans.get(nth + 1) {
-            _ if range.1 < end => (nth, range.1),
-            Some((start, _)) => (nth + 1, start),
-            None => (nth + 1, end),
-        };
+        self.next = self.after(nth, range.1);
         let part = monoio::spawn(self.asker.clone().part(range));
         self.asked.push_back(Asked { range, part });
         true
+    }
+
+    /// Where to go on when a span is asked for up to `at`.
+    fn after(&self, nth: usize, at: u64) -> (usize, u64) {
+        match (self.spans.get(nth), self.spans.get(nth + 1)) {
+            (Some((start, end)), _) if at < end => (nth, at.max(start)),
+            (_, Some((start, _))) => (nth + 1, start),
+            (_, None) => (nth + 1, at),
+        }
     }
 }
