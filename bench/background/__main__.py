@@ -3,7 +3,6 @@
 Run as `python3 bench/background`; bench/README.md says what is measured and how to read it.
 """
 
-import signal
 import subprocess
 import sys
 import time
@@ -45,16 +44,6 @@ class Cache(Entrepot):
     def moved(self):
         metrics = self.metrics()
         return metrics[READ] + metrics[WRITTEN]
-
-    def freeze(self):
-        self.process.send_signal(signal.SIGSTOP)
-
-    def go_on(self):
-        self.process.send_signal(signal.SIGCONT)
-
-    def stop(self):
-        self.go_on()
-        super().stop()
 
 
 def main():

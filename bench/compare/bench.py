@@ -1,6 +1,7 @@
 """What the scenarios stand on: the origin, servers that are started for them, their order."""
 
 import shutil
+import time
 from contextlib import contextmanager
 
 from harness.clients import Load
@@ -13,6 +14,11 @@ SERVERS = {
     server.name: server
     for server in [Nginx, NginxProxy, NginxSendfile, Registry, Varnish, Entrepot, NginxAio]
 }
+
+# How long a server may go on after its clients have left, and when it counts as idle.
+REST_SECONDS_MAX = 5
+REST_STEP_S = 0.02
+IDLE_SHARE = 0.1
 
 
 class Bench:
@@ -48,6 +54,34 @@ class Bench:
 
     def chosen(self):
         return [SERVERS[name] for name in self.arguments.servers]
+
+
+def settle(servers, bodies):
+    """Every one holds the bodies, and stands still until it is its turn."""
+    for server in servers:
+        server.settle(bodies)
+        server.freeze()
+
+
+@contextmanager
+def alone(server):
+    """The others stand still, and this one afterwards, when it has done what was left to do."""
+    server.go_on()
+    try:
+        yield
+        rest(server)
+    finally:
+        server.freeze()
+
+
+def rest(server):
+    """Until it is idle: some go on with requests whose clients have left."""
+    deadline = time.monotonic() + REST_SECONDS_MAX
+    while time.monotonic() < deadline:
+        before = server.cpu_seconds()
+        time.sleep(REST_STEP_S)
+        if server.cpu_seconds() - before < REST_STEP_S * IDLE_SHARE:
+            return
 
 
 def in_turn(servers, turn):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from bench import SERVERS, in_turn
+from bench import SERVERS, alone, in_turn, settle
 from harness.connection import Connection, pull_all
 from harness.histogram import Histogram, pooled
 from harness.page import divided, middle, paired, pick, spread, table, unique
@@ -31,17 +31,19 @@ def run(bench):
     ]
     hot = bench.origin.put_blob("4KiB", 4 << 10)
     with bench.serving([SERVERS[name] for name in NAMES], [*bodies, hot]) as servers:
-        for server in servers:
-            server.settle([*bodies, hot])
+        settle(servers, [*bodies, hot])
         for turn in range(arguments.rounds):
             for server in in_turn(servers, turn):
                 record = {"scenario": "cold-pages", "round": turn, "server": server.name}
-                record |= measure(server, bodies, hot)
+                with alone(server):
+                    record |= measure(server, bodies, hot)
                 print(line(record), file=sys.stderr)
                 yield record
         if program("strace"):
             for server in servers:
-                yield traced(bench, server, bodies, hot)
+                with alone(server):
+                    record = traced(bench, server, bodies, hot)
+                yield record
 
 
 def evict(server):

@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from statistics import median
 
-from bench import in_turn
+from bench import alone, in_turn, settle
 from harness.clients import BY_NAME
 from harness.origin import Body
 from harness.page import divided, middle, paired, pick, spread, table, unique
@@ -49,10 +49,11 @@ def run(bench):
     asked = rows(bench)
     bodies = unique(row.body for row in asked)
     with bench.serving(bench.chosen(), bodies) as servers:
-        for server in servers:
-            server.settle(bodies)
+        settle(servers, bodies)
         yield from measure(bench, servers, asked)
-        bench.counters = {server.name: server.counters() for server in servers}
+        for server in servers:
+            with alone(server):
+                bench.counters[server.name] = server.counters()
 
 
 def measure(bench, servers, asked):
@@ -67,11 +68,8 @@ def measure(bench, servers, asked):
     for turn in range(arguments.rounds):
         for row, connections, client in works:
             for server in in_turn(servers, turn):
-                run = BY_NAME[client](bench.programs, CLIENT_CORE)
-                how = {"head": True} if row.head else {}
-                cpu = server.cpu_seconds()
-                seconds = arguments.seconds * (2 if row.body.size >= LONG else 1)
-                result = run.measure(server, row.body, connections, seconds, **how)
+                with alone(server):
+                    result = measure_one(bench, server, row, connections, client)
                 record = {
                     "scenario": "rates",
                     "round": turn,
@@ -80,11 +78,20 @@ def measure(bench, servers, asked):
                     "client": client,
                     "server": server.name,
                     **result,
-                    "server_cpu_s": server.cpu_seconds() - cpu,
-                    "server_rss_mib": server.rss_mib(),
                 }
                 print(line(record), file=sys.stderr)
                 yield record
+
+
+def measure_one(bench, server, row, connections, client):
+    run = BY_NAME[client](bench.programs, CLIENT_CORE)
+    how = {"head": True} if row.head else {}
+    seconds = bench.arguments.seconds * (2 if row.body.size >= LONG else 1)
+    cpu = server.cpu_seconds()
+    result = run.measure(server, row.body, connections, seconds, **how)
+    result["server_cpu_s"] = server.cpu_seconds() - cpu
+    result["server_rss_mib"] = server.rss_mib()
+    return result
 
 
 def line(record):

@@ -4,7 +4,7 @@ import functools
 import subprocess
 import sys
 
-from bench import in_turn
+from bench import alone, in_turn, settle
 from harness.clients import Wrk
 from harness.entrepot import Entrepot
 from harness.page import divided, middle, paired, pick, spread, table
@@ -41,18 +41,23 @@ def run(bench):
     client = Wrk(bench.programs, CLIENT_CORE)
     makes = [functools.partial(Laden, count) for count in arguments.records]
     with bench.serving(makes) as servers:
-        for server in servers:
-            server.settle(bodies)
+        settle(servers, bodies)
         for turn in range(arguments.rounds):
             for server in in_turn(servers, turn):
-                cpu = server.cpu_seconds()
-                result = client.measure(server, bodies[0], CONNECTIONS, arguments.seconds, paths)
                 record = {"scenario": "records", "round": turn, "server": server.name}
-                record |= {"records": server.count, **result}
-                record["server_cpu_s"] = server.cpu_seconds() - cpu
-                record["server_rss_mib"] = server.rss_mib()
+                record["records"] = server.count
+                with alone(server):
+                    record |= measure(server, client, bodies[0], arguments.seconds, paths)
                 print(line(record), file=sys.stderr)
                 yield record
+
+
+def measure(server, client, body, seconds, paths):
+    cpu = server.cpu_seconds()
+    result = client.measure(server, body, CONNECTIONS, seconds, paths)
+    result["server_cpu_s"] = server.cpu_seconds() - cpu
+    result["server_rss_mib"] = server.rss_mib()
+    return result
 
 
 def cost(record):

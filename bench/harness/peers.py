@@ -55,7 +55,9 @@ class Varnish(Logged):
         # -j none: its jail would need a directory that other users may read.
         jail = ["-j", "none", "-n", self.directory / "shared-memory"]
         listen = ["-a", f"127.0.0.1:{self.port}", "-T", "none"]
-        return ["-F", *jail, *listen, "-f", file, "-s", "malloc,6G", "-p", "timeout_idle=3600"]
+        # Its parent would take the time in which both are stopped for a child that hangs.
+        options = ["-p", "timeout_idle=3600", "-p", "ping_interval=0"]
+        return ["-F", *jail, *listen, "-f", file, "-s", "malloc,6G", *options]
 
     def configure(self, origin):
         at = urlsplit(origin.url)

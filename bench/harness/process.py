@@ -48,7 +48,18 @@ class Process:
             total += int(dict(line.split(": ") for line in lines)["read_bytes"])
         return total
 
+    def freeze(self):
+        """It does nothing any more, not even what it had left to do, until it goes on."""
+        for pid in self.pids():
+            os.kill(pid, signal.SIGSTOP)
+
+    def go_on(self):
+        for pid in self.pids():
+            os.kill(pid, signal.SIGCONT)
+
     def stop(self):
+        if self.process.poll() is None:
+            self.go_on()
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(STOP_SECONDS_MAX)
