@@ -1,13 +1,30 @@
 //! A load generator that costs little beside the server it measures; README.md is its manual.
 //!
-//! One thread and epoll. By default bodies are discarded inside the kernel.
+//! `run` starts threads, each with an `executor` over a `ring` (io_uring). A workload (`single`, `pull`)
+//! says what each client does on its turns (`schedule`); a `client` keeps connections and
+//! tokens and follows redirects, a `connection` sends requests over a `stream` and reads answers.
+//! What came is counted by a `meter` for each thread and told by `report`.
 
+mod auth;
 pub mod cli;
-mod fetch;
+mod client;
+mod connection;
+mod digest;
+mod executor;
+mod image;
+mod meter;
+mod options;
+mod pull;
 mod reply;
 mod report;
+mod ring;
 mod run;
-mod socket;
+mod schedule;
+mod series;
+mod single;
+mod stream;
 mod target;
 #[cfg(test)]
 mod tests;
+mod tls;
+mod url;

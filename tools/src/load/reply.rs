@@ -65,6 +65,20 @@ pub fn parse_head(bytes: &[u8], head_only: bool) -> Result<Option<Head>, Malform
     }))
 }
 
+/// The value of the first field of this name in a head.
+pub fn field<'h>(head: &'h str, name: &str) -> Option<&'h str> {
+    fields(head, name).next()
+}
+
+/// The values of all fields of this name.
+pub fn fields<'h>(head: &'h str, name: &str) -> impl Iterator<Item = &'h str> {
+    let lines = head.split("\r\n").skip(1);
+    let pairs = lines.filter_map(|line| line.split_once(':'));
+    pairs
+        .filter(move |(is, _)| is.eq_ignore_ascii_case(name))
+        .map(|(_, value)| value.trim())
+}
+
 /// Takes the coding off a chunked body (RFC 9112 §7.1).
 #[derive(Debug, Default)]
 pub struct Chunked {

@@ -5,148 +5,157 @@ use std::fmt;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-/// Of latencies: three digits.
-const PRECISION: u8 = 3;
-/// Longer ones count as this.
-const LATENCY_MAX: Duration = Duration::from_secs(3600);
+use super::meter::{Counts, ErrorClass, Kind, Times};
+use super::run::Outcome;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum ErrorClass {
-    Connect,
-    /// The connection ended before the answer began.
-    Reset,
-    /// It ended within the body.
-    Truncated,
-    Timeout,
-    /// A status other than 2xx.
-    Status,
-    /// Not HTTP/1.x, or more bytes than promised.
-    Head,
-    Digest,
-}
-
-impl ErrorClass {
-    const ALL: [ErrorClass; 7] = [
-        ErrorClass::Connect,
-        ErrorClass::Reset,
-        ErrorClass::Truncated,
-        ErrorClass::Timeout,
-        ErrorClass::Status,
-        ErrorClass::Head,
-        ErrorClass::Digest,
-    ];
-
-    fn name(self) -> &'static str {
-        match self {
-            ErrorClass::Connect => "connect",
-            ErrorClass::Reset => "reset",
-            ErrorClass::Truncated => "truncated",
-            ErrorClass::Timeout => "timeout",
-            ErrorClass::Status => "status",
-            ErrorClass::Head => "head",
-            ErrorClass::Digest => "digest",
-        }
-    }
-}
+/// By name and quantile.
+pub const MARKS: [(&str, f64); 5] = [
+    ("p50", 0.5),
+    ("p90", 0.9),
+    ("p99", 0.99),
+    ("p99.9", 0.999),
+    ("p99.99", 0.9999),
+];
 
 pub struct Report {
+    /// What was asked for, in one line.
+    pub title: String,
     pub url: String,
     pub connections: usize,
-    pub requests: u64,
-    pub bytes: u64,
+    /// The command line's settings, for who reads the report later.
+    pub settings: Vec<(&'static str, String)>,
     pub took: Duration,
     pub client_cpu: Duration,
-    latency: Histogram<u64>,
-    first_byte: Histogram<u64>,
-    /// Of each connection's first answer.
     pub first_bytes: Vec<Option<Duration>>,
-    errors: BTreeMap<ErrorClass, u64>,
-    statuses: BTreeMap<u16, u64>,
+    pub counts: Counts,
+    /// All requests together.
+    pub all: Times,
+    /// What only this command knows.
+    pub more: Map<String, Value>,
 }
 
 impl Report {
-    pub fn new(url: &str, connections: usize) -> Report {
-        let longest = LATENCY_MAX.as_nanos() as u64;
-        let empty = || Histogram::new_with_max(longest, PRECISION).expect("bounds in range");
+    pub fn new(title: String, url: &str, connections: usize, outcome: Outcome) -> Report {
+        let mut all = Times::default();
+        for (kind, times) in &outcome.counts.kinds {
+            if kind.is_request() {
+                all.add(times);
+            }
+        }
         Report {
+            title,
             url: url.to_owned(),
             connections,
-            requests: 0,
-            bytes: 0,
-            took: Duration::ZERO,
-            client_cpu: Duration::ZERO,
-            latency: empty(),
-            first_byte: empty(),
-            first_bytes: vec![None; connections],
-            errors: BTreeMap::new(),
-            statuses: BTreeMap::new(),
+            settings: Vec::new(),
+            took: outcome.took,
+            client_cpu: outcome.client_cpu,
+            first_bytes: outcome.first_bytes,
+            counts: outcome.counts,
+            all,
+            more: Map::new(),
         }
     }
 
-    /// Forgets the warm-up, but for the connections' first answers.
-    pub fn restart(&mut self) {
-        let first_bytes = std::mem::take(&mut self.first_bytes);
-        *self = Report {
-            first_bytes,
-            ..Report::new(&self.url, self.connections)
-        };
-    }
-
-    pub fn answered(&mut self, status: u16, latency: Duration, first_byte: Duration) {
-        self.requests += 1;
-        *self.statuses.entry(status).or_default() += 1;
-        record(&mut self.latency, latency);
-        record(&mut self.first_byte, first_byte);
-    }
-
-    pub fn failed(&mut self, class: ErrorClass) {
-        *self.errors.entry(class).or_default() += 1;
+    pub fn requests(&self) -> u64 {
+        self.all.latency.len()
     }
 
     pub fn errors(&self) -> u64 {
-        self.errors.values().sum()
+        self.counts.errors.values().sum()
     }
 
-    fn gb_per_s(&self) -> f64 {
-        self.bytes as f64 / 1e9 / self.took.as_secs_f64()
+    pub fn gb_per_s(&self) -> f64 {
+        self.per_second(self.counts.bytes) / 1e9
     }
 
-    fn requests_per_s(&self) -> f64 {
-        self.requests as f64 / self.took.as_secs_f64()
+    pub fn requests_per_s(&self) -> f64 {
+        self.per_second(self.requests())
+    }
+
+    fn per_second(&self, count: u64) -> f64 {
+        match self.took.is_zero() {
+            true => 0.0,
+            false => count as f64 / self.took.as_secs_f64(),
+        }
     }
 
     fn client_share(&self) -> f64 {
-        self.client_cpu.as_secs_f64() / self.took.as_secs_f64()
+        match self.took.is_zero() {
+            true => 0.0,
+            false => self.client_cpu.as_secs_f64() / self.took.as_secs_f64(),
+        }
+    }
+
+    /// Whole pulls, when there were some.
+    pub fn images(&self) -> Option<&Times> {
+        self.counts.kinds.get(&Kind::Image)
     }
 
     pub fn json(&self) -> Value {
-        let count = |class: ErrorClass| self.errors.get(&class).copied().unwrap_or(0);
+        let count = |class: &ErrorClass| self.counts.errors.get(class).copied().unwrap_or(0);
         let errors: BTreeMap<_, _> = ErrorClass::ALL
             .iter()
-            .map(|class| (class.name(), count(*class)))
+            .map(|class| (class.name(), count(class)))
             .collect();
         let first_bytes: Vec<Option<f64>> = self
             .first_bytes
             .iter()
             .map(|time| time.map(|time| ms(time.as_nanos() as u64)))
             .collect();
-        json!({
+        let kinds: BTreeMap<_, _> = self
+            .counts
+            .kinds
+            .iter()
+            .map(|(kind, times)| (kind.name(), kind_json(times)))
+            .collect();
+        let settings: Map<String, Value> = self
+            .settings
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), value.clone().into()))
+            .collect();
+        let mut object = json!({
             "url": self.url,
             "connections": self.connections,
-            "requests": self.requests,
-            "bytes": self.bytes,
+            "requests": self.requests(),
+            "bytes": self.counts.bytes,
             "seconds": self.took.as_secs_f64(),
             "gb_per_s": self.gb_per_s(),
             "requests_per_s": self.requests_per_s(),
-            "latency_ms": quantiles(&self.latency),
-            "first_byte_ms": quantiles(&self.first_byte),
+            "latency_ms": quantiles(&self.all.latency),
+            "first_byte_ms": quantiles(&self.all.first_byte),
             "first_bytes_ms": first_bytes,
             "errors": errors,
-            "statuses": self.statuses,
+            "statuses": self.counts.statuses,
+            "redirects": self.counts.redirects,
+            "images_failed": self.counts.images_failed,
+            "reconnects": self.counts.reconnects,
             "client_cpu_s": self.client_cpu.as_secs_f64(),
             "client_cpu_share": self.client_share(),
+            "kinds": kinds,
+            "series": self.series_json(),
+            "settings": settings,
+        });
+        let all = object.as_object_mut().expect("made as one");
+        all.extend(self.more.clone());
+        object
+    }
+
+    /// One array for each column: a run of hours stays readable.
+    fn series_json(&self) -> Value {
+        let series = &self.counts.series;
+        let column = |of: &dyn Fn(&super::series::Second) -> f64| -> Vec<f64> {
+            series.iter().map(of).collect()
+        };
+        let quantile = |quantile: f64| column(&|second| second.quantile(quantile) as f64 / 1e3);
+        json!({
+            "requests": column(&|second| second.requests as f64),
+            "bytes": column(&|second| second.bytes as f64),
+            "errors": column(&|second| second.errors as f64),
+            "p50_ms": quantile(0.5),
+            "p99_ms": quantile(0.99),
+            "max_ms": quantile(1.0),
         })
     }
 }
@@ -154,56 +163,89 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.took.as_secs_f64();
-        writeln!(f, "{} on {} connections", self.url, self.connections)?;
+        writeln!(f, "{}", self.title)?;
+        let requests = self.requests();
+        let rate = self.requests_per_s();
         writeln!(
             f,
-            "requests   {} in {seconds:.2} s, {:.0} per second",
-            self.requests,
-            self.requests_per_s()
+            "requests   {requests} in {seconds:.2} s, {rate:.0} per second"
         )?;
-        writeln!(f, "bytes      {}, {:.3} GB/s", self.bytes, self.gb_per_s())?;
-        for (name, times) in [("latency", &self.latency), ("first byte", &self.first_byte)] {
-            let [p50, p90, p99, max] = marks(times).map(ms);
+        let bytes = self.counts.bytes;
+        writeln!(f, "bytes      {bytes}, {:.3} GB/s", self.gb_per_s())?;
+        let failed = self.counts.images_failed;
+        let whole = self.images().map_or(0, |times| times.latency.len());
+        if whole + failed > 0 {
+            let rate = self.per_second(whole);
             writeln!(
                 f,
-                "{name:<10} p50 {p50:.3} ms, p90 {p90:.3}, p99 {p99:.3}, max {max:.3}"
+                "images     {whole} whole, {rate:.2} per second; {failed} failed"
             )?;
         }
+        write_times(f, "latency", &self.all.latency)?;
+        write_times(f, "first byte", &self.all.first_byte)?;
+        if self.counts.kinds.len() > 1 {
+            for (kind, times) in &self.counts.kinds {
+                write_times(f, &format!("  {}", kind.name()), &times.latency)?;
+            }
+        }
         write!(f, "errors     {}", self.errors())?;
-        for (class, count) in &self.errors {
+        for (class, count) in &self.counts.errors {
             write!(f, ", {} {count}", class.name())?;
         }
         writeln!(f)?;
-        for (status, count) in &self.statuses {
+        for (status, count) in &self.counts.statuses {
             writeln!(f, "status     {status}: {count}")?;
         }
+        let Counts {
+            redirects,
+            reconnects,
+            ..
+        } = self.counts;
+        if redirects + reconnects > 0 {
+            writeln!(
+                f,
+                "besides    redirects {redirects}, reconnects {reconnects}"
+            )?;
+        }
+        for (name, value) in &self.more {
+            writeln!(f, "{name:<10} {value}")?;
+        }
         let cpu = self.client_cpu.as_secs_f64();
-        write!(
-            f,
-            "client     {cpu:.2} CPU s, {:.0} % of the time",
-            100.0 * self.client_share()
-        )
+        let share = 100.0 * self.client_share();
+        write!(f, "client     {cpu:.2} CPU s, {share:.0} % of the time")
     }
 }
 
-fn record(histogram: &mut Histogram<u64>, time: Duration) {
-    histogram.saturating_record(time.as_nanos() as u64);
+fn write_times(f: &mut fmt::Formatter<'_>, name: &str, times: &Histogram<u64>) -> fmt::Result {
+    write!(f, "{name:<10}")?;
+    for (index, (mark, quantile)) in MARKS.iter().enumerate() {
+        let value = ms(times.value_at_quantile(*quantile));
+        let unit = if index == 0 { " ms" } else { "" };
+        write!(f, " {mark} {value:.3}{unit},")?;
+    }
+    writeln!(f, " max {:.3}", ms(times.max()))
 }
 
-fn marks(times: &Histogram<u64>) -> [u64; 4] {
-    [
-        times.value_at_quantile(0.5),
-        times.value_at_quantile(0.9),
-        times.value_at_quantile(0.99),
-        times.max(),
-    ]
+fn kind_json(times: &Times) -> Value {
+    json!({
+        "requests": times.latency.len(),
+        "latency_ms": quantiles(&times.latency),
+        "first_byte_ms": quantiles(&times.first_byte),
+    })
 }
 
 fn quantiles(times: &Histogram<u64>) -> Value {
-    let [p50, p90, p99, max] = marks(times).map(ms);
-    json!({"p50": p50, "p90": p90, "p99": p99, "max": max})
+    let marks = MARKS.iter().map(|(name, quantile)| {
+        let value = ms(times.value_at_quantile(*quantile));
+        ((*name).to_owned(), value.into())
+    });
+    let mut object: Map<String, Value> = marks.collect();
+    object.insert("max".to_owned(), ms(times.max()).into());
+    object.insert("mean".to_owned(), (times.mean() / 1e6).into());
+    object.into()
 }
 
-fn ms(nanoseconds: u64) -> f64 {
+/// Milliseconds of nanoseconds.
+pub fn ms(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1e6
 }

@@ -4,9 +4,14 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::digest::Expected;
+use super::meter::Kind;
 use super::report::Report;
-use super::run::{Extent, Run};
-use super::target::{Asked, Target};
+use super::run::{Settings, run};
+use super::schedule::{Extent, Pace};
+use super::single::Single;
+use super::tls;
+use super::url::Url;
 use crate::origin::Running;
 use crate::origin::tests::{call, start};
 
@@ -23,23 +28,37 @@ fn put_blob(origin: &Running, size: u64) -> String {
     )
 }
 
-fn asked(url: &str, verify: bool) -> Asked<'_> {
-    Asked {
-        url,
+fn blob(url: &str, verify: bool) -> Single {
+    let last = url.rsplit('/').next().unwrap();
+    Single {
+        url: Url::parse(url).unwrap(),
+        kind: Kind::Blob,
         head_only: false,
-        accept: &[],
-        headers: &[],
-        verify,
-        digest: None,
+        fields: String::new(),
+        digest: verify.then(|| Expected::parse(last).unwrap()),
     }
 }
 
-fn load(asked: &Asked<'_>, connections: usize, requests: u64) -> Report {
-    let target = Target::new(asked).unwrap();
-    let extent = Extent::Requests(requests);
-    let timeout = Duration::from_secs(60);
-    let run = Run::new(&target, asked.url, connections, extent, timeout).unwrap();
-    run.run().unwrap()
+fn settings(connections: usize, requests: u64) -> Settings {
+    Settings {
+        threads: 1,
+        clients: connections,
+        pace: Pace::Closed,
+        extent: Extent::Requests(requests),
+        timeout: Duration::from_secs(60),
+        tls: tls::config(None, true).unwrap(),
+        login: None,
+        keep_alive: true,
+    }
+}
+
+fn measure(single: &Single, settings: &Settings) -> Report {
+    let outcome = run(settings, single, |_| {}).unwrap();
+    Report::new("test".to_owned(), "url", settings.clients, outcome)
+}
+
+fn load(single: &Single, connections: usize, requests: u64) -> Report {
+    measure(single, &settings(connections, requests))
 }
 
 /// The classes that were counted.
@@ -59,9 +78,9 @@ fn counts_requests_and_bytes() {
         let url = put_blob(&origin, size);
         for verify in [false, true] {
             call(&origin, "log/clear", &json!({}));
-            let report = load(&asked(&url, verify), 3, 7);
+            let report = load(&blob(&url, verify), 3, 7);
             assert_eq!(
-                (report.requests, report.bytes),
+                (report.requests(), report.counts.bytes),
                 (7, 7 * size),
                 "{size} {verify}"
             );
@@ -81,14 +100,17 @@ fn heads_have_no_body() {
     let origin = start();
     let url = put_blob(&origin, 5000);
     let report = load(
-        &Asked {
+        &Single {
             head_only: true,
-            ..asked(&url, true)
+            ..blob(&url, false)
         },
         1,
         2,
     );
-    assert_eq!((report.requests, report.bytes, report.errors()), (2, 0, 0));
+    assert_eq!(
+        (report.requests(), report.counts.bytes, report.errors()),
+        (2, 0, 0)
+    );
 }
 
 #[test]
@@ -111,10 +133,10 @@ fn every_error_has_its_class() {
         let origin = start();
         let url = put_blob(&origin, 1000);
         call(&origin, "faults", &json!({"times": 1, "then": then}));
-        let report = load(&asked(&url, true), 1, 2);
+        let report = load(&blob(&url, true), 1, 2);
         let expected = class.map_or(json!({}), |class| json!({class: 1}));
         assert_eq!(errors(&report), expected, "{then}");
-        assert_eq!(report.requests, answered, "{then}");
+        assert_eq!(report.requests(), answered, "{then}");
     }
 }
 
@@ -127,12 +149,13 @@ fn a_stalled_request_is_given_up() {
         "faults",
         &json!({"times": 1, "then": {"stall_at": 500}}),
     );
-    let target = Target::new(&asked(&url, false)).unwrap();
-    let timeout = Duration::from_millis(50);
-    let run = Run::new(&target, &url, 1, Extent::Requests(2), timeout).unwrap();
-    let report = run.run().unwrap();
+    let settings = Settings {
+        timeout: Duration::from_millis(50),
+        ..settings(1, 2)
+    };
+    let report = measure(&blob(&url, false), &settings);
     assert_eq!(
-        (errors(&report), report.requests),
+        (errors(&report), report.requests()),
         (json!({"timeout": 1}), 1)
     );
 }
@@ -142,7 +165,7 @@ fn latencies_hold_the_delay() {
     let origin = start();
     let url = put_blob(&origin, 1000);
     call(&origin, "faults", &json!({"then": {"delay_ms": 20}}));
-    let report = load(&asked(&url, false), 2, 4).json();
+    let report = load(&blob(&url, false), 2, 4).json();
     for times in ["latency_ms", "first_byte_ms"] {
         for mark in ["p50", "p90", "p99", "max"] {
             assert!(report[times][mark].as_f64().unwrap() >= 19.9, "{report}");
@@ -162,9 +185,9 @@ fn nobody_there() {
     let origin = start();
     let url = put_blob(&origin, 10);
     call(&origin, "stop-listening", &json!({}));
-    let report = load(&asked(&url, false), 2, 2);
+    let report = load(&blob(&url, false), 2, 2);
     assert_eq!(
-        (errors(&report), report.requests),
+        (errors(&report), report.requests()),
         (json!({"connect": 2}), 0)
     );
 }
@@ -173,14 +196,15 @@ fn nobody_there() {
 fn a_timed_run_measures_its_time() {
     let origin = start();
     let url = put_blob(&origin, 1000);
-    let target = Target::new(&asked(&url, false)).unwrap();
-    let extent = Extent::Time {
-        warmup: Duration::from_millis(20),
-        measured: Duration::from_millis(100),
+    let settings = Settings {
+        extent: Extent::Time {
+            warmup: Duration::from_millis(20),
+            measured: Duration::from_millis(100),
+        },
+        ..settings(2, 0)
     };
-    let run = Run::new(&target, &url, 2, extent, Duration::from_secs(60)).unwrap();
-    let report = run.run().unwrap();
+    let report = measure(&blob(&url, false), &settings);
     assert!(report.took >= Duration::from_millis(100));
-    assert!(report.requests > 0 && report.bytes >= 1000 * (report.requests - 2));
+    assert!(report.requests() > 0 && report.counts.bytes >= 1000 * (report.requests() - 2));
     assert_eq!(report.errors(), 0);
 }

@@ -1,0 +1,9 @@
+//! `entrepot-load` as others start it, against the synthetic registry and its faults.
+
+mod load {
+    pub mod world;
+
+    mod commands;
+    mod faults;
+    mod pulls;
+}
