@@ -79,13 +79,17 @@ impl Links {
             accept: accept(*kind),
             range: None,
         };
+        let search = || Search {
+            layer: (*kind == BodyKind::Blob).then_some(*digest),
+            ..Search::default()
+        };
         let head = wanted(Method::Head);
-        let answer = match self.sources.first(source, &head, Search::default()).await {
+        let answer = match self.sources.first(source, &head, search()).await {
             Ok(answer) => answer,
             // An upstream that knows no HEAD: the head of a GET says the same, its body is left.
             Err(unanswered) if matches!(unanswered.report.status, Some(405 | 501)) => {
                 let get = wanted(Method::Get);
-                self.sources.first(source, &get, Search::default()).await?
+                self.sources.first(source, &get, search()).await?
             }
             Err(unanswered) => return Err(unanswered.report),
         };

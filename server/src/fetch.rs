@@ -300,6 +300,7 @@ impl Fetcher {
         };
         let search = Search {
             prefer: attempt.prefer,
+            layer: (kind == BodyKind::Blob).then_some(digest),
             refused: Some(&|origin| self.setbacks.is_refused(&digest, origin)),
             ..Search::default()
         };

@@ -16,6 +16,7 @@ pub mod control;
 pub mod due;
 pub mod failure;
 pub mod fetch;
+pub mod foreign;
 pub mod freshness;
 pub mod gate;
 pub mod generation;

@@ -16,6 +16,7 @@ use entrepot_storage::{
 use crate::access::ProofAsk;
 use crate::failure::Failure;
 use crate::fetch::BodyAsk;
+use crate::foreign::ForeignAsk;
 use crate::freshness::TagAsk;
 use crate::gate::{Enter, Leave};
 use crate::generation::Adoption;
@@ -40,6 +41,7 @@ pub enum Message {
     Part(PartAsk),
     Tag(TagAsk),
     Proof(ProofAsk),
+    Foreign(ForeignAsk),
     /// A request to an upstream wants to be sent.
     Enter(Enter),
     /// What came of it; never refused, and not answered.

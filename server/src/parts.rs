@@ -121,6 +121,7 @@ impl Parts {
             };
             let search = Search {
                 prefer,
+                layer: (kind == BodyKind::Blob).then_some(*digest),
                 refused: Some(&refused),
                 ..Search::default()
             };

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use entrepot_storage::{Digest, SLICES, repository_slice};
 
-use crate::config::{self, ColdRanges};
+use crate::config::{self, ColdRanges, Url};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::name::normalise_docker_hub;
 use crate::upstream::UpstreamId;
@@ -26,6 +26,8 @@ pub struct Project {
     pub name: Arc<str>,
     /// Active upstreams in priority order, with their origins.
     pub upstreams: Vec<(UpstreamId, Arc<str>)>,
+    /// Origins that its manifests' layers may be fetched from when no upstream has them.
+    foreign: Vec<String>,
     rules: config::Project,
     docker_hub: bool,
 }
@@ -35,6 +37,7 @@ impl Project {
         Project {
             name: rules.name.as_str().into(),
             upstreams,
+            foreign: rules.foreign_layers.iter().map(Url::to_string).collect(),
             docker_hub: rules.serves.iter().any(|host| host == DOCKER_HUB),
             rules: rules.clone(),
         }
@@ -43,6 +46,17 @@ impl Project {
     /// True when records from this origin still count for the project (R10).
     pub fn trusts(&self, origin: &str) -> bool {
         self.upstreams.iter().any(|(_, known)| **known == *origin)
+            || self.foreign.iter().any(|known| *known == origin)
+    }
+
+    /// Whether layers may be elsewhere than at its upstreams.
+    pub fn has_foreign_layers(&self) -> bool {
+        !self.foreign.is_empty()
+    }
+
+    /// Whether a layer may be fetched from this place because a manifest says so.
+    pub fn leads_to(&self, place: &Url) -> bool {
+        self.rules.foreign_layers.contains(place)
     }
 
     /// Whether the project's lists let clients pull the repository.

@@ -14,6 +14,7 @@ use crate::clock;
 use crate::cold;
 use crate::failure::{Failure, FailureKind};
 use crate::fetch::{BodyKind, Following};
+use crate::foreign;
 use crate::freshness::{Certainty, Resolved};
 use crate::http::head::Method;
 use crate::http::range::RangeRequest;
@@ -189,7 +190,10 @@ async fn digest_body(
     let service = exchange.service.clone();
     // The digest stands in the target as it is written in the answer.
     let text = reference(exchange.head().target);
-    if let Some(body) = service.lookup.hit(place.index, &place.name, &digest)
+    // What is in a manifest of such a project is noted first: see `foreign`.
+    let noted = kind == BodyKind::Manifest && place.project.has_foreign_layers();
+    if !noted
+        && let Some(body) = service.lookup.hit(place.index, &place.name, &digest)
         && let Some(body) = service.lookup.with_bytes(&digest, body).await
     {
         return held(exchange, &body, text, kind, CacheStatus::Hit)
@@ -319,6 +323,9 @@ async fn send(
 ) -> Asking {
     let service = exchange.service.clone();
     for _ in 0..FOLLOWED_MAX {
+        if kind == BodyKind::Manifest {
+            foreign::note(&service, source, digest, &mut found).await;
+        }
         match found {
             Found::Held { body, asked } => {
                 let cache = if asked {

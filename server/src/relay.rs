@@ -74,20 +74,23 @@ pub async fn relay(
         accept: accept(kind),
         range: None,
     };
+    let search = Search {
+        layer: (kind == BodyKind::Blob).then_some(digest),
+        ..Search::default()
+    };
     let sources = &service.lookup.sources;
     if kind == BodyKind::Manifest && !exchange.is_head() {
         let expected = Some(Expected {
             digest,
             mismatched: &|_| service.metrics.count(Counter::WrongDigests),
         });
-        let search = Search::default();
         let manifest = sources.manifest(source, &wanted, search, expected).await;
         return match manifest {
             Ok(manifest) => send_manifest(exchange, &manifest, facts).await,
             Err(unanswered) => exchange.failure(&unanswered.report, unknown).await,
         };
     }
-    let answer = match sources.first(source, &wanted, Search::default()).await {
+    let answer = match sources.first(source, &wanted, search).await {
         Ok(answer) => answer,
         Err(unanswered) => return exchange.failure(&unanswered.report, unknown).await,
     };

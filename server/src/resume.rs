@@ -327,6 +327,7 @@ impl<'a> Arriving<'a> {
         };
         let search = Search {
             prefer: Some(&self.origin),
+            layer: Some(self.course.digest),
             refused: Some(&|origin| {
                 self.is_passed(origin) || (strong && self.weak.contains(origin))
             }),

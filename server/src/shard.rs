@@ -22,6 +22,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::connection;
 use crate::fetch::{Bounds, Fetcher};
+use crate::foreign::Foreign;
 use crate::freshness::Tags;
 use crate::gate::{self, Board, Gates};
 use crate::generation::Current;
@@ -196,6 +197,7 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
         body_parts: parts::Parts::new(sources.clone(), fetcher.clone()),
         fetcher,
         links: Links::new(writer.clone(), sources.clone()),
+        foreign: Foreign::new(),
         tags,
         purge: Rc::new(purge),
         checks: Checks::new(writer.clone()),
@@ -294,6 +296,7 @@ struct Owner {
     fetcher: Rc<Fetcher>,
     body_parts: Rc<parts::Parts>,
     links: Rc<Links>,
+    foreign: Rc<Foreign>,
     tags: Rc<Tags>,
     tokens: Rc<TokenCache>,
     client: Rc<Client>,
@@ -317,6 +320,7 @@ impl Owner {
             Message::Part(ask) => self.body_parts.part(ask),
             Message::Tag(ask) => self.tags.resolve(ask),
             Message::Proof(ask) => self.links.prove(ask),
+            Message::Foreign(ask) => self.foreign.take(ask),
             Message::Enter(ask) => self.gates.enter(ask),
             Message::Leave(leave) => self.gates.leave(leave),
             Message::Token { ask, reply } => {

@@ -6,12 +6,14 @@
 //! the gate of its upstream; while a rate limit is the only thing between a client and an answer,
 //! it waits there.
 
+mod elsewhere;
+
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use entrepot_storage::Seconds;
+use entrepot_storage::{Digest, Seconds};
 
 use crate::clock;
 use crate::failure::{Failure, FailureKind};
@@ -55,6 +57,8 @@ pub struct Search<'a> {
     pub came_from: Option<&'a str>,
     /// A cached copy stands in when upstream can't be asked soon: nothing is waited for.
     pub spare: bool,
+    /// A layer that may be elsewhere by a manifest of the repository.
+    pub layer: Option<Digest>,
     /// Origins that are passed over.
     pub refused: Option<&'a Refused<'a>>,
 }
@@ -198,11 +202,13 @@ impl Sources {
             }
             round.urgency = Urgency::Patient;
         }
-        Err(round.unanswered.unwrap_or_else(|| {
+        let unanswered = round.unanswered.unwrap_or_else(|| {
             let why = format!("project {} has no active upstream", project.name);
             let report = Failure::new(FailureKind::Unreachable, why);
             Unanswered { report, own: None }
-        }))
+        });
+        self.elsewhere(repository, wanted, &search, unanswered)
+            .await
     }
 
     /// Asks each upstream of the round. Those that are left in it can be asked again later.
@@ -276,6 +282,7 @@ impl Sources {
             method: wanted.method,
             repository: repository.name.to_string(),
             path_and_query: format!("/v2/{}/{}", repository.name, wanted.path),
+            elsewhere: None,
             accept: wanted.accept,
             range: wanted.range.clone().map(|part| Part {
                 if_range: part.if_range.filter(|known| known.origin == *origin),

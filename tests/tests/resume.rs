@@ -359,10 +359,10 @@ fn a_sha512_body_is_verified_by_its_own_digest() {
     expect_cut(server.addr(), &bad);
 }
 
-/// A manifest may name other places for a layer. The client may go there; we never do, whatever
-/// a manifest says, and what the repository has is served from it.
+/// A manifest may name other places for a layer. The client may go there; without `foreign_layers`
+/// we never do, and what the repository has is served from it.
 #[test]
-fn the_urls_of_a_foreign_layer_are_never_followed() {
+fn the_urls_of_a_foreign_layer_are_not_followed_unless_permitted() {
     const FOREIGN: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
     const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
     let (origin, elsewhere) = (Origin::start(), Origin::start());

@@ -190,6 +190,9 @@ pub struct Project {
     pub allow: Option<Patterns>,
     /// Repositories that may not, allowed or not.
     pub deny: Option<Patterns>,
+    /// https origins that layers may be fetched from when a manifest names them and no upstream
+    /// has the layer.
+    pub foreign_layers: Vec<Url>,
     /// Tried in order; never empty.
     pub upstreams: Vec<Upstream>,
 }

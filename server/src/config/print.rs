@@ -10,7 +10,7 @@ use super::units::{format_duration, format_size};
 use super::{
     Access, Capacity, ColdRanges, Config, Limits, Log, LogFormat, MASK, Project, SecretSource,
 };
-use super::{StoreConfig, Tier, Upstream};
+use super::{StoreConfig, Tier, Upstream, Url};
 
 pub fn print(config: &Config) -> String {
     let mut out = String::new();
@@ -175,6 +175,11 @@ fn print_project(out: &mut String, project: &Project) {
             let texts: Vec<_> = list.texts.iter().map(|pattern| text(pattern)).collect();
             key(out, name, format!("[{}]", texts.join(", ")));
         }
+    }
+    if !project.foreign_layers.is_empty() {
+        let hosts: Vec<_> = project.foreign_layers.iter().map(Url::authority).collect();
+        let hosts: Vec<_> = hosts.iter().map(|host| text(host)).collect();
+        key(out, "foreign_layers", format!("[{}]", hosts.join(", ")));
     }
     for upstream in &project.upstreams {
         line(out, &format!("[[project.{name}.upstream]]"));

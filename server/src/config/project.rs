@@ -8,7 +8,7 @@ use regex::RegexBuilder;
 use super::error::{Cause, Place};
 use super::patterns;
 use super::section::{Section, Sink};
-use super::{Access, ColdRanges, MIB, Project, Stale, Tier, upstream, url};
+use super::{Access, ColdRanges, MIB, Project, Stale, Tier, Url, upstream, url};
 
 /// What a tag expression may take when compiled. The default of the crate, 10 MiB, times a
 /// hundred tiers would be more than the rest of the server.
@@ -59,6 +59,7 @@ fn read(
         offline: section.boolean("offline").unwrap_or(false),
         allow: patterns::read(&section, "allow"),
         deny: patterns::read(&section, "deny"),
+        foreign_layers: read_foreign_layers(&section),
         upstreams: upstream::read_all(&section, warnings, env),
     };
     if project.upstreams.is_empty() {
@@ -104,6 +105,20 @@ fn read_serves(name: &str, section: &Section<'_>, claims: &mut Claims) -> Vec<St
         serves.push(host);
     }
     serves
+}
+
+/// Hosts with an optional port; they are asked by https only.
+fn read_foreign_layers(section: &Section<'_>) -> Vec<Url> {
+    const KEY: &str = "foreign_layers";
+    let texts = section.texts(KEY).unwrap_or_default();
+    let hosts = texts.into_iter().filter_map(|(text, place)| {
+        let origin = format!("https://{text}").parse().ok();
+        if origin.is_none() {
+            section.wrong_value(KEY, place, text, HOST_EXPECTED);
+        }
+        origin
+    });
+    hosts.collect()
 }
 
 fn is_registry_host(text: &str) -> bool {

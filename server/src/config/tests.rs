@@ -903,6 +903,7 @@ fn lists_match_whole_names_and_deny_wins() {
     let text = r#"
 [project.dh]
 allow = ["library/*", "team/**"]
+foreign_layers = ["mcr.microsoft.com", "Mirror.example:8443"]
 deny  = "*/secret"
 [[project.dh.upstream]]
 url = "https://registry-1.docker.io"

@@ -6,7 +6,9 @@
 
 use std::fmt;
 
-use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use entrepot_storage::Digest;
+use serde::Deserialize;
+use serde::de::{self, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use thiserror::Error;
 
 /// What every upstream is asked for, whatever the client accepts (OCI, "Pulling manifests").
@@ -105,6 +107,33 @@ pub fn detect(bytes: &[u8]) -> Result<ManifestKind, ManifestError> {
     let kind = kind.ok_or(ManifestError::MediaTypeUnknown)?;
     document.check(kind)?;
     Ok(kind)
+}
+
+/// Layers of an image that may be elsewhere (OCI image-spec, "Non-Distributable Layers"; Docker's
+/// "foreign" ones, of Windows), with the URLs that the manifest names; none of another document.
+pub fn foreign_layers(bytes: &[u8]) -> Vec<(Digest, Vec<String>)> {
+    #[derive(Deserialize)]
+    struct Image {
+        layers: Vec<Layer>,
+    }
+    #[derive(Deserialize)]
+    struct Layer {
+        #[serde(rename = "mediaType")]
+        media_type: String,
+        digest: String,
+        #[serde(default)]
+        urls: Vec<String>,
+    }
+    let kinds = ["rootfs.foreign.diff.tar", "layer.nondistributable.v1.tar"];
+    let image: Option<Image> = serde_json::from_slice(bytes).ok();
+    let layers = image.map(|image| image.layers).unwrap_or_default();
+    let foreign = layers.into_iter().filter(|layer| {
+        let named = |kind: &&str| layer.media_type.contains(*kind);
+        !layer.urls.is_empty() && kinds.iter().any(|kind| named(&kind))
+    });
+    foreign
+        .filter_map(|layer| Some((Digest::parse(&layer.digest).ok()?, layer.urls)))
+        .collect()
 }
 
 fn parse(bytes: &[u8]) -> Result<Document, ManifestError> {
@@ -333,6 +362,33 @@ mod tests {
         ] {
             assert_eq!(detect(document.as_bytes()), Err(error), "{document}");
         }
+    }
+
+    #[test]
+    fn layers_that_are_elsewhere() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let layers = |media_type: &str, more: &str| {
+            let text = format!(
+                r#"{{"layers":[{{"mediaType":"{media_type}","digest":"{digest}"{more}}}]}}"#
+            );
+            foreign_layers(text.as_bytes())
+        };
+        let urls = r#","urls":["https://a/b","https://c"]"#;
+        for foreign in [
+            "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+            "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd",
+        ] {
+            let expected = ["https://a/b", "https://c"].map(str::to_owned).to_vec();
+            let found = layers(foreign, urls);
+            assert_eq!(found.len(), 1);
+            assert_eq!(found[0].1, expected);
+            assert!(layers(foreign, "").is_empty());
+            assert!(layers(foreign, r#","urls":"https://a""#).is_empty());
+        }
+        let own = "application/vnd.oci.image.layer.v1.tar+gzip";
+        assert!(layers(own, urls).is_empty());
+        assert!(foreign_layers(INDEX.as_bytes()).is_empty());
+        assert!(foreign_layers(b"no JSON").is_empty());
     }
 
     fn image() -> &'static str {

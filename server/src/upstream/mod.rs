@@ -39,7 +39,7 @@ use base64::engine::general_purpose::STANDARD;
 
 pub use body::{Body, PIECE_LEN_MAX, PIECE_LEN_MIN};
 pub use error::{BodyError, FailureClass, SetupError, TlsFailure, UpstreamError};
-pub use origin::{Reach, TargetError};
+pub use origin::{Place, Reach, TargetError};
 pub use realm::RealmError;
 pub use redirect::RedirectError;
 pub use refresh::follow_files;
@@ -209,6 +209,8 @@ pub struct Request {
     pub repository: String,
     /// `/v2/<repository>/blobs/<digest>`.
     pub path_and_query: String,
+    /// Asked there and not at the upstream, as if a redirect of it had led there.
+    pub elsewhere: Option<Place>,
     pub accept: Option<&'static str>,
     /// The caller checks for 206 and its Content-Range.
     pub range: Option<Part>,

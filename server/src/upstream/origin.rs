@@ -75,6 +75,21 @@ impl Target {
     }
 }
 
+/// A place that content names and no configuration does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place(pub(super) Target);
+
+impl Place {
+    /// An absolute URL.
+    pub fn parse(text: &str) -> Result<Place, TargetError> {
+        Target::parse(text).map(Place)
+    }
+
+    pub fn origin(&self) -> &Url {
+        &self.0.origin
+    }
+}
+
 fn check_bytes(text: &str) -> Result<(), TargetError> {
     if text.len() > TARGET_LEN_MAX {
         return Err(TargetError::TooLong);

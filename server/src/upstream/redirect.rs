@@ -34,6 +34,36 @@ pub(super) struct Hop {
     pub hops: u8,
 }
 
+impl Hop {
+    /// To a configured origin.
+    pub(super) fn first(target: Target) -> Hop {
+        Hop {
+            target,
+            authorized: true,
+            hops: 0,
+        }
+    }
+}
+
+/// To a place that was named by content, as if a redirect had led there.
+pub(super) fn lead(target: Target, reach: Reach) -> Result<Hop, RedirectError> {
+    check_reach(&target, reach)?;
+    Ok(Hop {
+        target,
+        authorized: false,
+        hops: 1,
+    })
+}
+
+fn check_reach(target: &Target, reach: Reach) -> Result<(), RedirectError> {
+    match Reach::to_host(&target.origin.host) > reach {
+        true => Err(RedirectError::Private {
+            host: target.origin.host.clone(),
+        }),
+        false => Ok(()),
+    }
+}
+
 /// RFC 9110 §15.4; 300, 304 and the deprecated ones are answers and not redirects.
 pub(super) fn is_redirect(status: u16) -> bool {
     matches!(status, 301 | 302 | 303 | 307 | 308)
@@ -53,11 +83,7 @@ pub(super) fn follow(
     if is_downgrade(&from.target.origin, &target.origin) {
         return Err(RedirectError::Downgrade);
     }
-    if Reach::to_host(&target.origin.host) > reach {
-        return Err(RedirectError::Private {
-            host: target.origin.host,
-        });
-    }
+    check_reach(&target, reach)?;
     let authorized = from.authorized && from.target.origin == target.origin;
     Ok(Hop {
         target,

@@ -21,7 +21,7 @@ use super::error::UpstreamError;
 use super::exchange::{Answer, Ask, LIMITS};
 use super::origin::{Reach, Target};
 use super::pool::Pool;
-use super::redirect::{self, Hop};
+use super::redirect::{self, Hop, RedirectError};
 use super::resolve::Resolver;
 use super::retry::{self, Budget};
 use super::tls;
@@ -119,7 +119,9 @@ impl Client {
     /// The final answer, of whatever status but 401 and 403, which are errors here.
     /// Dropping the future closes its connection.
     pub async fn send(&self, id: UpstreamId, request: &Request) -> Result<Response, UpstreamError> {
-        check_target(&request.path_and_query)?;
+        if request.elsewhere.is_none() {
+            check_target(&request.path_and_query)?;
+        }
         let known = self.known(id);
         let config = &known.upstream.config;
         let deadline = config.total_timeout.map(|time| Instant::now() + time);
@@ -173,7 +175,10 @@ impl Client {
             tokens: &self.tokens,
             now: self.now(),
         };
-        let mut sent = authorize.before().await?;
+        let mut sent = match &request.elsewhere {
+            None => authorize.before().await?,
+            Some(_) => None,
+        };
         let (mut hop, mut answer) = self.follow(known, request, sent.as_ref(), deadline).await?;
         if answer.head.status == 401 && hop.authorized {
             answer.body.drain().await;
@@ -193,17 +198,7 @@ impl Client {
         authorization: Option<&Secret>,
         deadline: Option<Instant>,
     ) -> Result<(Hop, Answer), UpstreamError> {
-        let target = Target {
-            origin: known.upstream.config.url.clone(),
-            path: request.path_and_query.clone(),
-        };
-        let mut hop = Hop {
-            target,
-            authorized: true,
-            hops: 0,
-        };
-        // The configured origin may be anywhere; where it leads to depends on where it is.
-        let mut reach = Reach::Anywhere;
+        let (mut hop, mut reach) = begin(known, request)?;
         loop {
             match request.method {
                 Method::Get => self.counters.gets.add(1),
@@ -228,6 +223,26 @@ impl Client {
             hop = redirect::follow(&hop, answer.head.field("location"), reach)?;
             self.counters.redirects.add(1);
             answer.body.drain().await;
+        }
+    }
+}
+
+/// The first request, and the addresses it may go to.
+fn begin(known: &Known, request: &Request) -> Result<(Hop, Reach), RedirectError> {
+    let config = &known.upstream.config;
+    match &request.elsewhere {
+        None => {
+            let target = Target {
+                origin: config.url.clone(),
+                path: request.path_and_query.clone(),
+            };
+            // The configured origin may be anywhere; where it leads to depends on where it is.
+            Ok((Hop::first(target), Reach::Anywhere))
+        }
+        // Whoever wrote the content chose it: the upstream being near is no reason to go near.
+        Some(place) => {
+            let reach = known.upstream.reach_from(Reach::Public);
+            Ok((redirect::lead(place.0.clone(), reach)?, reach))
         }
     }
 }

@@ -304,6 +304,7 @@ fn targets_that_would_be_two_requests() {
         ] {
             let request = Request {
                 path_and_query: path.to_owned(),
+                elsewhere: None,
                 ..get("/")
             };
             assert_eq!(

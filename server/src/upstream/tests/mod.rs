@@ -117,6 +117,7 @@ fn get(path: &str) -> Request {
         method: Method::Get,
         repository: "library/nginx".to_owned(),
         path_and_query: path.to_owned(),
+        elsewhere: None,
         accept: None,
         range: None,
     }
