@@ -9,12 +9,19 @@ use std::sync::Arc;
 use crate::clock;
 use crate::http::rate_limit;
 use crate::oci::error::Code;
-use crate::upstream::{FailureClass, UpstreamError};
+use crate::upstream::{Blame, FailureClass, UpstreamError};
 
 /// Seconds a client is asked to wait when we refuse it for lack of room.
 pub const RETRY_AFTER_S: u32 = 1;
 /// Longest wait passed on from an upstream's `Retry-After`.
 const RETRY_AFTER_MAX_S: u32 = 300;
+
+/// What is passed on of a time that another names: a date that was just met is no reason to come
+/// back at once.
+fn passed_on_s(named_s: u64) -> u32 {
+    let named_s = u32::try_from(named_s).unwrap_or(RETRY_AFTER_MAX_S);
+    named_s.clamp(RETRY_AFTER_S, RETRY_AFTER_MAX_S)
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureKind {
@@ -69,6 +76,10 @@ impl Failure {
             FailureClass::Unreachable if error.is_timeout() => FailureKind::Timeout,
             FailureClass::Unreachable => FailureKind::Unreachable,
         };
+        if error.blames(origin) == Blame::Us {
+            return Failure::busy(&format!("{origin}: {error}"));
+        }
+        let named_s = error.retry_after_s().unwrap_or_default();
         let error = error.to_string();
         // Some causes name the place themselves, another one after a redirect.
         let detail = if error.contains(origin) {
@@ -76,7 +87,11 @@ impl Failure {
         } else {
             format!("{origin}: {error}")
         };
-        Failure::new(kind, detail)
+        let limited = kind == FailureKind::RateLimited;
+        Failure {
+            retry_after_s: limited.then(|| passed_on_s(named_s)),
+            ..Failure::new(kind, detail)
+        }
     }
 
     /// The failure an upstream's status stands for; `retry_after` is its field's value.
@@ -89,7 +104,7 @@ impl Failure {
         };
         let retry_after_s = retry_after
             .and_then(|value| rate_limit::retry_after(value, clock::now()))
-            .map(|seconds| seconds.min(RETRY_AFTER_MAX_S.into()) as u32);
+            .map(passed_on_s);
         Failure {
             kind,
             detail: format!("{origin} answered {status}").into(),

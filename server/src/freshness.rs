@@ -206,10 +206,13 @@ impl Tags {
         cached: Option<&TagRecord>,
     ) -> Result<Resolved, Unanswered> {
         let (source, tag) = key;
-        let limited = Failure::new(FailureKind::RateLimited, "");
+        let stands_in = |failure: &Failure| {
+            cached.is_some_and(|cached| self.may_stand_in(source, cached, failure))
+        };
         let search = || Search {
             came_from: cached.map(|cached| &*cached.origin),
-            spare: cached.is_some_and(|cached| self.may_stand_in(source, cached, &limited)),
+            spare: stands_in(&Failure::new(FailureKind::RateLimited, "")),
+            stands_in: Some(&stands_in),
             ..Search::default()
         };
         let path = format!("manifests/{tag}");

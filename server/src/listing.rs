@@ -108,10 +108,12 @@ async fn forward(
         range: None,
     };
     let sources = &exchange.service.lookup.sources;
-    let limited = Failure::new(FailureKind::RateLimited, "");
+    let stands_in =
+        |failure: &Failure| kept.is_some_and(|kept| may_stand_in(exchange, source, kept, failure));
     let search = Search {
         came_from: kept.map(|kept| &*kept.origin),
-        spare: kept.is_some_and(|kept| may_stand_in(exchange, source, kept, &limited)),
+        spare: stands_in(&Failure::new(FailureKind::RateLimited, "")),
+        stands_in: Some(&stands_in),
         ..Search::default()
     };
     let mut answer = sources.first(source, &wanted, search).await?;

@@ -235,7 +235,7 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
             Err(error) => tracing::error!(%error, "a listener could not be shared"),
         }
     }
-    monoio::spawn(sweep(watchdog.clone()));
+    monoio::spawn(sweep(watchdog.clone(), owner.client.clone()));
     monoio::spawn(commit(writer.clone()));
     monoio::spawn(maintain(writer.clone()));
     monoio::spawn(look_at(gates));
@@ -415,10 +415,11 @@ impl TokenSource for TokenMail {
     }
 }
 
-async fn sweep(watchdog: Rc<Watchdog>) {
+async fn sweep(watchdog: Rc<Watchdog>, client: Rc<Client>) {
     loop {
         sleep(Duration::from_secs(1)).await;
         watchdog.sweep();
+        client.close_idle();
     }
 }
 

@@ -19,14 +19,15 @@ use crate::clock;
 use crate::failure::{Failure, FailureKind};
 use crate::fetch::BodyKind;
 use crate::gate::{
-    Board, Enter, Gates, Heard, Lane, Name, Pass, Shown, Standing, Urgency, WAIT_MAX,
+    Board, Enter, Gates, Heard, Lane, Name, Pass, SPARE_WAIT_MAX, Shown, Standing, Urgency,
+    WAIT_MAX,
 };
 use crate::http::rate_limit;
 use crate::http::upstream_head::ResponseHead;
 use crate::mailbox::{Message, Post};
 use crate::oci::manifest;
 use crate::project::{ProjectRef, Projects, Repository};
-use crate::upstream::{Client, Method, Part, Request, Response, UpstreamId};
+use crate::upstream::{Blame, Client, Method, Part, Request, Response, UpstreamId};
 use crate::whole;
 
 /// What is asked of an upstream, below `/v2/<repository>/`.
@@ -47,16 +48,23 @@ const ROUNDS_MAX: usize = 2;
 /// Says of an origin whether it is passed over.
 pub type Refused<'a> = dyn Fn(&Arc<str>) -> bool + 'a;
 
+/// Says of a failure whether a cached copy may stand in for it.
+pub type StandsIn<'a> = dyn Fn(&Failure) -> bool + 'a;
+
 /// How the upstreams of a project are gone through: in their order, but for what is said here.
 #[derive(Default)]
 pub struct Search<'a> {
     /// Asked before the others.
     pub prefer: Option<&'a str>,
     /// Where a record came from: asked first, and the others only if it does not have it or
-    /// does not give it. A failure of it is no reason to take another's namesake.
+    /// does not give it. A failure of it is no reason to take another's namesake while the record
+    /// may stand in.
     pub came_from: Option<&'a str>,
-    /// A cached copy stands in when upstream can't be asked soon: nothing is waited for.
+    /// A cached copy stands in when upstream can't be asked soon: no hold is waited for.
     pub spare: bool,
+    /// Whether the record may stand in for a failure of where it came from: else the others are
+    /// asked for it, too.
+    pub stands_in: Option<&'a StandsIn<'a>>,
     /// A layer that may be elsewhere by a manifest of the repository.
     pub layer: Option<Digest>,
     /// Origins that are passed over.
@@ -187,10 +195,14 @@ impl Sources {
             .iter()
             .filter(|(_, origin)| ahead(origin))
             .chain(upstreams.iter().filter(|(_, origin)| !ahead(origin)));
+        let wait_max = match search.spare {
+            true => SPARE_WAIT_MAX,
+            false => WAIT_MAX,
+        };
         let mut round = Round {
             upstreams: in_order.cloned().collect(),
             unanswered: None,
-            deadline: Instant::now() + WAIT_MAX,
+            deadline: Instant::now() + wait_max,
             urgency: match search.spare || upstreams.len() > 1 {
                 true => Urgency::Prompt,
                 false => Urgency::Patient,
@@ -229,7 +241,8 @@ impl Sources {
             };
             self.log(&origin, repository, wanted.path, &error);
             let own = search.came_from == Some(&*origin);
-            let last = own && !matches!(error.kind, FailureKind::NotFound | FailureKind::Denied);
+            let gone = matches!(error.kind, FailureKind::NotFound | FailureKind::Denied);
+            let last = own && !gone && search.stands_in.is_none_or(|may| may(&error));
             // Refused after it was waited for, the wait would be too long.
             let refused = round.urgency == Urgency::Patient && error.status.is_none();
             if holds && !search.spare && !refused {
@@ -294,8 +307,9 @@ impl Sources {
             Err(error) => {
                 let failure = Failure::upstream(origin, &error);
                 pass.heard(Heard {
-                    standing: standing(&failure, error.is_of(origin)),
+                    standing: standing(&failure, error.blames(origin)),
                     failure: Some(failure.clone()),
+                    holds: false,
                     wait: None,
                     budget: None,
                 });
@@ -306,10 +320,14 @@ impl Sources {
         let retry_after = response.head.field("retry-after");
         let failure = (!good).then(|| Failure::status(origin, response.status, retry_after));
         let heard = heard(&response, failure.clone());
-        let holds = heard.holds();
+        let holds = heard.holds;
         pass.heard(heard);
         match failure {
-            Some(error) => Err(Refusal { error, holds }),
+            Some(error) => {
+                // Its words are not needed; its connection is.
+                response.body.drain().await;
+                Err(Refusal { error, holds })
+            }
             None => {
                 response.body.keep(pass);
                 Ok(response)
@@ -393,35 +411,41 @@ impl Round {
     }
 }
 
-/// What an answer says to the gate.
+/// What an answer says to the gate. What a place says that it led to is not about the upstream,
+/// which has answered.
 fn heard(response: &Response, failure: Option<Failure>) -> Heard {
-    let field = |name| response.head.field(name);
-    let names_a_time = matches!(response.status, 429 | 502..=504);
+    let own = response.hops == 0;
+    let field = |name| response.head.field(name).filter(|_| own);
     let wait = field("retry-after")
-        .filter(|_| names_a_time)
         .and_then(|value| rate_limit::retry_after(value, clock::now()))
         .map(Duration::from_secs);
-    // What a place says that it led to is not about the upstream.
     let budget = match (field("ratelimit-limit"), field("ratelimit-remaining")) {
-        (Some(limit), Some(remaining)) if response.hops == 0 => {
-            rate_limit::budget(limit, remaining)
-        }
+        (Some(limit), Some(remaining)) => rate_limit::budget(limit, remaining),
         _ => None,
     };
-    let standing = match &failure {
-        Some(failure) => standing(failure, response.hops == 0),
-        None => Standing::Answers,
+    let blame = if own {
+        Blame::Upstream
+    } else {
+        Blame::Elsewhere
     };
+    let standing = failure
+        .as_ref()
+        .map_or(Standing::Answers, |failure| standing(failure, blame));
     Heard {
         standing,
         failure,
+        holds: own && holds(response.status, wait),
         wait,
         budget,
     }
 }
 
-/// `own`: it was said by or is about the upstream itself.
-fn standing(failure: &Failure, own: bool) -> Standing {
+/// RFC 6585 §4, RFC 9110 §10.2.3.
+fn holds(status: u16, wait: Option<Duration>) -> bool {
+    status == 429 || (matches!(status, 502..=504) && wait.is_some())
+}
+
+fn standing(failure: &Failure, blame: Blame) -> Standing {
     let fails = match (failure.kind, failure.status) {
         (FailureKind::Unreachable | FailureKind::Timeout, _) => true,
         (FailureKind::ServerError, status) => {
@@ -429,10 +453,10 @@ fn standing(failure: &Failure, own: bool) -> Standing {
         }
         _ => false,
     };
-    match (fails, own) {
-        (false, _) => Standing::Answers,
-        (true, true) => Standing::Fails,
-        (true, false) => Standing::Unknown,
+    match (blame, fails) {
+        (Blame::Us, _) => Standing::Unknown,
+        (Blame::Upstream, true) => Standing::Fails,
+        (Blame::Upstream, false) | (Blame::Elsewhere, _) => Standing::Answers,
     }
 }
 

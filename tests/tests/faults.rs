@@ -4,6 +4,16 @@
 //! row: a hit, which may ask nothing; a tag that is cached, which is served stale or refused by
 //! its rule; a miss, which fails clean within its time or is cut short; and, once upstream is mended,
 //! a miss that works.
+//!
+//! Some faults lie below the registry: names that nobody resolves need a resolv.conf of the
+//! server's own, so its rows start it in a mount namespace.
+
+#[path = "faults/names.rs"]
+mod names;
+#[path = "faults/rows.rs"]
+mod rows;
+#[path = "faults/world.rs"]
+mod world;
 
 use std::net::TcpListener;
 use std::panic::catch_unwind;
@@ -11,7 +21,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use entrepot_tests::deadline::until_within;
 use entrepot_tests::entrepot::{Config, Entrepot, Setup};
@@ -20,187 +30,24 @@ use entrepot_tests::origin::{Held, Origin};
 use entrepot_tests::registry::free_port;
 use entrepot_tests::sha256::digest;
 
+use rows::{Cached, Fault, Row, rows};
+use world::{TIMEOUT, World};
+
 /// Worlds that run at once: the machine may have two cores.
 const WORLDS: usize = 4;
-/// Of upstreams in the rows. What a miss may take is a little more than twice this.
-const TIMEOUT: &str = "connect_timeout = \"1s\"\nread_timeout = \"1s\"";
+/// What a miss may take is a little more than twice the timeouts of upstreams in the rows.
 const MISS_WITHIN: Duration = Duration::from_secs(10);
-/// A client that would ask again at once is held when upstream says 429, each time for so long.
+/// A client that would ask again at once is held when upstream names a time, each time for so long.
 const HELD_WITHIN: Duration = Duration::from_secs(35);
+/// Six attempts to go on with a body, each given up after a second of too few bytes, and the
+/// pauses between them.
+const DRIP_WITHIN: Duration = Duration::from_secs(30);
 /// A breaker that opened, or a rate limit that was honoured, lets go after this at the latest.
 const MENDED_WITHIN: Duration = Duration::from_secs(60);
 /// A layer longer than what is withheld.
 const LONG: u64 = 3 << 20;
 const KEPT: &str = "/v2/dh/library/kept/manifests/1";
 const NEW: &str = "/v2/dh/library/new/manifests/1";
-
-/// What becomes of a tag that is cached.
-#[derive(Clone, Copy, Debug)]
-enum Cached {
-    /// Served, and says how old it is and why.
-    Stale,
-    /// A HEAD has no body that could break.
-    Confirmed,
-    /// Upstream's word counts.
-    Refused(u16),
-}
-
-struct Row {
-    name: &'static str,
-    /// What the origin does to every request of its registry; `Null`: it does not listen.
-    fault: Value,
-    cached: Cached,
-    /// Statuses of a miss; a long body may also be cut short after its head.
-    miss: &'static [u16],
-    /// Requests that one miss of a tag and one of a blob may cost upstream together.
-    asked_max: usize,
-}
-
-fn rows() -> Vec<Row> {
-    use Cached::{Confirmed, Refused, Stale};
-    let row = |name, fault, cached, miss, asked_max| Row {
-        name,
-        fault,
-        cached,
-        miss,
-        asked_max,
-    };
-    let raw = |text: &str, times: u64| json!({"raw": text, "raw_repeat": times});
-    vec![
-        // The slow ones first: held for half a minute, and asked again once for each hold.
-        row("429, two seconds", limited("2"), Stale, &[429, 503], 35),
-        row(
-            "429, a date",
-            limited("Wed, 21 Oct 2026 07:28:00 GMT"),
-            Stale,
-            &[429, 503],
-            70,
-        ),
-        row("429, garbage", limited("soon"), Stale, &[429, 503], 20),
-        row("connections refused", Value::Null, Stale, &[502, 503], 0),
-        row(
-            "closed without an answer",
-            json!({"refuse": true}),
-            Stale,
-            &[502, 503],
-            10,
-        ),
-        row("no answer", json!({"hang": true}), Stale, &[504], 10),
-        row(
-            "reset after the head",
-            json!({"reset_at": 0}),
-            Confirmed,
-            &[502],
-            10,
-        ),
-        row(
-            "cut in the middle",
-            json!({"truncate_at": "50%"}),
-            Confirmed,
-            &[502],
-            16,
-        ),
-        row(
-            "reset in the middle",
-            json!({"reset_at": "50%"}),
-            Confirmed,
-            &[502],
-            16,
-        ),
-        row(
-            "longer than it said",
-            json!({"length_add": -10}),
-            Confirmed,
-            &[502],
-            16,
-        ),
-        row(
-            "shorter than it said",
-            json!({"length_add": 10}),
-            Confirmed,
-            &[502],
-            16,
-        ),
-        row(
-            "other bytes",
-            json!({"flip_at": "50%"}),
-            Confirmed,
-            &[502],
-            10,
-        ),
-        row(
-            "401 for every token",
-            json!({"status": 401}),
-            Refused(403),
-            &[403],
-            10,
-        ),
-        row("403", json!({"status": 403}), Refused(403), &[403], 10),
-        row("404", json!({"status": 404}), Refused(404), &[404], 10),
-        row("500", json!({"status": 500}), Stale, &[502, 503], 12),
-        row("502", json!({"status": 502}), Stale, &[502, 503], 12),
-        row("503", json!({"status": 503}), Stale, &[502, 503], 12),
-        row("504", json!({"status": 504}), Stale, &[502, 503, 504], 12),
-        row(
-            "garbage",
-            raw("nonsense\r\n\r\n", 1),
-            Stale,
-            &[502, 503],
-            10,
-        ),
-        row(
-            "HTTP/0.9",
-            raw("<html>hello</html>", 1),
-            Stale,
-            &[502, 503],
-            10,
-        ),
-        row(
-            "HTTP/2",
-            raw("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 1),
-            Stale,
-            &[502, 503],
-            10,
-        ),
-        row(
-            "an endless head",
-            raw("X: aaaaaaaaaaaaaaaaaaaaaaaa\r\n", 100_000),
-            Stale,
-            &[502, 503],
-            10,
-        ),
-        row(
-            "endless interim answers",
-            raw("HTTP/1.1 100 Continue\r\n\r\n", 10_000),
-            Stale,
-            &[502, 503],
-            10,
-        ),
-        row(
-            "endless extensions",
-            endless_extension(),
-            Stale,
-            &[502, 503],
-            10,
-        ),
-        row(
-            "a redirect to itself",
-            json!({"redirect": "/v2/", "status": 302}),
-            Stale,
-            &[502, 503],
-            16,
-        ),
-    ]
-}
-
-fn limited(after: &str) -> Value {
-    json!({"status": 429, "headers": {"Retry-After": after}})
-}
-
-fn endless_extension() -> Value {
-    let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;";
-    json!({"raw": format!("{head}{}", "a=b;".repeat(50_000))})
-}
 
 #[test]
 fn every_fault_has_its_outcome() {
@@ -225,17 +72,18 @@ fn every_fault_has_its_outcome() {
 
 impl Row {
     fn check(&self) {
-        let origin = Origin::start();
+        let world = World::new(&self.fault);
+        let (origin, name) = (world.origin(), self.name);
         let kept = origin.image("library/kept", "1", 1);
         let kept_blob = origin.blob(&["library/kept"], LONG, 2);
         origin.image("library/new", "1", 3);
         let new_blob = origin.blob(&["library/new"], LONG, 4);
-        let server = before(&origin);
+        let server = world.server();
         assert_eq!(digest(&server.get(KEPT).expect(200).body), kept.digest);
         pull(&server, "kept", &kept_blob);
 
-        self.break_it(&origin);
-        let name = self.name;
+        world.break_it(|| server.get(KEPT).field("warning").is_some());
+        origin.clear_log();
         pull(&server, "kept", &kept_blob);
         let by_digest = format!("/v2/dh/library/kept/manifests/{}", kept.digest);
         server.get(&by_digest).expect(200);
@@ -246,9 +94,9 @@ impl Row {
         self.check_miss(&server, &new_blob);
         let asked = origin.log("");
         assert!(asked.len() <= self.asked_max, "{name}: {asked:#?}");
+        self.check_log(&server);
 
-        origin.clear_faults();
-        origin.come_back();
+        world.mend();
         until_within(MENDED_WITHIN, &format!("{name}: a miss that works"), || {
             let hashed = get_hashed(server.addr(), &blob_target("new", &new_blob)).ok()?;
             (hashed.head.status == 200 && hashed.broken.is_none())
@@ -260,13 +108,11 @@ impl Row {
         });
     }
 
-    fn break_it(&self, origin: &Origin) {
-        if self.fault.is_null() {
-            origin.go_down();
-        } else {
-            origin.fault(json!({"listener": "registry"}), self.fault.clone());
-        }
-        origin.clear_log();
+    /// An operator finds the reason in the log.
+    fn check_log(&self, server: &Entrepot) {
+        let log: Vec<String> = server.log().iter().map(ToString::to_string).collect();
+        let said = log.iter().any(|line| line.contains(self.logged));
+        assert!(said, "{}: {log:#?}", self.name);
     }
 
     fn check_cached(&self, answer: &Answer, digest_kept: &str) {
@@ -318,34 +164,35 @@ impl Row {
                 let status = hashed.head.status;
                 assert!(self.miss.contains(&status), "{name}: {}", hashed.head.raw);
             }
-            Err(broken) => assert!(
-                self.fault["flip_at"] != Value::Null || self.cuts(),
-                "{name}: {broken:?}"
-            ),
+            Err(broken) => assert!(self.cuts(), "{name}: {broken:?}"),
         }
-        let took = started.elapsed();
-        let within = if self.fault["status"] == 429 {
-            HELD_WITHIN * 2
-        } else {
-            MISS_WITHIN
-        };
+        let (took, within) = (started.elapsed(), self.within());
         assert!(took < within, "{name}: {took:?}");
     }
 
-    /// Bodies end early, so a long one may be broken off even before its head has left.
+    /// Time for a tag and a blob together.
+    fn within(&self) -> Duration {
+        match &self.fault {
+            fault if fault.holds() => HELD_WITHIN * 2,
+            Fault::Registry(then) if !then["rate"].is_null() => DRIP_WITHIN,
+            _ => MISS_WITHIN,
+        }
+    }
+
+    /// Whether a long answer may break off even before its head has left.
     fn cuts(&self) -> bool {
-        ["truncate_at", "reset_at", "length_add"]
-            .iter()
-            .any(|key| self.fault[key] != Value::Null)
+        let Fault::Registry(then) = &self.fault else {
+            return false;
+        };
+        let ends = ["truncate_at", "reset_at", "length_add", "flip_at", "rate"];
+        ends.iter().any(|key| !then[key].is_null())
     }
 }
 
 fn before(origin: &Origin) -> Entrepot {
     let config = Config::new().project("dh", "default = true", &[]);
     let keys = format!("url = \"{}\"\n{TIMEOUT}", origin.url());
-    Setup::new(&config.upstream("dh", &keys))
-        .args(&["--set", "limits.mismatch_holdoff=2s"])
-        .start()
+    Setup::new(&config.upstream("dh", &keys)).start()
 }
 
 fn blob_target(repository: &str, blob: &Held) -> String {

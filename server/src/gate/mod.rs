@@ -21,4 +21,6 @@ pub use board::{Board, FIGURES, Shown};
 pub use breaker::Rules as BreakerRules;
 pub use governor::Lane;
 pub use owner::{Gates, LOOK};
-pub use pass::{Enter, Heard, Leave, Name, Pass, Rules, Standing, Urgency, WAIT_MAX};
+pub use pass::{
+    Enter, Heard, Leave, Name, Pass, Rules, SPARE_WAIT_MAX, Standing, Urgency, WAIT_MAX,
+};

@@ -220,7 +220,7 @@ impl Gate {
     fn hear_lane(&mut self, heard: &Heard, leave: &Leave, now: Instant) {
         let (lane, probe) = (leave.lane, leave.probes.lane);
         match (heard.standing, &heard.failure) {
-            (_, Some(failure)) if heard.holds() => {
+            (_, Some(failure)) if heard.holds => {
                 let held = self.governor.limited(lane, failure, heard.wait, probe, now);
                 self.log_held(lane, failure, held);
             }

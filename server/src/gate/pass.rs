@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::failure::{Failure, FailureKind};
+use crate::failure::Failure;
 use crate::http::rate_limit::Budget;
 use crate::mailbox::{Message, Post, Reply};
 use crate::upstream::UpstreamId;
@@ -15,6 +15,9 @@ use super::negative::Question;
 /// How long a request waits at the gate of an upstream at most, for a connection or for the end
 /// of a hold: half of the minute after which proxies and clients give a silent answer up.
 pub const WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// The same when a cached copy can answer: time for a few HEADs to come back, and no more.
+pub const SPARE_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// What the configuration says of an upstream's gate. It comes with every ask, so that the owner
 /// needs not be told when it changes.
@@ -72,22 +75,12 @@ pub enum Standing {
 pub struct Heard {
     pub standing: Standing,
     pub failure: Option<Failure>,
-    /// The time that a 429, or a server that is busy, names.
+    /// The upstream wants to be left alone for a while: it limits our rate (RFC 6585 §4), or fails
+    /// and says for how long (RFC 9110 §10.2.3).
+    pub holds: bool,
+    /// The time that it names.
     pub wait: Option<Duration>,
     pub budget: Option<Budget>,
-}
-
-impl Heard {
-    /// Whether the upstream wants to be left alone for a while: it limits our rate (RFC 6585 §4),
-    /// or fails and says for how long (RFC 9110 §10.2.3).
-    pub fn holds(&self) -> bool {
-        let limited = |failure: &Failure| failure.kind == FailureKind::RateLimited;
-        match self.standing {
-            Standing::Answers => self.failure.as_ref().is_some_and(limited),
-            Standing::Fails => self.wait.is_some(),
-            Standing::Unknown => false,
-        }
-    }
 }
 
 /// Tells the owner what was heard, that a permit is free again, or both.

@@ -112,6 +112,7 @@ impl Sources {
         pass.heard(Heard {
             standing: Standing::Unknown,
             failure: answered.as_ref().err().cloned(),
+            holds: false,
             wait: None,
             budget: None,
         });

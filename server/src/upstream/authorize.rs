@@ -113,7 +113,8 @@ impl Authorize<'_> {
                 refused,
                 ..ask.clone()
             })
-            .await?;
+            .await
+            .map_err(UpstreamError::of_token_service)?;
         self.remembered.basic.set(false);
         let mut grants = self.remembered.grants.borrow_mut();
         if grants.len() >= REPOSITORIES_MAX {

@@ -172,7 +172,7 @@ impl Body {
     }
 
     /// Reads a short rest so that the connection can be used again; gives up on a long one.
-    pub(super) async fn drain(mut self) {
+    pub async fn drain(mut self) {
         let short = match &self.0 {
             State::Reading(reading) => match reading.left {
                 Left::Length(left) => left <= DRAIN_LEN_MAX,

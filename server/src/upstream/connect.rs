@@ -27,7 +27,7 @@ use super::origin::Reach;
 use super::race::{in_turn, race};
 use super::resolve::{NamesError, Resolver};
 use super::tls::TlsStream;
-use super::tunnel;
+use super::tunnel::{self, ProxyRefusal};
 
 /// All addresses together may take this many times the connect timeout of one.
 const CONNECT_ROUNDS: u32 = 2;
@@ -233,9 +233,16 @@ impl Dial<'_> {
 
     async fn addresses(&self) -> Result<Vec<IpAddr>, UpstreamError> {
         let host = &self.peer().host;
-        let failed = |reason| UpstreamError::Names {
-            host: host.clone(),
-            reason,
+        let failed = |reason| match (reason, self.proxy) {
+            (NamesError::Busy, _) => UpstreamError::Busy,
+            (reason, Some(proxy)) => {
+                UpstreamError::proxy(proxy, self.origin, ProxyRefusal::Names(reason))
+            }
+            (reason, None) => UpstreamError::Names {
+                host: host.clone(),
+                origin: self.origin.to_string(),
+                reason,
+            },
         };
         let found = self.resolver.lookup(host).await.map_err(failed)?;
         let allowed = found
@@ -282,15 +289,21 @@ impl Dial<'_> {
     }
 
     fn lost(&self, kind: io::ErrorKind) -> UpstreamError {
-        UpstreamError::Connect {
-            origin: self.peer().to_string(),
-            kind,
+        match self.proxy {
+            Some(proxy) => UpstreamError::proxy(proxy, self.origin, ProxyRefusal::Lost(kind)),
+            None => UpstreamError::Connect {
+                origin: self.origin.to_string(),
+                kind,
+            },
         }
     }
 
     fn timed_out(&self) -> UpstreamError {
-        UpstreamError::ConnectTimeout {
-            origin: self.peer().to_string(),
+        match self.proxy {
+            Some(proxy) => UpstreamError::proxy(proxy, self.origin, ProxyRefusal::TimedOut),
+            None => UpstreamError::ConnectTimeout {
+                origin: self.origin.to_string(),
+            },
         }
     }
 }

@@ -28,8 +28,12 @@ pub enum FailureClass {
 
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum UpstreamError {
-    #[error("looking up {host}: {reason}")]
-    Names { host: String, reason: NamesError },
+    #[error("looking up {host} for {origin}: {reason}")]
+    Names {
+        host: String,
+        origin: String,
+        reason: NamesError,
+    },
     #[error("connecting to {origin}: {kind}")]
     Connect { origin: String, kind: io::ErrorKind },
     #[error("connecting to {origin}: timed out")]
@@ -72,6 +76,19 @@ pub enum UpstreamError {
     Realm(#[from] RealmError),
     #[error("token service: {0}")]
     Token(#[from] TokenError),
+    #[error("token service: {0}")]
+    TokenService(Box<UpstreamError>),
+}
+
+/// Of whom a failure says that they fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// The upstream, or what no request to it can do without: its token service, the way there.
+    Upstream,
+    /// The upstream answered, and what it led to did not.
+    Elsewhere,
+    /// Ourselves.
+    Us,
 }
 
 impl UpstreamError {
@@ -103,17 +120,21 @@ impl UpstreamError {
             | E::DeniedElsewhere { .. } => FailureClass::ServerError,
             E::Denied { .. } | E::NoCredentials { .. } | E::Realm(_) => FailureClass::Denied,
             E::Token(reason) => reason.class(),
+            E::TokenService(reason) => reason.class(),
         }
     }
 
-    /// Whether it says something of the origin: not of ourselves, and not of where it led to.
-    pub fn is_of(&self, origin: &str) -> bool {
+    /// Of a request to the upstream at `origin`.
+    pub fn blames(&self, origin: &str) -> Blame {
         use UpstreamError as E;
         match self {
-            E::Busy | E::RequestTarget | E::Redirect(_) | E::DeniedElsewhere { .. } => false,
-            E::Realm(_) | E::Token(_) => false,
-            E::Names { host, .. } => origin.contains(host.as_str()),
-            E::Connect { origin: at, .. }
+            E::Busy | E::RequestTarget | E::Token(TokenError::Busy) => Blame::Us,
+            E::Redirect(_) | E::DeniedElsewhere { .. } | E::Realm(_) => Blame::Elsewhere,
+            // Whom it refuses, and how often, it says while it is up.
+            E::Token(TokenError::Status(..=499) | TokenError::Limited { .. }) => Blame::Elsewhere,
+            E::Token(_) | E::TokenService(_) => Blame::Upstream,
+            E::Names { origin: at, .. }
+            | E::Connect { origin: at, .. }
             | E::ConnectTimeout { origin: at }
             | E::Proxy { origin: at, .. }
             | E::Tls { origin: at, .. }
@@ -124,16 +145,39 @@ impl UpstreamError {
             | E::Interim { origin: at }
             | E::Coding { origin: at }
             | E::Denied { origin: at, .. }
-            | E::NoCredentials { origin: at } => at == origin,
+            | E::NoCredentials { origin: at } => match at == origin {
+                true => Blame::Upstream,
+                false => Blame::Elsewhere,
+            },
+        }
+    }
+
+    /// That of a token service, when it failed before it answered.
+    pub(super) fn of_token_service(self) -> UpstreamError {
+        use UpstreamError as E;
+        match self {
+            E::Busy | E::Realm(_) | E::Token(_) | E::TokenService(_) => self,
+            reason => E::TokenService(Box::new(reason)),
+        }
+    }
+
+    /// Seconds that a token service names when it limits our rate.
+    pub fn retry_after_s(&self) -> Option<u64> {
+        match self {
+            UpstreamError::Token(TokenError::Limited { retry_after_s }) => *retry_after_s,
+            _ => None,
         }
     }
 
     /// Whether time ran out, which a gateway answers with 504 and not with 502.
     pub fn is_timeout(&self) -> bool {
-        matches!(
-            self,
-            UpstreamError::ConnectTimeout { .. } | UpstreamError::HeadTimeout { .. }
-        )
+        use UpstreamError as E;
+        match self {
+            E::ConnectTimeout { .. } | E::HeadTimeout { .. } => true,
+            E::Proxy { reason, .. } => *reason == ProxyRefusal::TimedOut,
+            E::TokenService(reason) => reason.is_timeout(),
+            _ => false,
+        }
     }
 }
 

@@ -5,6 +5,8 @@
 //! refresh tokens and for services that have no GET. Which one a service has is remembered with
 //! its refresh token. Redirects are not followed: what is sent is for this service alone (R11).
 
+use crate::clock;
+use crate::http::rate_limit;
 use crate::http::upstream_head::ResponseHead;
 
 use super::error::UpstreamError;
@@ -162,10 +164,9 @@ impl Question<'_> {
                 deadline: None,
             })
             .await?;
-        let ResponseHead { status, .. } = answer.head;
-        if status != 200 {
+        if answer.head.status != 200 {
             answer.body.drain().await;
-            return Err(TokenError::Status(status).into());
+            return Err(refusal(&answer.head).into());
         }
         let body = answer.body.collect(ANSWER_LEN_MAX).await;
         let body = body.map_err(TokenError::Body)?;
@@ -181,6 +182,17 @@ impl Form<'_> {
             Form::Get(_) => matches!(status, 404 | 405 | 501),
             Form::Password(_) | Form::Refresh(_) => matches!(status, 400 | 401 | 404 | 405 | 501),
         }
+    }
+}
+
+fn refusal(head: &ResponseHead) -> TokenError {
+    let named = head.field("retry-after");
+    let named = named.and_then(|value| rate_limit::retry_after(value, clock::now()));
+    match head.status {
+        429 => TokenError::Limited {
+            retry_after_s: named,
+        },
+        status => TokenError::Status(status),
     }
 }
 

@@ -38,7 +38,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 pub use body::{Body, PIECE_LEN_MAX, PIECE_LEN_MIN};
-pub use error::{BodyError, FailureClass, SetupError, TlsFailure, UpstreamError};
+pub use error::{Blame, BodyError, FailureClass, SetupError, TlsFailure, UpstreamError};
 pub use origin::{Place, Reach, TargetError};
 pub use realm::RealmError;
 pub use redirect::RedirectError;
@@ -120,21 +120,12 @@ impl Upstream {
         &self.origin
     }
 
-    pub fn has_credentials(&self) -> bool {
-        self.login().is_some()
-    }
-
     fn gate(&self) -> gate::Rules {
         gate::Rules {
             connections_max: self.config.connections_max,
             breaker: self.config.breaker,
             negative_for: self.config.negative_for,
         }
-    }
-
-    /// An inactive upstream is never asked; holding to that is the caller's part.
-    pub fn is_active(&self) -> bool {
-        self.config.active
     }
 
     fn login(&self) -> Option<Login> {

@@ -45,8 +45,8 @@ impl Budget {
 /// Whether the same request may well succeed a moment later.
 pub(super) fn is_worth_it(method: Method, outcome: &Result<Response, UpstreamError>) -> bool {
     match outcome {
-        Err(UpstreamError::Closed { .. } | UpstreamError::Lost { .. }) => true,
-        Err(_) => false,
+        Err(UpstreamError::TokenService(reason)) => is_lost(reason),
+        Err(error) => is_lost(error),
         // A HEAD asks whether a tag moved: the cached copy is the better second try.
         Ok(response) => {
             method == Method::Get
@@ -54,6 +54,13 @@ pub(super) fn is_worth_it(method: Method, outcome: &Result<Response, UpstreamErr
                 && response.head.field("retry-after").is_none()
         }
     }
+}
+
+fn is_lost(error: &UpstreamError) -> bool {
+    matches!(
+        error,
+        UpstreamError::Closed { .. } | UpstreamError::Lost { .. }
+    )
 }
 
 #[cfg(test)]

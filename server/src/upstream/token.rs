@@ -90,6 +90,8 @@ type Answer = Result<Token, UpstreamError>;
 pub enum TokenError {
     #[error("it answered {0}")]
     Status(u16),
+    #[error("it answered 429")]
+    Limited { retry_after_s: Option<u64> },
     #[error("its answer was lost: {0}")]
     Body(#[from] BodyError),
     #[error("its answer is not what the token specification asks for")]
@@ -107,7 +109,7 @@ impl TokenError {
         match self {
             // A missing token service says nothing about what was to be pulled.
             TokenError::Status(401 | 403) => FailureClass::Denied,
-            TokenError::Status(429) => FailureClass::RateLimited,
+            TokenError::Limited { .. } => FailureClass::RateLimited,
             TokenError::Busy => FailureClass::Unreachable,
             _ => FailureClass::ServerError,
         }
@@ -227,11 +229,14 @@ impl TokenCache {
         answer
     }
 
+    /// What was refused is forgotten, whatever becomes of the fetch that follows.
     fn cached(&self, key: &Key, ask: &TokenAsk, now: Instant) -> Option<Token> {
-        let tokens = self.tokens.borrow();
-        let token = tokens.get(key).filter(|token| token.is_good(now))?;
+        let mut tokens = self.tokens.borrow_mut();
         let refused = ask.refused.as_ref().map(Token::authorization);
-        (refused != Some(token.authorization())).then(|| token.clone())
+        if tokens.get(key).map(Token::authorization) == refused {
+            tokens.remove(key);
+        }
+        tokens.get(key).filter(|token| token.is_good(now)).cloned()
     }
 
     fn service(&self, key: &Key) -> Service {

@@ -12,6 +12,7 @@ use crate::http::head::{HeadError, Limits, Parsed};
 use crate::http::upstream_head::{FIELDS_CEILING, parse_response};
 
 use super::connect::{StreamError, receive, send};
+use super::resolve::NamesError;
 use super::{Secret, basic};
 
 /// Proxies answer a CONNECT with a few lines, and refuse it with a page.
@@ -34,6 +35,10 @@ pub enum ProxyRefusal {
     Unasked,
     #[error("the connection to it was lost: {0}")]
     Lost(io::ErrorKind),
+    #[error("it did not answer in time")]
+    TimedOut,
+    #[error("looking it up: {0}")]
+    Names(NamesError),
 }
 
 /// The value of Proxy-Authorization, if there are credentials for the proxy.

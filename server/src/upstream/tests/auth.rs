@@ -427,7 +427,9 @@ fn token_services_that_fail() {
         ),
         (
             answer(429, &[], ""),
-            TokenError::Status(429),
+            TokenError::Limited {
+                retry_after_s: None,
+            },
             FailureClass::RateLimited,
         ),
         (

@@ -370,7 +370,13 @@ fn names_without_addresses() {
             let shard = Shard::with_resolver(&[upstream(url)], names(&[]));
             let error = shard.send(get("/")).await.err().expect("no address");
             let host = url.trim_start_matches("http://").to_owned();
-            assert_eq!(error, UpstreamError::Names { host, reason });
+            let origin = url.to_owned();
+            let expected = UpstreamError::Names {
+                host,
+                origin,
+                reason,
+            };
+            assert_eq!(error, expected);
             assert_eq!(error.class(), FailureClass::Unreachable);
         }
     });
@@ -440,6 +446,7 @@ fn names_of_private_addresses_are_not_dialled_from_public_places() {
             error,
             Some(UpstreamError::Names {
                 host,
+                origin: url.to_string(),
                 reason: NamesError::Private
             })
         );
