@@ -6,4 +6,5 @@ mod load {
     mod commands;
     mod faults;
     mod pulls;
+    mod workloads;
 }

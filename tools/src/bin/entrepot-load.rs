@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use entrepot_tools::load::cli;
+use entrepot_tools::load::{cli, commands};
 
 fn main() -> ExitCode {
-    cli::run(cli::Arguments::parse()).unwrap_or_else(|error| {
+    commands::run(cli::Arguments::parse()).unwrap_or_else(|error| {
         eprintln!("entrepot-load: {error}");
         ExitCode::FAILURE
     })

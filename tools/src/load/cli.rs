@@ -1,99 +1,171 @@
 //! The command line of `entrepot-load`.
 
 use std::io;
-use std::process::ExitCode;
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use super::digest::Expected;
-use super::image::{Name, NameError, Platform};
-use super::meter::Kind;
+use super::catalog::CatalogError;
+use super::control::ControlError;
+use super::image::NameError;
 use super::options::Options;
-use super::pull::{Player, Pull};
-use super::report::Report;
-use super::run::{self, Workload};
-use super::single::Single;
+use super::pull::Player;
+use super::replay::ReplayError;
 use super::tls::TlsError;
-use super::url::{Url, UrlError};
-
-/// Who we say we are, where no other client is played.
-const USER_AGENT: &str = concat!("entrepot-load/", env!("CARGO_PKG_VERSION"));
-/// What a manifest may be, in one line as containerd asks.
-const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, \
-    application/vnd.oci.image.manifest.v1+json, \
-    application/vnd.docker.distribution.manifest.list.v2+json, \
-    application/vnd.docker.distribution.manifest.v2+json";
+use super::url::UrlError;
 
 /// A load generator for registries.
 #[derive(Debug, Parser)]
 #[command(name = "entrepot-load", version)]
 pub struct Arguments {
     #[command(subcommand)]
-    command: Command,
+    pub command: Command,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+pub enum Command {
     /// Fetch one path, a blob's for example, on many connections.
     Blob(Path),
     /// The same for a manifest, with the Accept line of a client.
     Manifest(Path),
     /// Pull whole images as a real client does: tag, index, manifest, config, layers.
     Pull(PullOptions),
+    /// Many clients ask for the same body at the same moment, once each.
+    Herd(HerdOptions),
+    /// What a registry is asked by many: pings, manifests, blobs, as in published traces.
+    Mix(MixOptions),
+    /// Ask again what an access log says was asked.
+    Replay(ReplayOptions),
 }
 
 #[derive(Debug, Args)]
-struct Path {
+pub struct Path {
     /// What to fetch, as in http://127.0.0.1:5000/v2/dh/library/alpine/manifests/3.20
     #[arg(long)]
-    url: String,
+    pub url: String,
     /// Hash every body and compare with the digest in the path.
     #[arg(long)]
-    verify: bool,
+    pub verify: bool,
     /// Compare with this digest instead.
     #[arg(long, requires = "verify")]
-    digest: Option<String>,
+    pub digest: Option<String>,
     /// HEAD instead of GET.
     #[arg(long)]
-    head: bool,
+    pub head: bool,
     /// A line of Accept; may be given several times.
     #[arg(long, value_name = "TYPE")]
-    accept: Vec<String>,
+    pub accept: Vec<String>,
     #[command(flatten)]
-    options: Options,
+    pub options: Options,
 }
 
 #[derive(Debug, Args)]
-struct PullOptions {
+pub struct PullOptions {
     /// Images, pulled in turn: http://127.0.0.1:5000/dh/library/alpine:3.20
     #[arg(required = true)]
-    images: Vec<String>,
+    pub images: Vec<String>,
     /// Whose requests to send.
     #[arg(long, value_enum, default_value = "containerd")]
-    client: Player,
+    pub client: Player,
     #[arg(
         long,
         value_name = "OS/ARCHITECTURE[/VARIANT]",
         default_value = "linux/amd64"
     )]
-    platform: String,
+    pub platform: String,
     /// Bodies of one image at the same time.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..))]
-    parallel: u8,
+    pub parallel: u8,
     /// Discard config and layers instead of hashing them; manifests are verified all the same.
     #[arg(long)]
-    discard: bool,
+    pub discard: bool,
     /// Say to a mirror which registry is meant, as containerd does: docker.io
     #[arg(long, value_name = "REGISTRY")]
-    ns: Option<String>,
+    pub ns: Option<String>,
     #[command(flatten)]
-    options: Options,
+    pub options: Options,
+}
+
+#[derive(Debug, Args)]
+pub struct HerdOptions {
+    /// The body; a cold one, or the cache is measured.
+    #[arg(long)]
+    pub url: String,
+    /// Hash every body and compare with the digest in the path.
+    #[arg(long)]
+    pub verify: bool,
+    /// The control URL of the entrepot-origin behind the cache: how often was it asked?
+    #[arg(long, value_name = "URL")]
+    pub upstream: Option<String>,
+    #[command(flatten)]
+    pub options: Options,
+}
+
+#[derive(Debug, Args)]
+pub struct MixOptions {
+    /// The registry: http://127.0.0.1:5000
+    #[arg(long)]
+    pub url: String,
+    /// What stands before each repository's name there, a project of entrepot for example: dh/
+    #[arg(long, default_value = "")]
+    pub prefix: String,
+    /// What there is to ask for: a JSON file, or the control URL of an entrepot-origin.
+    #[arg(long, value_name = "FILE|URL", required_unless_present = "synthesise")]
+    pub catalog: Option<String>,
+    /// Let the origin at --control make so many blobs, and images of them.
+    #[arg(
+        long,
+        value_name = "COUNT",
+        conflicts_with = "catalog",
+        requires = "control"
+    )]
+    pub synthesise: Option<usize>,
+    /// The control URL of an entrepot-origin.
+    #[arg(long, value_name = "URL")]
+    pub control: Option<String>,
+    /// Blobs are this much smaller than Docker Hub's layers, whose mean is 25 MiB.
+    #[arg(long, default_value_t = 64.0)]
+    pub scale: f64,
+    /// The same seed asks for the same in the same order.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// So often all clients pull the same image at once.
+    #[arg(long, value_name = "SECONDS")]
+    pub herd_every: Option<f64>,
+    /// Hash what has a digest.
+    #[arg(long)]
+    pub verify: bool,
+    #[command(flatten)]
+    pub options: Options,
+}
+
+#[derive(Debug, Args)]
+pub struct ReplayOptions {
+    /// entrepot's log, nginx's in the combined format, or entrepot-origin's.
+    #[arg(long, value_name = "FILE")]
+    pub log: PathBuf,
+    /// The registry: http://127.0.0.1:5000
+    #[arg(long)]
+    pub url: String,
+    /// 1: as recorded; 10: ten times as fast; max: as fast as the connections get answers.
+    #[arg(long, default_value = "1")]
+    pub speed: String,
+    #[command(flatten)]
+    pub options: Options,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error(transparent)]
     Name(#[from] NameError),
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error(transparent)]
+    Replay(#[from] ReplayError),
+    #[error("{0} does not go with {1}")]
+    Together(&'static str, &'static str),
     #[error("a platform is OS/ARCHITECTURE[/VARIANT], as in linux/arm64/v8: {0}")]
     Platform(String),
     #[error(transparent)]
@@ -112,100 +184,4 @@ pub enum LoadError {
     Digest,
     #[error("{0}; is io_uring allowed here (kernel.io_uring_disabled, seccomp, ulimit -l)?")]
     Run(io::Error),
-}
-
-/// Fails when any request did.
-pub fn run(arguments: Arguments) -> Result<ExitCode, LoadError> {
-    let (report, options) = match &arguments.command {
-        Command::Blob(path) => (path.run(Kind::Blob)?, &path.options),
-        Command::Manifest(path) => (path.run(Kind::Manifest)?, &path.options),
-        Command::Pull(pull) => (pull.run()?, &pull.options),
-    };
-    if options.json {
-        println!("{}", report.json());
-    } else {
-        println!("{report}");
-    }
-    Ok(if report.errors() == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
-}
-
-impl Path {
-    fn run(&self, kind: Kind) -> Result<Report, LoadError> {
-        let single = self.workload(kind)?;
-        let title = format!("{} on {} connections", self.url, self.options.connections);
-        measure(&single, title, &self.url, &self.options)
-    }
-
-    fn workload(&self, kind: Kind) -> Result<Single, LoadError> {
-        let url = Url::parse(&self.url)?;
-        let mut fields = self.options.fields(USER_AGENT)?;
-        for media_type in &self.accept {
-            fields.push_str(&format!("Accept: {media_type}\r\n"));
-        }
-        if kind == Kind::Manifest && self.accept.is_empty() {
-            fields.push_str(&format!("Accept: {MANIFEST_TYPES}\r\n"));
-        }
-        let digest = match self.verify && !self.head {
-            false => None,
-            true => {
-                let last = url.path.split('?').next().unwrap_or_default();
-                let last = last.rsplit('/').next().unwrap_or_default();
-                let named = Expected::parse(self.digest.as_deref().unwrap_or(last));
-                Some(named.ok_or(LoadError::Digest)?)
-            }
-        };
-        Ok(Single {
-            url,
-            kind,
-            head_only: self.head,
-            fields,
-            digest,
-        })
-    }
-}
-
-impl PullOptions {
-    fn run(&self) -> Result<Report, LoadError> {
-        let platform = Platform::parse(&self.platform);
-        let platform = platform.ok_or_else(|| LoadError::Platform(self.platform.clone()))?;
-        let images: Result<Vec<Name>, NameError> =
-            self.images.iter().map(|name| Name::parse(name)).collect();
-        let pull = Pull {
-            images: images?,
-            player: self.client,
-            platform,
-            parallel: self.parallel.into(),
-            verify: !self.discard,
-            query: match &self.ns {
-                Some(ns) => format!("?ns={ns}"),
-                None => String::new(),
-            },
-            fields: self.options.fields(self.client.user_agent())?,
-        };
-        let clients = self.options.connections;
-        let url = self.images.join(" ");
-        measure(
-            &pull,
-            format!("{url} by {clients} clients"),
-            &url,
-            &self.options,
-        )
-    }
-}
-
-fn measure(
-    workload: &dyn Workload,
-    title: String,
-    url: &str,
-    options: &Options,
-) -> Result<Report, LoadError> {
-    let settings = options.settings()?;
-    let outcome = run::run(&settings, workload, |_| {}).map_err(LoadError::Run)?;
-    let mut report = Report::new(title, url, settings.clients, outcome);
-    report.settings = options.named();
-    Ok(report)
 }

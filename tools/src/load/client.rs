@@ -41,6 +41,8 @@ pub struct Client {
     pub net: Rc<Net>,
     /// Of this thread's clients.
     index: usize,
+    /// Of all threads' clients.
+    number: usize,
     idle: RefCell<Vec<Idle>>,
     tokens: RefCell<Vec<Token>>,
 }
@@ -88,13 +90,18 @@ impl Net {
 }
 
 impl Client {
-    pub fn new(net: Rc<Net>, index: usize) -> Client {
+    pub fn new(net: Rc<Net>, index: usize, number: usize) -> Client {
         Client {
             net,
             index,
+            number,
             idle: RefCell::default(),
             tokens: RefCell::default(),
         }
+    }
+
+    pub fn number(&self) -> usize {
+        self.number
     }
 
     /// Connects before there is anything to ask. A failure shows when there is.
@@ -128,8 +135,13 @@ impl Client {
                 let first_byte = answer.first_byte_at.saturating_duration_since(asked_at);
                 meter.first_answer(self.index, first_byte);
                 // A ping without a login is there to get the challenge.
-                let good = (200..300).contains(&answer.status)
-                    || (target.kind == Kind::Ping && answer.status == 401);
+                let good = match target.status {
+                    Some(status) => answer.status == status,
+                    None => {
+                        let challenged = target.kind == Kind::Ping && answer.status == 401;
+                        challenged || (200..300).contains(&answer.status)
+                    }
+                };
                 let class = match (good, answer.right) {
                     (false, _) => ErrorClass::Status,
                     (true, false) => ErrorClass::Digest,

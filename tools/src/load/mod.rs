@@ -1,20 +1,28 @@
 //! A load generator that costs little beside the server it measures; README.md is its manual.
 //!
-//! `run` starts threads, each with an `executor` over a `ring` (io_uring). A workload (`single`, `pull`)
+//! `run` starts threads, each with an `executor` over a `ring` (io_uring). A workload (`single`, `pull`, `herd`, `mix`, `replay`)
 //! says what each client does on its turns (`schedule`); a `client` keeps connections and
 //! tokens and follows redirects, a `connection` sends requests over a `stream` and reads answers.
 //! What came is counted by a `meter` for each thread and told by `report`.
 
 mod auth;
+mod catalog;
 pub mod cli;
 mod client;
+pub mod commands;
 mod connection;
+mod control;
 mod digest;
 mod executor;
+mod herd;
 mod image;
+mod log;
 mod meter;
+mod mix;
 mod options;
 mod pull;
+mod random;
+mod replay;
 mod reply;
 mod report;
 mod ring;

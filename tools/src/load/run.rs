@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::future::{self, Future};
 use std::io;
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -75,6 +76,16 @@ impl Worker {
         }
     }
 
+    /// Waits for all clients of all threads, and says when the last came.
+    pub async fn together(&self) -> Instant {
+        self.pass_gate().await;
+        self.started()
+    }
+
+    pub fn started(&self) -> Instant {
+        self.schedule.started()
+    }
+
     async fn pass_gate(&self) {
         let (gate, executor) = (&self.gate, &self.net.executor);
         gate.missing.set(gate.missing.get() - 1);
@@ -133,15 +144,17 @@ pub fn run(
         client_cpu: Duration::ZERO,
         first_bytes: Vec::new(),
     };
+    let mut first = 0;
     thread::scope(|scope| {
         for nth in 0..threads {
             // The first threads take what is left over.
             let extra = usize::from(nth < settings.clients % threads);
-            let clients = settings.clients / threads + extra;
+            let clients = first..first + settings.clients / threads + extra;
+            first = clients.end;
             let (sender, barrier) = (sender.clone(), barrier.clone());
             let (live, taken) = (live.clone(), taken.clone());
             scope.spawn(move || {
-                let meter = Meter::new(clients, live);
+                let meter = Meter::new(clients.len(), live);
                 let part = run_thread(settings, workload, clients, meter, taken, barrier);
                 let _ = sender.send(part);
             });
@@ -177,7 +190,7 @@ impl Outcome {
 fn run_thread(
     settings: &Settings,
     workload: &dyn Workload,
-    clients: usize,
+    clients: Range<usize>,
     meter: Meter,
     taken: Arc<AtomicU64>,
     threads: Arc<Barrier>,
@@ -197,15 +210,15 @@ fn run_thread(
         net: net.clone(),
         schedule: Schedule::new(executor.clone(), pace, extent, taken),
         gate: Gate {
-            missing: Cell::new(clients),
+            missing: Cell::new(clients.len()),
             waiting: RefCell::default(),
             threads,
         },
         measured_from: Cell::new(Instant::now()),
         cpu_before: Cell::new(thread_cpu()),
     });
-    for index in 0..clients {
-        let client = Client::new(net.clone(), index);
+    for (index, number) in clients.enumerate() {
+        let client = Client::new(net.clone(), index, number);
         executor.spawn(workload.client(worker.clone(), client));
     }
     let mut phases = Phases {

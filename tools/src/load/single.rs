@@ -6,6 +6,7 @@ use super::client::Client;
 use super::digest::Expected;
 use super::meter::Kind;
 use super::run::{Work, Worker, Workload};
+use super::schedule::Turn;
 use super::target::Target;
 use super::url::Url;
 
@@ -19,7 +20,7 @@ pub struct Single {
 }
 
 impl Single {
-    fn target(&self) -> Target {
+    pub fn target(&self) -> Target {
         let mut target = Target::new(self.url.clone(), self.kind, self.head_only, &self.fields);
         target.digest.clone_from(&self.digest);
         target
@@ -31,7 +32,7 @@ impl Workload for Single {
         let target = self.target();
         Box::pin(async move {
             client.prepare(target.origin()).await;
-            let ask = async |turn: super::schedule::Turn| {
+            let ask = async |turn: Turn| {
                 // What fails is counted; the next turn is another try.
                 let _ = client.ask(&target, turn.at).await;
             };

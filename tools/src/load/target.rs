@@ -15,6 +15,8 @@ pub struct Target {
     pub digest: Option<Expected>,
     /// The length of a good answer's body.
     pub len: Option<u64>,
+    /// The only good one; else those below 300 are.
+    pub status: Option<u16>,
     /// Keep the body.
     pub keep: bool,
     /// What a token for it must allow; from the challenge if none.
@@ -40,6 +42,7 @@ impl Target {
             head_only,
             digest: None,
             len: None,
+            status: None,
             keep: false,
             scope,
             fields: fields.into(),
