@@ -117,6 +117,24 @@ fn a_timeout_has_a_rule_of_its_own() {
     }
 }
 
+/// A kept list that may not be given for the limit is no reason not to wait for its end.
+#[test]
+fn a_list_that_may_not_stand_in_is_waited_for() {
+    for (rule, waits) in [("0s", true), ("1d", false)] {
+        let origin = Origin::start();
+        origin.image("library/app", "1", 1);
+        let keys = format!("default = true\nstale = {{ rate_limited = '{rule}' }}");
+        let server = with_keys(&origin, &keys).start();
+        let list = "/v2/dh/library/app/tags/list";
+        server.get(list).expect(200);
+        let limited = json!({"status": 429, "headers": {"Retry-After": "1"}});
+        origin.fault_times(1, json!({"kind": "tags"}), limited);
+        let answer = server.get(list).expect(200);
+        let fresh = answer.field("warning").is_none();
+        assert_eq!(fresh, waits, "{rule}: {}", answer.head.raw);
+    }
+}
+
 #[test]
 fn lists_say_which_repositories_may_be_pulled() {
     let origin = Origin::start();

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use sha2::{Digest as _, Sha512};
 
-use entrepot_tests::deadline::until;
+use entrepot_tests::deadline::{until, until_true};
 use entrepot_tests::entrepot::{Config, Entrepot, Setup};
 use entrepot_tests::http::{Hashed, fetch, get_hashed};
 use entrepot_tests::origin::{Held, Origin};
@@ -257,6 +257,11 @@ fn a_stalled_upstream_is_left_for_the_next() {
     let expected = format!("bytes={}-{}", STREAMED_LEN / 4 * 3, STREAMED_LEN - 1);
     assert_eq!(range_of(&rest[0]), Some(expected.as_str()));
     assert_eq!(first.count("kind=blob&method=GET"), 1);
+    until_true("the request's line names who ended the body", || {
+        let log = server.log();
+        let mut lines = log.iter().filter(|line| line["message"] == "served");
+        lines.any(|line| line["upstream"] == second.url())
+    });
 }
 
 /// Unknown at first, the length is known from the first answer that says it.
