@@ -6,7 +6,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use entrepot_storage::Digest;
 
@@ -121,17 +121,20 @@ impl Generation {
         })
     }
 
-    /// The steps by which all shards get from one generation to this one, each on every shard
-    /// before the next on any: a shard is asked about nothing that it has not heard of.
-    pub fn steps_from(self: &Arc<Self>, before: &Generation) -> [Adoption; 3] {
+    /// The steps by which all shards get to this one from `published`, each on every shard before
+    /// the next on any: a shard is asked about nothing that it has not heard of. The first leaves
+    /// a shard the projects that it has: after steps that were not finished those differ, and none
+    /// may lose an index that it was told of.
+    pub fn steps_from(self: &Arc<Self>, published: &Generation) -> [Adoption; 3] {
         let step = |projects| Adoption {
             upstreams: self.upstreams.clone(),
             projects,
         };
+        let routed = Arc::new(self.projects.routed_as(&published.projects));
         [
-            step(before.projects.clone()),
-            step(Arc::new(self.projects.routed_as(&before.projects))),
-            step(self.projects.clone()),
+            step(None),
+            step(Some(routed)),
+            step(Some(self.projects.clone())),
         ]
     }
 }
@@ -140,25 +143,117 @@ impl Generation {
 #[derive(Clone)]
 pub struct Adoption {
     pub upstreams: Arc<[Arc<Upstream>]>,
-    pub projects: Arc<Projects>,
+    /// `None`: those it has.
+    pub projects: Option<Arc<Projects>>,
 }
 
-/// The generation in effect, for threads that are no shards.
-pub struct Current(Mutex<Arc<Generation>>);
+/// The generations that matter, for threads that are no shards.
+pub struct Current(Mutex<Generations>);
+
+struct Generations {
+    published: Arc<Generation>,
+    numbered: Arc<Generation>,
+}
 
 impl Current {
     pub fn new(first: Generation) -> Current {
-        Current(Mutex::new(Arc::new(first)))
+        let first = Arc::new(first);
+        Current(Mutex::new(Generations {
+            published: first.clone(),
+            numbered: first,
+        }))
     }
 
+    /// The one in effect: every shard knows its projects and upstreams.
     pub fn get(&self) -> Arc<Generation> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.generations().published.clone()
     }
 
-    pub fn set(&self, generation: Arc<Generation>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = generation;
+    /// The one whose ids and indices were given last; a reload that got stuck has left it ahead.
+    pub fn numbered(&self) -> Arc<Generation> {
+        self.generations().numbered.clone()
+    }
+
+    /// Before any shard hears of it: its numbers are taken from now on, whatever happens.
+    pub fn number(&self, generation: Arc<Generation>) {
+        self.generations().numbered = generation;
+    }
+
+    /// After every shard adopted it.
+    pub fn publish(&self, generation: Arc<Generation>) {
+        self.generations().published = generation;
+    }
+
+    fn generations(&self) -> MutexGuard<'_, Generations> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Sources;
+
+    fn configured(projects: &[&str]) -> Arc<Config> {
+        let mut sources = Sources::default();
+        for name in projects {
+            sources.flags.push(config::Flag {
+                name: "--set".to_owned(),
+                key: format!("project.{name}.upstream.0.url"),
+                value: config::FlagValue::Typed(format!("\"https://{name}.example\"")),
+            });
+        }
+        let home = |name: &str| (name == "HOME").then(|| "/nonexistent".to_owned());
+        let loaded = config::load(&sources, &home);
+        Arc::new(loaded.expect("a valid configuration").config)
+    }
+
+    /// What a shard knows, as `Sources::adopt` takes it over.
+    fn adopt(known: &mut Projects, step: &Adoption) {
+        if let Some(projects) = &step.projects {
+            *known = Projects::clone(projects);
+        }
+    }
+
+    #[test]
+    fn a_stuck_reload_takes_no_index_from_a_shard_and_shows_nobody_a_new_one() {
+        let roots = TrustRoots::native();
+        let first = Generation::first(configured(&["one"]), &roots).expect("the first");
+        let mut ahead = Projects::clone(&first.projects);
+        let mut behind = ahead.clone();
+        let current = Current::new(first);
+        let stuck = current.get().next(configured(&["one", "two"]), &roots);
+        let stuck = Arc::new(stuck.expect("the second"));
+        current.number(stuck.clone());
+        // It got through on one shard and no further than the first step on the other.
+        let steps = stuck.steps_from(&current.get());
+        steps.iter().for_each(|step| adopt(&mut ahead, step));
+        adopt(&mut behind, &steps[0]);
+        let named = |projects: &Projects, name: &str| {
+            let found = projects.resolve(Some(name), None, "app");
+            found.map(|(index, _)| index)
+        };
+        assert_eq!(named(&current.get().projects, "two"), None, "not in effect");
+
+        let next = current
+            .numbered()
+            .next(configured(&["one", "three"]), &roots);
+        let next = Arc::new(next.expect("the third"));
+        current.number(next.clone());
+        let [first, second, third] = next.steps_from(&current.get());
+        adopt(&mut behind, &first);
+        adopt(&mut ahead, &first);
+        assert_eq!(named(&behind, "two"), None, "step one routes nobody anew");
+        let index = named(&ahead, "two").expect("it was told");
+        assert_eq!(&*ahead.get(index).name, "two");
+        for known in [&mut behind, &mut ahead] {
+            adopt(known, &second);
+            assert_eq!(&*known.get(index).name, "two", "for requests under way");
+            assert_eq!(named(known, "three"), None, "not before all know it");
+            adopt(known, &third);
+            assert!(named(known, "three").is_some_and(|three| three > index));
+        }
+        current.publish(next);
+        assert!(named(&current.get().projects, "three").is_some());
     }
 }

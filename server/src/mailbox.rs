@@ -102,6 +102,31 @@ pub enum Message {
     },
 }
 
+impl Message {
+    /// The index of the project that it names.
+    pub fn project(&self) -> Option<usize> {
+        let source = match self {
+            Message::Body(ask) => &ask.source,
+            Message::Part(ask) => &ask.source,
+            Message::Tag(ask) => &ask.source,
+            Message::Proof(ask) => &ask.source,
+            Message::Verified { source, .. } => source,
+            Message::Enter(_)
+            | Message::Leave(_)
+            | Message::Token { .. }
+            | Message::Link { .. }
+            | Message::Listing { .. }
+            | Message::Load { .. }
+            | Message::BringBack { .. }
+            | Message::Verify { .. }
+            | Message::Hold { .. }
+            | Message::Adopt { .. }
+            | Message::Purge { .. } => return None,
+        };
+        Some(source.project)
+    }
+}
+
 pub struct Mailboxes {
     senders: Vec<flume::Sender<Message>>,
 }

@@ -168,6 +168,11 @@ impl Projects {
         self.routes.by_name.values().map(|index| self.get(*index))
     }
 
+    /// Whether the index was given to a project by now.
+    pub fn knows(&self, index: usize) -> bool {
+        index < self.projects.len()
+    }
+
     pub fn get(&self, index: usize) -> &Project {
         &self.projects[index]
     }

@@ -78,7 +78,7 @@ impl Reloader {
 
     fn read_and_adopt(&self) -> Result<Reloaded, ReloadError> {
         let loaded = (self.load)().map_err(ReloadError::Config)?;
-        let before = self.current.get();
+        let before = self.current.numbered();
         let restart = config::needing_restart(&before.config, &loaded.config);
         let config = Config {
             projects: loaded.config.projects,
@@ -91,11 +91,11 @@ impl Reloader {
         let level = config.log.level.clone();
         let next = before.next(Arc::new(config), &TrustRoots::native())?;
         let next = Arc::new(next);
-        // Before any shard hears of it: its numbers are taken from now on, whatever happens.
-        self.current.set(next.clone());
-        for step in next.steps_from(&before) {
+        self.current.number(next.clone());
+        for step in next.steps_from(&self.current.get()) {
             self.adopt(&step)?;
         }
+        self.current.publish(next.clone());
         self.filter.set(&level);
         Ok(Reloaded {
             projects: next.projects.count(),

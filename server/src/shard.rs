@@ -309,7 +309,12 @@ struct Owner {
 
 async fn receive(mailbox: flume::Receiver<Message>, owner: Owner) {
     while let Ok(message) = mailbox.recv_async().await {
-        owner.take(message);
+        // After a reload that got stuck another shard may know more projects. Who asks is told
+        // to come back, by the answer that does not come.
+        let known = |index| owner.sources.projects().knows(index);
+        if message.project().is_none_or(known) {
+            owner.take(message);
+        }
     }
 }
 
@@ -371,7 +376,9 @@ impl Owner {
             Message::Verify { digest, why, reply } => self.checks.check(digest, why, reply),
             Message::Adopt { adoption, reply } => {
                 self.client.learn(&adoption.upstreams);
-                self.sources.adopt(&adoption.projects);
+                if let Some(projects) = &adoption.projects {
+                    self.sources.adopt(projects);
+                }
                 self.gates.adopt();
                 let _ = reply.try_send(());
             }
