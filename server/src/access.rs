@@ -13,11 +13,11 @@ use entrepot_storage::disk::uring::UringDisk;
 use entrepot_storage::{Digest, LinkKey, LinkRecord, Proof, Store, Writer};
 
 use crate::clock;
-use crate::failure::Failure;
+use crate::failure::{Failure, FailureKind};
 use crate::fetch::BodyKind;
 use crate::mailbox::Reply;
 use crate::project::{Project, Repository};
-use crate::source::{Search, Sources, Wanted, accept, body_path, content_type};
+use crate::source::{Answer, Search, Sources, Wanted, accept, body_path, content_type};
 use crate::upstream::Method;
 
 pub struct ProofAsk {
@@ -38,14 +38,20 @@ type Key = (Repository, Digest, BodyKind);
 type Waiting = Vec<Reply<Result<Proven, Failure>>>;
 
 pub struct Links {
+    store: Arc<Store<UringDisk>>,
     writer: Rc<Writer<UringDisk>>,
     sources: Sources,
     asking: RefCell<HashMap<Key, Waiting>>,
 }
 
 impl Links {
-    pub fn new(writer: Rc<Writer<UringDisk>>, sources: Sources) -> Rc<Links> {
+    pub fn new(
+        store: Arc<Store<UringDisk>>,
+        writer: Rc<Writer<UringDisk>>,
+        sources: Sources,
+    ) -> Rc<Links> {
         Rc::new(Links {
+            store,
             writer,
             sources,
             asking: RefCell::default(),
@@ -71,8 +77,38 @@ impl Links {
         });
     }
 
-    async fn ask_upstream(&self, (source, digest, kind): &Key) -> Result<Proven, Failure> {
+    /// The first upstream that proves it, in their order: one whose answer is no proof is passed
+    /// over.
+    async fn ask_upstream(&self, key: &Key) -> Result<Proven, Failure> {
+        let mut refused: Vec<Arc<str>> = Vec::new();
+        let mut why = None;
+        loop {
+            let answer = match self.ask_one(key, &refused).await {
+                Ok(answer) if !refused.contains(&answer.origin) => answer,
+                Ok(_) => return Err(why.unwrap_or_else(|| Failure::busy("an answer twice"))),
+                Err(failure) => return Err(why.unwrap_or(failure)),
+            };
+            match self.proven(key, &answer).await {
+                Ok(proven) => return Ok(proven),
+                Err(failure) => {
+                    tracing::warn!(
+                        repository = %key.0.name, digest = %key.1, error = %failure.detail,
+                        "an answer that proves nothing"
+                    );
+                    why = why.or(Some(failure));
+                    refused.push(answer.origin);
+                }
+            }
+        }
+    }
+
+    async fn ask_one(
+        &self,
+        (source, digest, kind): &Key,
+        refused: &[Arc<str>],
+    ) -> Result<Answer, Failure> {
         let path = body_path(*kind, digest);
+        let is_refused = |origin: &Arc<str>| refused.contains(origin);
         let wanted = |method| Wanted {
             method,
             path: &path,
@@ -81,18 +117,29 @@ impl Links {
         };
         let search = || Search {
             layer: (*kind == BodyKind::Blob).then_some(*digest),
+            refused: Some(&is_refused),
             ..Search::default()
         };
         let head = wanted(Method::Head);
-        let answer = match self.sources.first(source, &head, search()).await {
-            Ok(answer) => answer,
+        match self.sources.first(source, &head, search()).await {
+            Ok(answer) => Ok(answer),
             // An upstream that knows no HEAD: the head of a GET says the same, its body is left.
             Err(unanswered) if matches!(unanswered.report.status, Some(405 | 501)) => {
                 let get = wanted(Method::Get);
-                self.sources.first(source, &get, search()).await?
+                Ok(self.sources.first(source, &get, search()).await?)
             }
-            Err(unanswered) => return Err(unanswered.report),
-        };
+            Err(unanswered) => Err(unanswered.report),
+        }
+    }
+
+    /// Leaves a link if the answer proves that the repository has the digest.
+    async fn proven(
+        &self,
+        (source, digest, kind): &Key,
+        answer: &Answer,
+    ) -> Result<Proven, Failure> {
+        let held = self.store.body(digest).map(|body| body.len);
+        check(answer, digest, held)?;
         if *kind == BodyKind::Manifest {
             let whole = &self.sources.whole;
             whole.check_len(answer.response.length, &answer.origin)?;
@@ -116,6 +163,30 @@ impl Links {
         if let Err(error) = self.writer.put_link(key, record).await {
             tracing::warn!(%error, "a link could not be written");
         }
+    }
+}
+
+/// A 200 alone is no proof: a login page in front of a registry answers so to everything. Nor is
+/// the head of another body.
+fn check(answer: &Answer, digest: &Digest, held: Option<u64>) -> Result<(), Failure> {
+    let wrong = |why: &str| {
+        let why = format!("{}: {why}", answer.origin);
+        Err(Failure::new(FailureKind::BadBody, why))
+    };
+    let named = answer.response.head.field("docker-content-digest");
+    let named = named.and_then(|value| Digest::parse(std::str::from_utf8(value).ok()?.trim()).ok());
+    match named.filter(|named| named.algorithm() == digest.algorithm()) {
+        Some(named) if named != *digest => return wrong("the answer is of another digest"),
+        Some(_) => {}
+        None if content_type(&answer.response.head).as_deref() == Some("text/html") => {
+            return wrong("the answer is a web page");
+        }
+        None => {}
+    }
+    match (held, answer.response.length) {
+        (Some(held), Some(len)) if held != len => wrong("the answer is of another length"),
+        (Some(_), None) if named.is_none() => wrong("the answer tells no length and no digest"),
+        _ => Ok(()),
     }
 }
 

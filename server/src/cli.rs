@@ -6,6 +6,7 @@
 mod remote;
 
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -131,9 +132,15 @@ pub struct Given {
 }
 
 impl Given {
-    /// Reads all sources. The only function here that touches the file system and environment.
+    /// Reads all sources.
     pub fn load(&self) -> Result<Loaded, Problems> {
         config::load(&self.sources(), &|name| std::env::var(name).ok())
+    }
+
+    /// The same while the server listens.
+    pub fn load_again(&self, listening: &[SocketAddr]) -> Result<Loaded, Problems> {
+        let env = |name: &str| std::env::var(name).ok();
+        config::load_again(&self.sources(), listening, &env)
     }
 
     fn sources(&self) -> Sources {

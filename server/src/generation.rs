@@ -14,7 +14,8 @@ use crate::config::{self, Config};
 use crate::project::Projects;
 use crate::upstream::{SetupError, TrustRoots, Upstream, UpstreamId};
 
-/// Upstreams of all configurations since the start: some kilobytes each. Room for a large
+/// Upstreams of all configurations since the start: some kilobytes each, once what they were asked
+/// with is forgotten. Room for a large
 /// configuration whose credentials change every day for years.
 const UPSTREAMS_MAX: usize = 65_536;
 
@@ -108,7 +109,7 @@ impl Generation {
                     }
                 };
                 if upstream.active {
-                    ids.push((UpstreamId(id), Arc::from(upstreams[id].origin())));
+                    ids.push((UpstreamId(id), Arc::from(upstreams[id].record_origin())));
                 }
             }
             active.push(ids);
@@ -119,6 +120,12 @@ impl Generation {
             made: all_made,
             config,
         })
+    }
+
+    /// The upstreams that are asked now.
+    pub fn asked(&self) -> Vec<Arc<Upstream>> {
+        let ids = self.projects.upstreams();
+        ids.iter().map(|id| self.upstreams[id.0].clone()).collect()
     }
 
     /// The steps by which all shards get to this one from `published`, each on every shard before
@@ -199,8 +206,8 @@ mod tests {
         for name in projects {
             sources.flags.push(config::Flag {
                 name: "--set".to_owned(),
-                key: format!("project.{name}.upstream.0.url"),
-                value: config::FlagValue::Typed(format!("\"https://{name}.example\"")),
+                key: format!("project.{name}.upstream"),
+                value: config::FlagValue::Typed(format!("[{{url=\"https://{name}.example\"}}]")),
             });
         }
         let home = |name: &str| (name == "HOME").then(|| "/nonexistent".to_owned());
@@ -253,6 +260,14 @@ mod tests {
             adopt(known, &third);
             assert!(named(known, "three").is_some_and(|three| three > index));
         }
+        let asked = |generation: &Generation| {
+            let origins = generation.asked().into_iter().map(|upstream| {
+                let origin = upstream.record_origin().to_owned();
+                origin.contains("two") || origin.contains("three")
+            });
+            origins.filter(|named| *named).count()
+        };
+        assert_eq!(asked(&next), 1, "of two only the number is kept");
         current.publish(next);
         assert!(named(&current.get().projects, "three").is_some());
     }

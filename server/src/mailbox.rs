@@ -111,6 +111,8 @@ impl Message {
             Message::Tag(ask) => &ask.source,
             Message::Proof(ask) => &ask.source,
             Message::Verified { source, .. } => source,
+            Message::Foreign(ForeignAsk::Note { source, .. }) => source,
+            Message::Foreign(ForeignAsk::Places { source, .. }) => source,
             Message::Enter(_)
             | Message::Leave(_)
             | Message::Token { .. }

@@ -57,7 +57,8 @@ fn run(config: Arc<Config>, given: &Given, log: &Guard) -> Result<(), StartError
     let ready = Arc::new(AtomicBool::new(false));
     let admin = start::admin(&parts, &metrics, &ready, log.dropped_lines())?;
     let given = given.clone();
-    let reloader = start::reloader(&parts, Box::new(move || given.load()), log.filter());
+    let load = Box::new(move |listening: &[_]| given.load_again(listening));
+    let reloader = start::reloader(&parts, load, log.filter());
     let control = start::control(&parts, &reloader)?;
     let compactor = start::compactor(&parts)?;
     let running = start::shards(&parts, listeners, receivers, &metrics)?;

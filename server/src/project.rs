@@ -6,7 +6,7 @@
 //! right across a reload.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use entrepot_storage::{Digest, SLICES, repository_slice};
 use crate::config::{self, ColdRanges, Url};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::name::normalise_docker_hub;
-use crate::upstream::UpstreamId;
+use crate::upstream::{self, UpstreamId};
 
 /// The registry whose single-component names get `library/`.
 const DOCKER_HUB: &str = "docker.io";
@@ -45,7 +45,8 @@ impl Project {
 
     /// True when records from this origin still count for the project (R10).
     pub fn trusts(&self, origin: &str) -> bool {
-        self.upstreams.iter().any(|(_, known)| **known == *origin)
+        let mut asked = self.upstreams.iter();
+        asked.any(|(_, asked)| upstream::counts_for(origin, asked))
             || self.foreign.iter().any(|known| *known == origin)
     }
 
@@ -166,6 +167,12 @@ impl Projects {
     /// Those that a name leads to.
     pub fn configured(&self) -> impl Iterator<Item = &Project> {
         self.routes.by_name.values().map(|index| self.get(*index))
+    }
+
+    /// The upstreams that those ask.
+    pub fn upstreams(&self) -> HashSet<UpstreamId> {
+        let asked = self.configured().flat_map(|project| &project.upstreams);
+        asked.map(|(id, _)| *id).collect()
     }
 
     /// Whether the index was given to a project by now.

@@ -5,6 +5,7 @@
 //! the answer names it. A configuration that is wrong changes nothing. No request under way is
 //! disturbed: what it names stays what it was (see `generation`).
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,8 +31,8 @@ pub enum ReloadError {
     Stuck,
 }
 
-/// Reads the sources that the server was started with.
-pub type Load = Box<dyn Fn() -> Result<Loaded, Problems> + Send + Sync>;
+/// Reads the sources that the server was started with, for one that listens there already.
+pub type Load = Box<dyn Fn(&[SocketAddr]) -> Result<Loaded, Problems> + Send + Sync>;
 
 pub struct Reloader {
     pub load: Load,
@@ -77,8 +78,8 @@ impl Reloader {
     }
 
     fn read_and_adopt(&self) -> Result<Reloaded, ReloadError> {
-        let loaded = (self.load)().map_err(ReloadError::Config)?;
         let before = self.current.numbered();
+        let loaded = (self.load)(&before.config.listen).map_err(ReloadError::Config)?;
         let restart = config::needing_restart(&before.config, &loaded.config);
         let config = Config {
             projects: loaded.config.projects,

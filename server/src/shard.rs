@@ -196,7 +196,7 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
     let owner = Owner {
         body_parts: parts::Parts::new(sources.clone(), fetcher.clone()),
         fetcher,
-        links: Links::new(writer.clone(), sources.clone()),
+        links: Links::new(store.clone(), writer.clone(), sources.clone()),
         foreign: Foreign::new(),
         tags,
         purge: Rc::new(purge),
@@ -378,6 +378,9 @@ impl Owner {
                 self.client.learn(&adoption.upstreams);
                 if let Some(projects) = &adoption.projects {
                     self.sources.adopt(projects);
+                    let configured = projects.upstreams();
+                    self.client.retire(|id| configured.contains(&id));
+                    self.tokens.retire(|id| configured.contains(&id));
                 }
                 self.gates.adopt();
                 let _ = reply.try_send(());

@@ -137,7 +137,7 @@ pub fn parts(
 
 /// Passwords and certificates in files are followed, those of later configurations too.
 fn follow_files(current: Arc<Current>) -> Result<(), StartError> {
-    upstream::follow_files(move || current.get().upstreams.clone())
+    upstream::follow_files(move || current.get().asked())
         .map_err(system("starting the credentials thread"))
 }
 

@@ -15,7 +15,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
 use super::error::{Cause, Place};
-use super::section::{Section, Sink};
+use super::section::{NOT_SHOWN, Section, Sink};
 use super::{IdentityFiles, KIB, MASK, MIB, Scheme, Secret, SecretSource, Upstream, Url};
 
 /// Robot tokens of cloud registries reach 12 KiB.
@@ -51,9 +51,10 @@ pub fn read(
         }
         return (None, None);
     };
-    // RFC 7617 §2: the first colon ends the user-id.
+    // RFC 7617 §2: the first colon ends the user-id. What follows it may be the password.
     if name.is_empty() || name.contains(':') {
-        section.wrong_value("username", name_place, name, "a name without a colon");
+        let found = if name.is_empty() { "" } else { NOT_SHOWN };
+        section.wrong_value("username", name_place, found, "a name without a colon");
     }
     let secret = match given {
         [Some((text, place)), ..] => inline(text, place, warnings),

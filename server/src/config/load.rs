@@ -70,6 +70,16 @@ pub struct Loaded {
 
 /// `env` looks up an environment variable.
 pub fn load(sources: &Sources, env: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, Problems> {
+    load_again(sources, &[], env)
+}
+
+/// For a server that listens already, and goes on doing so whatever is written now: who reaches
+/// it there gets what the new configuration gives.
+pub fn load_again(
+    sources: &Sources,
+    listening: &[SocketAddr],
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<Loaded, Problems> {
     let mut root = match &sources.file {
         Some(path) => read_file(path)?,
         None => tree::parse("", &|_| Place::Builtin)?,
@@ -80,7 +90,8 @@ pub fn load(sources: &Sources, env: &dyn Fn(&str) -> Option<String>) -> Result<L
     }
     let errors = Sink::default();
     let warnings = Sink::default();
-    let config = read(Section::root(&root, &errors), &warnings, env);
+    let root = Section::root(&root, &errors);
+    let config = read(root, listening, &warnings, env);
     let upstreams = config.projects.iter().flat_map(|it| &it.upstreams);
     proxy::warn_of_exceptions(upstreams.map(|it| &it.proxies), env, &warnings);
     if let Some(path) = &sources.file {
@@ -149,13 +160,19 @@ pub(super) fn flag_value(flag: &Flag) -> Value {
     }
 }
 
-fn read(root: Section<'_>, warnings: &Sink, env: &dyn Fn(&str) -> Option<String>) -> Config {
+fn read(
+    root: Section<'_>,
+    listening: &[SocketAddr],
+    warnings: &Sink,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Config {
     let listen = read_listen(&root);
+    let reached = [&listen, listening].concat();
     let admin = read_admin(&root, &listen);
     let shards = root.number("shards", 1..=SHARDS_MAX as u64);
     let store = read_store(&root, env);
     let config = Config {
-        projects: project::read_all(&root, &listen, warnings, env),
+        projects: project::read_all(&root, &reached, warnings, env),
         listen,
         admin,
         control: read_control(&root, store.paths.first().map(PathBuf::as_path)),

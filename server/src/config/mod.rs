@@ -28,7 +28,7 @@ use std::time::Duration;
 
 pub use credentials::{FileError, load_identity, reread};
 pub use error::{Cause, Place, Problem, Problems};
-pub use load::{Flag, FlagValue, Loaded, SHARDS_MAX, Sources, load};
+pub use load::{Flag, FlagValue, Loaded, SHARDS_MAX, Sources, load, load_again};
 pub use patterns::Patterns;
 pub use print::print;
 pub use proxy::{Proxies, Proxy};

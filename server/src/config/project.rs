@@ -215,7 +215,7 @@ fn refuse_open_to_all(project: &Project, section: &Section<'_>, listen: &[Socket
     let private = project
         .upstreams
         .iter()
-        .any(|upstream| upstream.password.is_some());
+        .any(|upstream| upstream.password.is_some() || upstream.identity.is_some());
     let open = listen.iter().find(|address| !address.ip().is_loopback());
     if let (true, None, Some(listen)) = (private, project.access, open) {
         let project = super::section::quote(&project.name);

@@ -106,7 +106,7 @@ impl<'n> Section<'n> {
         let cause = Cause::WrongValue {
             key: self.key(key),
             expected: expected.to_owned(),
-            found: found.to_owned(),
+            found: shown(found),
         };
         self.sink.push(place, cause);
     }
@@ -297,6 +297,17 @@ impl<'n> Section<'n> {
             nearest: nearest.map(|word| word.to_string()),
             known: known.join(", "),
         }
+    }
+}
+
+/// In place of what may be a password.
+pub const NOT_SHOWN: &str = "(not shown)";
+
+/// What was found, unless it may hold somebody's password: `user:password@host` (R11).
+pub fn shown(found: &str) -> String {
+    match found.contains('@') {
+        true => NOT_SHOWN.to_owned(),
+        false => found.to_owned(),
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::{
     Access, Capacity, Config, Flag, FlagValue, Limits, Loaded, LogFormat, Problems, Sources, Stale,
-    load, print,
+    load, load_again, print,
 };
 
 /// A directory of one test, removed with it.
@@ -279,6 +279,16 @@ fn no_message_and_no_print_shows_a_password() {
         "project.dh.upstream.0.password_file=hunter2\nproject.dh.upstream.0.password=hunter2",
         "project.dh.upstream.0.password.x=hunter2",
         "project.dh.upstream.0.url=https://ci:hunter2@ghcr.io",
+        "project.dh.upstream.0.url=https://ci:hunter2@ghcr.io/v2/",
+        "project.dh.upstream.0.url=ftp://ci:hunter2@ghcr.io",
+        "project.dh.upstream.0.url=ci:hunter2@ghcr.io",
+        "project.dh.upstream.0.realms=ci:hunter2@ghcr.io",
+        "project.dh.upstream.0.realms=https://ci:hunter2@ghcr.io/token",
+        "project.dh.upstream.0.username=ci:hunter2",
+        "project.dh.upstream.0.proxy=https://ci:hunter2@proxy",
+        "project.dh.upstream.0.no_proxy=ci:hunter2@proxy",
+        "project.dh.serves=ci:hunter2@ghcr.io",
+        "listen=ci:hunter2@ghcr.io",
         "project.dh.upstream.7.password=hunter2",
         "project.dh.upstream.0.pasword=hunter2",
         "project.dh.upstream.0.password=[\"hunter2\"]",
@@ -557,7 +567,7 @@ fn credentials_come_from_one_readable_place() {
         ),
         (
             upstream("username = 'a:b'\npassword = 'x'"),
-            "\"a:b\" is not a name without a colon",
+            "upstream.username: \"(not shown)\" is not a name without a colon",
         ),
         (
             upstream("username = 'u'\npassword = 'x'\npassword_file = '/y'"),
@@ -697,6 +707,11 @@ fn private_upstreams_are_not_open_to_all_by_accident() {
                 ],
             ),
             (
+                "[[project.p.upstream]]\nurl = 'https://a.example'\n\
+                 client_cert_file = '/no/cert.pem'\nclient_key_file = '/no/key.pem'",
+                &["project p has upstream credentials"],
+            ),
+            (
                 &text("['127.0.0.1:5000', '[::]:5000']", ""),
                 &["[::]:5000 is not a loopback address"],
             ),
@@ -707,10 +722,23 @@ fn private_upstreams_are_not_open_to_all_by_accident() {
         &text("'0.0.0.0:5000'", "access = 'anonymous'"),
     ));
     assert_eq!(anonymous.projects[0].access, Some(Access::Anonymous));
-    config(load_text(
-        "open-loopback",
-        &text("['127.0.0.1:5000', '[::1]:5000']", ""),
-    ));
+    let loopback = text("['127.0.0.1:5000', '[::1]:5000']", "");
+    config(load_text("open-loopback", &loopback));
+    // A reload closes no listener, so what is written of them now helps nobody.
+    let dir = Dir::new("open-reload");
+    let sources = Sources {
+        file: Some(dir.file("c.toml", &loopback, 0o600)),
+        ..Sources::default()
+    };
+    let again = |listening: &str| {
+        let listening = [listening.parse().expect("an address")];
+        load_again(&sources, &listening, &environment)
+    };
+    config(again("127.0.0.1:0"));
+    let refused = again("0.0.0.0:5000").map(drop).expect_err("open to all");
+    let refused = refused.to_string();
+    assert!(refused.contains("c.toml:2: project p has"), "{refused}");
+    assert!(refused.contains("0.0.0.0:5000 is not"), "{refused}");
 }
 
 #[test]

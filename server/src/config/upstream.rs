@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::error::Cause;
 use super::proxy::{self, Proxies};
-use super::section::{Section, Sink};
+use super::section::{Section, Sink, shown};
 use super::url::{self, Url};
 use super::{Secret, credentials, units};
 use crate::gate::BreakerRules;
@@ -199,11 +199,7 @@ fn read_realms(section: &Section<'_>) -> Vec<Url> {
 }
 
 fn wrong_url(key: String, text: &str, error: url::UrlError) -> Cause {
-    // A url with userinfo may hold a password: it is not repeated.
-    let found = match error {
-        url::UrlError::Userinfo => "(not shown)".to_owned(),
-        _ => text.to_owned(),
-    };
+    let found = shown(text);
     Cause::Url { key, found, error }
 }
 

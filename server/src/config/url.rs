@@ -92,6 +92,10 @@ impl FromStr for Url {
     type Err = UrlError;
 
     fn from_str(text: &str) -> Result<Url, UrlError> {
+        // First of all, so that no other mistake has a password repeated in its message.
+        if text.contains('@') {
+            return Err(UrlError::Userinfo);
+        }
         let (scheme, rest) = text.split_once("://").ok_or(UrlError::Scheme)?;
         let scheme = match scheme.to_ascii_lowercase().as_str() {
             "http" => Scheme::Http,
@@ -101,9 +105,6 @@ impl FromStr for Url {
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         if rest.contains(['/', '?', '#', '\\']) {
             return Err(UrlError::Path);
-        }
-        if rest.contains('@') {
-            return Err(UrlError::Userinfo);
         }
         let (host, port) = split_port(rest)?;
         let port = match port {
@@ -211,6 +212,10 @@ mod tests {
             ("https://ghcr.io#x", UrlError::Path),
             ("https://ghcr.io//", UrlError::Path),
             ("https://me:secret@ghcr.io", UrlError::Userinfo),
+            ("https://me:secret@ghcr.io/v2/", UrlError::Userinfo),
+            ("https://me:sec/ret@ghcr.io", UrlError::Userinfo),
+            ("me:secret@ghcr.io", UrlError::Userinfo),
+            ("ftp://me:secret@ghcr.io", UrlError::Userinfo),
             ("https://", UrlError::Host),
             ("https://gh cr.io", UrlError::Host),
             ("https://ghcr..io", UrlError::Host),

@@ -36,6 +36,7 @@ use std::time::Instant;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use entrepot_storage::Digest;
 
 pub use body::{Body, PIECE_LEN_MAX, PIECE_LEN_MIN};
 pub use error::{Blame, BodyError, FailureClass, SetupError, TlsFailure, UpstreamError};
@@ -69,6 +70,7 @@ pub type Clock = Rc<dyn Fn() -> Instant>;
 pub struct Upstream {
     config: config::Upstream,
     origin: String,
+    record_origin: String,
     login: RwLock<Option<Login>>,
     identity: Option<Arc<Identity>>,
     tls: tls::Settings,
@@ -107,6 +109,7 @@ impl Upstream {
         let identity = identity.map(Arc::new);
         Ok(Upstream {
             origin: config.url.to_string(),
+            record_origin: record_origin(config),
             login: RwLock::new(Login::of(config)),
             tls: tls::Settings::new(config, roots, identity.clone())?,
             identity,
@@ -115,9 +118,10 @@ impl Upstream {
         })
     }
 
-    /// `https://registry-1.docker.io`: names this upstream in cache keys and records (R10).
-    pub fn origin(&self) -> &str {
-        &self.origin
+    /// `https://registry-1.docker.io`, and who we are there: names this upstream in cache keys
+    /// and records (R10).
+    pub fn record_origin(&self) -> &str {
+        &self.record_origin
     }
 
     fn gate(&self) -> gate::Rules {
@@ -146,6 +150,31 @@ impl Upstream {
             None => from.min(Reach::Private),
         }
     }
+}
+
+/// Before the mark of an account; no configured origin has one.
+const ACCOUNT: char = '#';
+/// Of the mark: enough to tell the accounts of one registry apart, and not to read them.
+const ACCOUNT_LEN: usize = 16;
+
+/// What one account was shown is proven for no other, and not for everybody once the login is
+/// gone. A new password or certificate of the same account changes nothing.
+fn record_origin(config: &config::Upstream) -> String {
+    let origin = config.url.to_string();
+    if config.username.is_none() && config.identity.is_none() {
+        return origin;
+    }
+    let account = format!("{:?}", (&config.username, &config.identity));
+    let account = Digest::sha256(account.as_bytes()).to_string();
+    let (_, account) = account.split_once(':').unwrap_or_default();
+    format!("{origin}{ACCOUNT}{}", &account[..ACCOUNT_LEN])
+}
+
+/// Whether a record of one origin counts where another, or the same, is asked: what everybody
+/// was shown is shown to an account too.
+pub fn counts_for(record_origin: &str, asked: &str) -> bool {
+    let everybody = asked.split_once(ACCOUNT).map(|(origin, _)| origin);
+    record_origin == asked || Some(record_origin) == everybody
 }
 
 /// RFC 7617 §2.

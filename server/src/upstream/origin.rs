@@ -173,8 +173,8 @@ pub(super) fn literal(host: &str) -> Option<IpAddr> {
 pub enum Reach {
     /// Of the public internet.
     Public,
-    /// Also of this machine and of private networks, but none that is link-local: there are the
-    /// services that tell a virtual machine its secrets (RFC 3927; 169.254.169.254).
+    /// Also of this machine and of private networks, but none where the services are that tell a
+    /// virtual machine its secrets: link-local ones (RFC 3927; 169.254.169.254) and some others.
     Private,
     Anywhere,
 }
@@ -183,8 +183,8 @@ impl Reach {
     /// The least that allows this address.
     pub(super) fn to(address: IpAddr) -> Reach {
         match is_public(address) {
+            _ if may_tell_secrets(address) => Reach::Anywhere,
             true => Reach::Public,
-            false if is_link_local(address) => Reach::Anywhere,
             false => Reach::Private,
         }
     }
@@ -199,14 +199,41 @@ impl Reach {
     }
 }
 
-fn is_link_local(address: IpAddr) -> bool {
-    match address.to_canonical() {
-        IpAddr::V4(address) => address.is_link_local(),
-        // fd00:ec2::254 is unique local, and the same service.
-        IpAddr::V6(address) => {
-            address.is_unicast_link_local() || address.segments()[..2] == [0xfd00, 0xec2]
-        }
-    }
+/// Azure's, which is a public address, Alibaba's and Oracle's.
+const SECRETS_V4: [Ipv4Addr; 3] = [
+    Ipv4Addr::new(168, 63, 129, 16),
+    Ipv4Addr::new(100, 100, 100, 200),
+    Ipv4Addr::new(192, 0, 0, 192),
+];
+
+fn may_tell_secrets(address: IpAddr) -> bool {
+    let v4 = match address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(address) => embedded(address),
+    };
+    let v4 = v4.is_some_and(|v4| v4.is_link_local() || SECRETS_V4.contains(&v4));
+    let IpAddr::V6(address) = address else {
+        return v4;
+    };
+    // fd00:ec2::254 is unique local, and Amazon's.
+    v4 || address.is_unicast_link_local() || address.segments()[..2] == [0xfd00, 0xec2]
+}
+
+/// The IPv4 address that an IPv6 one leads to: by itself (RFC 4291 §2.5.5), behind NAT64
+/// (RFC 6052 §2.1, RFC 8215) or 6to4 (RFC 3056 §2).
+fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    let (high, low) = match address.segments() {
+        // Neither the unspecified address nor the loopback one is meant so.
+        [0, 0, 0, 0, 0, 0, 0, _] => return None,
+        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] => (high, low),
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => (high, low),
+        [0x64, 0xff9b, 1, _, _, _, high, low] => (high, low),
+        [0x2002, high, low, ..] => (high, low),
+        _ => return None,
+    };
+    let [a, b] = high.to_be_bytes();
+    let [c, d] = low.to_be_bytes();
+    Some(Ipv4Addr::new(a, b, c, d))
 }
 
 /// Whether an address belongs to the public internet (IANA special-purpose registries).
@@ -234,17 +261,12 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
 }
 
 fn is_public_v6(address: Ipv6Addr) -> bool {
-    let words = address.segments();
-    let embedded = |high: u16, low: u16| {
-        let [a, b] = high.to_be_bytes();
-        let [c, d] = low.to_be_bytes();
-        is_public_v4(Ipv4Addr::new(a, b, c, d))
-    };
-    match words {
-        [0, 0, 0, 0, 0, 0xffff, high, low] => embedded(high, low),
-        // Behind NAT64 and 6to4 stands an IPv4 address.
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => embedded(high, low),
-        [0x2002, high, low, ..] => embedded(high, low),
+    match address.segments() {
+        // Local use, whatever is behind it (RFC 8215).
+        [0x64, 0xff9b, 1, ..] => false,
+        [0, 0, 0, 0, 0, 0xffff, ..] | [0x64, 0xff9b, ..] | [0x2002, ..] => {
+            embedded(address).is_some_and(is_public_v4)
+        }
         [0x2001, 0xdb8, ..] => false,
         // 2001::/23 is protocol assignments, Teredo among them.
         [0x2001, second, ..] if second < 0x200 => false,
@@ -306,7 +328,7 @@ mod tests {
             ),
             (
                 "https://good.example\\@bad.example/",
-                TargetError::Origin(UrlError::Path),
+                TargetError::Origin(UrlError::Userinfo),
             ),
             (
                 "https://cdn.example:0/",
@@ -385,6 +407,8 @@ mod tests {
             ("::ffff:1.1.1.1", true),
             ("64:ff9b::a00:1", false),
             ("64:ff9b::101:101", true),
+            ("64:ff9b:1::101:101", false),
+            ("64:ff9b:0:1::101:101", false),
             ("2002:7f00:1::", false),
             ("2001::1", false),
             ("2001:db8::1", false),
@@ -408,6 +432,18 @@ mod tests {
             ("::ffff:169.254.169.254", Reach::Anywhere),
             ("fe80::1", Reach::Anywhere),
             ("fd00:ec2::254", Reach::Anywhere),
+            ("::169.254.169.254", Reach::Anywhere),
+            ("64:ff9b::169.254.169.254", Reach::Anywhere),
+            ("64:ff9b:1::169.254.169.254", Reach::Anywhere),
+            ("2002:a9fe:a9fe::1", Reach::Anywhere),
+            ("64:ff9b::10.0.0.1", Reach::Private),
+            ("2002:a00:1::", Reach::Private),
+            ("168.63.129.16", Reach::Anywhere),
+            ("::ffff:168.63.129.16", Reach::Anywhere),
+            ("64:ff9b::168.63.129.16", Reach::Anywhere),
+            ("168.63.129.17", Reach::Public),
+            ("100.100.100.200", Reach::Anywhere),
+            ("192.0.0.192", Reach::Anywhere),
             ("1.1.1.1", Reach::Public),
             ("registry.example", Reach::Public),
         ] {

@@ -89,6 +89,12 @@ impl Pool {
         });
     }
 
+    /// Closes those of upstreams that are not configured any more.
+    pub fn retire(&self, is_configured: impl Fn(UpstreamId) -> bool) {
+        let mut idle = self.idle.borrow_mut();
+        idle.retain(|key, _| is_configured(key.upstream));
+    }
+
     /// Closes all idle connections, to make room for new ones.
     pub fn close_all(&self) {
         self.idle.borrow_mut().clear();

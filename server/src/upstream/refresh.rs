@@ -19,10 +19,9 @@ use super::{Login, Upstream};
 /// the page cache cost microseconds.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// Starts the thread, which lives as long as the process; `upstreams` are those there are now.
-pub fn follow_files(
-    upstreams: impl Fn() -> Arc<[Arc<Upstream>]> + Send + 'static,
-) -> io::Result<()> {
+/// Starts the thread, which lives as long as the process; `upstreams` are those that are
+/// configured now.
+pub fn follow_files(upstreams: impl Fn() -> Vec<Arc<Upstream>> + Send + 'static) -> io::Result<()> {
     thread::Builder::new()
         .name("credentials".to_owned())
         .spawn(move || {

@@ -3,7 +3,7 @@
 //! Called by the fetch path of the shard that owns the client. At most one authorization is
 //! obtained for a request, and a request that fails by chance is made once more: see `retry`.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -51,6 +51,8 @@ pub(super) struct Known {
     pub tls: tls::Settings,
     remembered: Remembered,
     retries: Budget,
+    /// It has been asked, so there may be something to forget.
+    asked: Cell<bool>,
 }
 
 impl Known {
@@ -61,6 +63,7 @@ impl Known {
             tls: upstream.tls.for_shard(),
             remembered: Remembered::default(),
             retries: Budget::default(),
+            asked: Cell::new(false),
         })
     }
 }
@@ -99,7 +102,20 @@ impl Client {
     }
 
     pub(super) fn known(&self, id: UpstreamId) -> Rc<Known> {
-        self.known.borrow()[id.0].clone()
+        let known = self.known.borrow()[id.0].clone();
+        known.asked.set(true);
+        known
+    }
+
+    /// Forgets the tokens, TLS sessions and idle connections of upstreams that are not configured
+    /// any more. Requests under way go on with what they took.
+    pub fn retire(&self, is_configured: impl Fn(UpstreamId) -> bool) {
+        for known in self.known.borrow_mut().iter_mut() {
+            if known.asked.get() && !is_configured(known.id) {
+                *known = Known::new(known.id.0, &known.upstream);
+            }
+        }
+        self.pool.retire(is_configured);
     }
 
     /// How the gate of an upstream lets requests through; asking there first is the caller's part.

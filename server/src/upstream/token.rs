@@ -229,6 +229,14 @@ impl TokenCache {
         answer
     }
 
+    /// Forgets the tokens of upstreams that are not configured any more.
+    pub fn retire(&self, is_configured: impl Fn(UpstreamId) -> bool) {
+        let mut tokens = self.tokens.borrow_mut();
+        tokens.retain(|key, _| is_configured(key.upstream));
+        let mut services = self.services.borrow_mut();
+        services.retain(|key, _| is_configured(key.upstream));
+    }
+
     /// What was refused is forgotten, whatever becomes of the fetch that follows.
     fn cached(&self, key: &Key, ask: &TokenAsk, now: Instant) -> Option<Token> {
         let mut tokens = self.tokens.borrow_mut();

@@ -116,3 +116,25 @@ fn a_refresh_token_in_place_of_a_password() {
         assert_eq!(shard.get("/").await.0, 200);
     });
 }
+
+#[test]
+fn nothing_is_kept_of_an_upstream_that_is_retired() {
+    let tokens = service(|_, _| answer(200, &[], "{\"token\":\"t\",\"expires_in\":60}"));
+    let registry = registry(format!("{}/token", tokens.url()));
+    run(async {
+        let retired = with_credentials(upstream(&registry.url()));
+        let shard = Shard::new(&[retired]);
+        for configured in [true, false] {
+            assert_eq!(shard.get("/").await, (200, "in".to_owned()));
+            shard.client.retire(|_| configured);
+            shard.tokens.cache.retire(|_| configured);
+        }
+        // Configured again, it is asked as one that was never known.
+        let before = registry.heads().len();
+        assert_eq!(shard.get("/").await, (200, "in".to_owned()));
+        let head = &registry.heads()[before];
+        assert!(!head.contains("Authorization"), "{head}");
+    });
+    assert_eq!(tokens.heads().len(), 2, "{:?}", tokens.heads());
+    assert_eq!(registry.heads().len(), 5, "{:?}", registry.heads());
+}
