@@ -7,6 +7,10 @@
 //! namesake. A client's HEAD fetches nothing: containerd and dockerd ask by HEAD and then for the
 //! digest, and the tag moves once that manifest is verified, or at once if it is held.
 
+mod known;
+mod named;
+mod obtain;
+
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
@@ -14,28 +18,22 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use entrepot_storage::disk::uring::UringDisk;
-use entrepot_storage::{
-    Digest, FillState, Seconds, Store, TagKey, TagKeyRef, TagKind, TagRecord, Writer,
-};
+use entrepot_storage::{Digest, Seconds, Store, TagKey, TagKind, TagRecord, Writer};
 
-use crate::access::{is_linked, link_key};
 use crate::clock;
-use crate::due::is_fresh;
 use crate::failure::{Failure, FailureKind};
-use crate::fetch::{BodyAnswer, BodyAsk, BodyKind};
 use crate::mailbox::{Message, Post, Reply};
 use crate::manifests::Manifest;
 use crate::oci::manifest;
-use crate::project::{Project, Repository, digest_owner};
+use crate::project::{Repository, digest_owner};
 use crate::source::{Answer, Search, Sources, Unanswered, Wanted, content_type};
 use crate::upstream::Method;
 use crate::whole::Whole;
 
-/// Tags whose manifest a client is expected to ask for by digest next. The oldest are forgotten:
-/// they are asked for anew.
-const NAMED_MAX: usize = 1024;
-/// Attempts to get a changed tag's manifest while proofs and fills cross each other.
-const OBTAIN_ATTEMPTS: usize = 4;
+pub use known::fresh;
+
+use known::{cached, record, resolved};
+use named::Named;
 
 pub struct TagAsk {
     pub source: Repository,
@@ -96,14 +94,6 @@ pub struct Tags {
     post: Post,
     asking: RefCell<HashMap<Key, Vec<Waiter>>>,
     named: RefCell<VecDeque<Named>>,
-}
-
-/// What upstream said a tag names, before the manifest was seen.
-struct Named {
-    source: Repository,
-    tag: Arc<str>,
-    record: TagRecord,
-    remote: Option<Remote>,
 }
 
 impl Tags {
@@ -288,69 +278,6 @@ impl Tags {
         Ok(resolved)
     }
 
-    /// What a HEAD was told of the tag a moment ago, while the project's rules let that stand.
-    fn fresh_named(&self, key: &Key) -> Option<(TagRecord, Option<Remote>)> {
-        let (source, tag) = key;
-        let project = self.sources.project(source.project);
-        let named = self.named.borrow();
-        let named = named
-            .iter()
-            .find(|named| named.source == *source && named.tag == *tag)?;
-        let record = &named.record;
-        let stretch = self.sources.stretch(source.project, &record.origin);
-        let fresh = is_fresh_in(&project, source, tag, record, stretch);
-        let stands = fresh && project.trusts(&record.origin);
-        stands.then(|| (record.clone(), named.remote.clone()))
-    }
-
-    /// Keeps what a client's HEAD was told, until the manifest is verified.
-    fn remember(&self, source: &Repository, tag: &str, record: TagRecord, remote: Option<Remote>) {
-        self.drop_named(source, tag);
-        let mut named = self.named.borrow_mut();
-        if named.len() >= NAMED_MAX {
-            named.pop_front();
-        }
-        named.push_back(Named {
-            source: source.clone(),
-            tag: tag.into(),
-            record,
-            remote,
-        });
-    }
-
-    fn drop_named(&self, source: &Repository, tag: &str) {
-        let mut named = self.named.borrow_mut();
-        named.retain(|named| named.source != *source || *named.tag != *tag);
-    }
-
-    /// Forgets what HEADs were told of some tags: a purge.
-    pub fn drop_named_if(&self, which: impl Fn(&str, &str, &str) -> bool) {
-        let projects = self.sources.projects();
-        self.named.borrow_mut().retain(|named| {
-            let project = &projects.get(named.source.project).name;
-            !which(project, &named.source.name, &named.tag)
-        });
-    }
-
-    /// A manifest of the repository was verified: tags that a HEAD found to name it move now.
-    pub async fn settle(&self, source: &Repository, digest: Digest) {
-        let settled: VecDeque<Named> = {
-            let mut named = self.named.borrow_mut();
-            let (settled, waiting) = named
-                .drain(..)
-                .partition(|named| named.source == *source && named.record.digest == digest);
-            *named = waiting;
-            settled
-        };
-        for named in settled {
-            let known = cached(&self.store, &self.sources, source, &named.tag);
-            // A later question may have been answered first.
-            if known.is_none_or(|known| known.checked <= named.record.checked) {
-                self.put(source, &named.tag, named.record).await;
-            }
-        }
-    }
-
     /// Upstream sent the manifest itself.
     async fn fetched(
         &self,
@@ -403,73 +330,6 @@ impl Tags {
         Ok(resolved)
     }
 
-    /// Makes sure that the manifest is verified, and held when there is room.
-    async fn obtain(
-        &self,
-        source: &Repository,
-        digest: Digest,
-        origin: &Arc<str>,
-    ) -> Result<(), Failure> {
-        let project = self.sources.project(source.project);
-        let owner = digest_owner(&digest, self.post.shards());
-        for _ in 0..OBTAIN_ATTEMPTS {
-            let mut proven = is_linked(&self.store, &project, &source.name, &digest);
-            if !proven && self.store.body(&digest).is_some() {
-                // The HEAD of the tag in this repository's name named the digest: that is proof.
-                self.link(source, digest, origin).await;
-                proven = true;
-            }
-            let (kind, prefer) = (BodyKind::Manifest, Some(origin.clone()));
-            let answer = self
-                .post
-                .ask(owner, |reply| {
-                    let source = source.clone();
-                    Message::Body(BodyAsk {
-                        digest,
-                        kind,
-                        source,
-                        proven,
-                        prefer,
-                        fills: true,
-                        reply,
-                    })
-                })
-                .await?;
-            match answer {
-                BodyAnswer::Held if proven => return Ok(()),
-                BodyAnswer::Held => {}
-                BodyAnswer::Follow(mut following) => {
-                    return match following.follower.wait(u64::MAX).await.1 {
-                        FillState::Verified => Ok(()),
-                        _ => Err(Failure::new(
-                            FailureKind::BadBody,
-                            "the manifest's fill failed",
-                        )),
-                    };
-                }
-                BodyAnswer::NeedProof => self.link(source, digest, origin).await,
-                BodyAnswer::Relay | BodyAnswer::Cold => return Ok(()),
-                BodyAnswer::Failed(failure) => return Err(failure),
-            }
-        }
-        Err(Failure::busy(
-            "a manifest that is fetched and dropped again and again",
-        ))
-    }
-
-    async fn link(&self, source: &Repository, digest: Digest, origin: &Arc<str>) {
-        let project = self.sources.project(source.project);
-        let key = link_key(&project, source, digest);
-        let record = entrepot_storage::LinkRecord {
-            origin: origin.clone(),
-            proof: entrepot_storage::Proof::Headed,
-            at: clock::now(),
-        };
-        if let Err(error) = self.writer.put_link(key, record).await {
-            tracing::warn!(%error, "a link could not be written");
-        }
-    }
-
     async fn put(&self, source: &Repository, tag: &str, record: TagRecord) {
         self.drop_named(source, tag);
         // A tag whose manifest was not admitted is resolved anew each time.
@@ -486,77 +346,6 @@ impl Tags {
         if let Err(error) = self.writer.put_tag(key, record).await {
             tracing::warn!(%error, "a tag could not be written");
         }
-    }
-}
-
-/// The tag's record, if it came from an upstream that is still configured.
-pub fn cached(
-    store: &Store<UringDisk>,
-    sources: &Sources,
-    source: &Repository,
-    tag: &str,
-) -> Option<TagRecord> {
-    let project = sources.project(source.project);
-    let key = TagKeyRef {
-        project: &project.name,
-        repository: &source.name,
-        kind: TagKind::Tag,
-        name: tag,
-    };
-    store
-        .tag(key)
-        .filter(|record| project.trusts(&record.origin))
-}
-
-/// What the tag names, if it was checked recently enough and its manifest may be served.
-pub fn fresh(
-    store: &Store<UringDisk>,
-    sources: &Sources,
-    source: &Repository,
-    tag: &str,
-) -> Option<Resolved> {
-    let project = sources.project(source.project);
-    if project.fresh_for(tag).is_zero() {
-        return None;
-    }
-    let record = cached(store, sources, source, tag)?;
-    let body = store.body(&record.digest)?;
-    let servable = !body.unverified && is_linked(store, &project, &source.name, &record.digest);
-    let stretch = sources.stretch(source.project, &record.origin);
-    let fresh = servable && is_fresh_in(&project, source, tag, &record, stretch);
-    fresh.then(|| resolved(&record, Certainty::Fresh))
-}
-
-/// `stretch`: how many times as long as configured, while the upstream's budget falls.
-fn is_fresh_in(
-    project: &Project,
-    source: &Repository,
-    tag: &str,
-    record: &TagRecord,
-    stretch: u64,
-) -> bool {
-    let fresh_s = project.fresh_for(tag).as_secs().saturating_mul(stretch);
-    let name = (&*project.name, &*source.name, tag);
-    is_fresh(record.checked, clock::now(), fresh_s, &name)
-}
-
-fn resolved(record: &TagRecord, certainty: Certainty) -> Resolved {
-    Resolved {
-        digest: record.digest,
-        origin: record.origin.clone(),
-        checked: record.checked,
-        certainty,
-        collapsed: false,
-        remote: None,
-    }
-}
-
-fn record(digest: Digest, origin: &Arc<str>, checked: Seconds) -> TagRecord {
-    TagRecord {
-        digest,
-        origin: origin.clone(),
-        checked,
-        note: Arc::default(),
     }
 }
 

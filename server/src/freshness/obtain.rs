@@ -1,0 +1,85 @@
+//! Gets the manifest that a tag names now, and the proof that its repository has it.
+
+use std::sync::Arc;
+
+use entrepot_storage::{Digest, FillState};
+
+use super::Tags;
+use crate::access::{is_linked, link_key};
+use crate::clock;
+use crate::failure::{Failure, FailureKind};
+use crate::fetch::{BodyAnswer, BodyAsk, BodyKind};
+use crate::mailbox::Message;
+use crate::project::{Repository, digest_owner};
+
+/// Attempts to get a changed tag's manifest while proofs and fills cross each other.
+const OBTAIN_ATTEMPTS: usize = 4;
+
+impl Tags {
+    /// Makes sure that the manifest is verified, and held when there is room.
+    pub(super) async fn obtain(
+        &self,
+        source: &Repository,
+        digest: Digest,
+        origin: &Arc<str>,
+    ) -> Result<(), Failure> {
+        let project = self.sources.project(source.project);
+        let owner = digest_owner(&digest, self.post.shards());
+        for _ in 0..OBTAIN_ATTEMPTS {
+            let mut proven = is_linked(&self.store, &project, &source.name, &digest);
+            if !proven && self.store.body(&digest).is_some() {
+                // The HEAD of the tag in this repository's name named the digest: that is proof.
+                self.link(source, digest, origin).await;
+                proven = true;
+            }
+            let (kind, prefer) = (BodyKind::Manifest, Some(origin.clone()));
+            let answer = self
+                .post
+                .ask(owner, |reply| {
+                    let source = source.clone();
+                    Message::Body(BodyAsk {
+                        digest,
+                        kind,
+                        source,
+                        proven,
+                        prefer,
+                        fills: true,
+                        reply,
+                    })
+                })
+                .await?;
+            match answer {
+                BodyAnswer::Held if proven => return Ok(()),
+                BodyAnswer::Held => {}
+                BodyAnswer::Follow(mut following) => {
+                    return match following.follower.wait(u64::MAX).await.1 {
+                        FillState::Verified => Ok(()),
+                        _ => Err(Failure::new(
+                            FailureKind::BadBody,
+                            "the manifest's fill failed",
+                        )),
+                    };
+                }
+                BodyAnswer::NeedProof => self.link(source, digest, origin).await,
+                BodyAnswer::Relay | BodyAnswer::Cold => return Ok(()),
+                BodyAnswer::Failed(failure) => return Err(failure),
+            }
+        }
+        Err(Failure::busy(
+            "a manifest that is fetched and dropped again and again",
+        ))
+    }
+
+    pub(super) async fn link(&self, source: &Repository, digest: Digest, origin: &Arc<str>) {
+        let project = self.sources.project(source.project);
+        let key = link_key(&project, source, digest);
+        let record = entrepot_storage::LinkRecord {
+            origin: origin.clone(),
+            proof: entrepot_storage::Proof::Headed,
+            at: clock::now(),
+        };
+        if let Err(error) = self.writer.put_link(key, record).await {
+            tracing::warn!(%error, "a link could not be written");
+        }
+    }
+}
