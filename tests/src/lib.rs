@@ -20,4 +20,5 @@ pub mod registry;
 pub mod sha256;
 pub mod tap;
 pub mod temp;
+pub mod witness;
 pub mod world;

@@ -1,136 +1,27 @@
-//! Who the cache is for its upstreams: credentials that change, egress proxies, token services of
-//! other domains, and that no credential ever shows where it does not belong (R11).
+//! Who the cache is for its upstreams: credentials that change, client certificates, egress
+//! proxies, token services of other domains.
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use entrepot_tests::deadline::until_true;
 use entrepot_tests::entrepot::{Config, Entrepot, Setup};
-use entrepot_tests::http::get;
+use entrepot_tests::http::get_hashed;
 use entrepot_tests::origin::Origin;
+use entrepot_tests::temp::TempDir;
+use entrepot_tests::witness::Witness;
 
 const TAG: &str = "/v2/dh/library/app/manifests/1";
+/// Seven answers of two seconds each, and the pauses between them.
+const GIVEN_UP_WITHIN: Duration = Duration::from_secs(40);
 
 fn one(url: &str, keys: &str) -> Setup {
     let keys = format!("url = \"{url}\"\n{keys}");
     let config = Config::new().project("dh", "default = true", &[]);
     Setup::new(&config.upstream("dh", &keys))
-}
-
-/// A listener that keeps every byte it is sent, and answers each request head alike or, as a
-/// proxy, passes it on.
-struct Witness {
-    addr: SocketAddr,
-    received: Arc<Mutex<Vec<u8>>>,
-}
-
-impl Witness {
-    fn start(serve: impl Fn(TcpStream, &Mutex<Vec<u8>>) + Send + Sync + 'static) -> Witness {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let addr = listener.local_addr().expect("a bound listener");
-        let received = Arc::new(Mutex::new(Vec::new()));
-        let (log, serve) = (received.clone(), Arc::new(serve));
-        // The threads end with the test process.
-        thread::spawn(move || {
-            for client in listener.incoming().flatten() {
-                let (log, serve) = (log.clone(), serve.clone());
-                thread::spawn(move || serve(client, &log));
-            }
-        });
-        Witness { addr, received }
-    }
-
-    /// Answers everything with a 404.
-    fn empty_registry() -> Witness {
-        Witness::start(|mut client, log| {
-            while read_head(&mut client, log).is_some() {
-                let answer = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n";
-                let _ = client.write_all(answer);
-            }
-        })
-    }
-
-    /// A proxy that asks for credentials and knows names that no resolver does.
-    fn proxy(known: HashMap<String, SocketAddr>) -> Witness {
-        Witness::start(move |mut client, log| {
-            while let Some(head) = read_head(&mut client, log) {
-                let line = head.lines().next().unwrap_or_default();
-                let (method, target) = line.split_once(' ').unwrap_or_default();
-                let authority = target.trim_start_matches("http://");
-                let authority = authority.split(['/', ' ']).next().unwrap_or_default();
-                if !head.contains("Proxy-Authorization: Basic ") {
-                    let refusal = "HTTP/1.1 407 Who?\r\nContent-Length: 0\r\n\r\n";
-                    let _ = client.write_all(refusal.as_bytes());
-                    continue;
-                }
-                let server = known.get(authority).map(TcpStream::connect);
-                let Some(Ok(mut server)) = server else {
-                    let _ = client.write_all(b"HTTP/1.1 502 No\r\nContent-Length: 0\r\n\r\n");
-                    continue;
-                };
-                if method == "CONNECT" {
-                    let _ = client.write_all(b"HTTP/1.1 200 Through\r\n\r\n");
-                } else {
-                    // To the origin it is a request like any other, and the last one.
-                    let kept: Vec<&str> = head
-                        .lines()
-                        .skip(1)
-                        .filter(|line| !line.is_empty() && !line.starts_with("Proxy-"))
-                        .collect();
-                    let path = &target["http://".len() + authority.len()..];
-                    let fields = kept.join("\r\n");
-                    let request =
-                        format!("{method} {path}\r\n{fields}\r\nConnection: close\r\n\r\n");
-                    let _ = server.write_all(request.as_bytes());
-                }
-                join(client, server);
-                return;
-            }
-        })
-    }
-
-    fn url(&self) -> String {
-        format!("http://{}", self.addr)
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.received.lock().expect("no thread panics")).into_owned()
-    }
-}
-
-/// The next request head, noted as it comes.
-fn read_head(client: &mut TcpStream, log: &Mutex<Vec<u8>>) -> Option<String> {
-    let mut head = Vec::new();
-    let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") {
-        if client.read(&mut byte).ok()? == 0 {
-            return None;
-        }
-        log.lock().expect("no thread panics").push(byte[0]);
-        head.push(byte[0]);
-    }
-    String::from_utf8(head).ok()
-}
-
-/// Passes bytes both ways until one side is done.
-fn join(client: TcpStream, server: TcpStream) {
-    let ways = (client.try_clone(), server.try_clone());
-    let (Ok(mut from_client), Ok(mut to_server)) = ways else {
-        return;
-    };
-    let (mut from_server, mut to_client) = (server, client);
-    let up = thread::spawn(move || {
-        let _ = std::io::copy(&mut from_client, &mut to_server);
-    });
-    let _ = std::io::copy(&mut from_server, &mut to_client);
-    let _ = to_client.shutdown(Shutdown::Both);
-    let _ = up.join();
 }
 
 #[test]
@@ -170,7 +61,7 @@ fn a_password_file_is_followed() {
 fn everything_goes_through_the_proxy() {
     let names = "registry.invalid";
     for tls in [false, true] {
-        let dir = entrepot_tests::temp::TempDir::new("proxy");
+        let dir = TempDir::new("proxy");
         let ca = dir.join("ca.pem");
         let ca = ca.to_str().expect("a UTF-8 path");
         let args = ["--tls", "--ca-out", ca, "--tls-name", names];
@@ -184,7 +75,7 @@ fn everything_goes_through_the_proxy() {
             false => ("http", String::new()),
         };
         let url = format!("{scheme}://{names}:{port}");
-        let through = format!("http://me:let-me-out@{}", proxy.addr);
+        let through = format!("http://me:let-me-out@{}", proxy.addr());
         // By the key and by the environment.
         let by_key = one(&url, &format!("proxy = \"{through}\"\n{more}"));
         let variable = if tls { "HTTPS_PROXY" } else { "http_proxy" };
@@ -205,7 +96,10 @@ fn everything_goes_through_the_proxy() {
             .variable(variable, &through)
             .variable("NO_PROXY", ".invalid");
         assert_eq!(excepted.start().get(TAG).status(), 502);
-        let wrong = one(&url, &format!("proxy = \"http://{}\"\n{more}", proxy.addr));
+        let wrong = one(
+            &url,
+            &format!("proxy = \"http://{}\"\n{more}", proxy.addr()),
+        );
         let refused = wrong.start().get(TAG);
         assert_eq!(refused.status(), 502, "407 is not the client's business");
         assert!(proxy.text().len() > before);
@@ -262,95 +156,144 @@ fn a_failure_by_chance_is_not_the_clients() {
 }
 
 #[test]
-fn planted_credentials_stay_where_they_belong() {
-    const PASSWORD: &str = "planted-password";
-    const PROXY_PASSWORD: &str = "planted-proxy-password";
-    let login = format!("ci:{PASSWORD}");
-    let args = [
-        "--auth",
-        "token",
-        "--user",
-        &login,
-        "--private",
-        "library/app",
-    ];
-    let origin = Origin::start_with(&args);
+fn a_client_certificate_is_shown_to_its_upstream_and_nobody_else() {
+    let dir = TempDir::new("mtls");
+    let path = |name: &str| dir.join(name).display().to_string();
+    let (ca, folder) = (path("ca.pem"), dir.path().display().to_string());
+    let args = ["--tls", "--ca-out", &ca, "--clients", &folder];
+    let origin = Origin::start_with(&[&args[..], &["--auth", "token"]].concat());
     origin.image("library/app", "1", 1);
     let blob = origin.blob(&["library/app"], 1000, 1);
-    let other = Witness::empty_registry();
-    let target = Witness::empty_registry();
-    let proxy = Witness::proxy(HashMap::new());
-    let keys = format!(
-        "url = \"{}\"\nusername = \"ci\"\npassword = \"{PASSWORD}\"",
-        origin.url()
-    );
-    let behind_proxy = format!(
-        "url = \"http://elsewhere.invalid\"\nproxy = \"http://me:{PROXY_PASSWORD}@{}\"",
-        proxy.addr
-    );
-    let config = Config::new()
-        .project(
-            "dh",
-            "default = true\naccess = \"anonymous\"",
-            &[&other.url()],
-        )
-        .upstream("dh", &keys)
-        .upstream("dh", &behind_proxy);
-    let server = Setup::new(&config)
-        .args(&["--set", "log.level=debug"])
-        .start();
+    let to_cdn = json!({"listener": "registry", "kind": "blob"});
+    origin.fault(to_cdn, json!({"redirect": "cdn"}));
+    let trusting = format!("ca_file = \"{ca}\"\nbreaker = {{ failures = 0 }}");
+    let shown = |name: &str| {
+        let (pem, key) = (path(&format!("{name}.pem")), path(&format!("{name}.key")));
+        format!("{trusting}\nclient_cert_file = \"{pem}\"\nclient_key_file = \"{key}\"")
+    };
+    let server = one(origin.url(), &shown("good")).start();
     server.get(TAG).expect(200);
-    let blob_target = format!("/v2/dh/library/app/blobs/{}", blob.digest);
-    origin.fault(
-        json!({"listener": "registry", "kind": "blob"}),
-        json!({"redirect": format!("{}/signed?x=y", target.url())}),
-    );
-    let mut said = server.get(&blob_target).text();
-    // Every upstream fails, each in its own words.
-    origin.clear_faults();
-    origin.call(
-        "auth",
-        json!({"revoke_tokens": true, "mode": "token",
-        "users": [{"name": "ci", "password": "another"}]}),
-    );
-    said.push_str(&server.get("/v2/dh/library/app/manifests/2").text());
-    origin.go_down();
-    said.push_str(&server.get("/v2/dh/library/app/manifests/3").text());
-    said.push_str(&get(server.admin(), "/metrics").expect(200).text());
-    let logged: Vec<String> = server.log().iter().map(ToString::to_string).collect();
-    said.push_str(&logged.join("\n"));
-    said.push_str(&server.ask_ok(&["print-config"]));
-
-    // The places were reached, so there was an occasion.
-    assert!(target.text().contains("GET /signed?x=y"));
-    assert!(other.text().contains("/v2/library/app/manifests/1"));
-    assert!(proxy.text().contains("Proxy-Authorization: Basic "));
-    assert!(
-        origin
-            .log("listener=token")
-            .iter()
-            .any(|ask| ask["authorization"] == "basic")
-    );
-    for (place, text) in [
-        ("the redirect's target", target.text()),
-        ("another upstream", other.text()),
-        (
-            "the proxy",
-            proxy.text().replace("Proxy-Authorization: Basic ", ""),
-        ),
-        ("what the server says", said),
-    ] {
-        let lower = text.to_ascii_lowercase();
-        for secret in [
-            PASSWORD,
-            "Y2k6cGxhbnRlZC1wYXNzd29yZ", // ci:planted-password
-            PROXY_PASSWORD,
-            "authorization: ",
-            "bearer ey",
-        ] {
-            let found = lower.contains(&secret.to_ascii_lowercase());
-            assert!(!found, "{secret} in {place}:\n{text}");
-        }
+    let target = format!("/v2/dh/library/app/blobs/{}", blob.digest);
+    server.get(&target).expect(200);
+    for (listener, certified) in [("registry", true), ("token", true), ("cdn", false)] {
+        let log = origin.log(&format!("listener={listener}"));
+        assert!(!log.is_empty(), "{listener}");
+        let same = log.iter().all(|ask| ask["certified"] == certified);
+        assert!(same, "{listener}: {log:#?}");
     }
-    assert!(!other.text().contains("bWU6cGxhbnRlZ"), "the proxy's login");
+
+    origin.clear_log();
+    for (name, keys) in [
+        ("a stranger's", shown("stranger")),
+        ("none", trusting.clone()),
+    ] {
+        let server = one(origin.url(), &keys).start();
+        let refused = server.get(TAG);
+        assert_eq!(refused.status(), 502, "{name}: {}", refused.head.raw);
+        until_true("the log says what the upstream said", || {
+            let log = server.log();
+            log.iter().any(|line| line.to_string().contains("alert"))
+        });
+    }
+    assert_eq!(origin.count(""), 0, "refused before any request");
+
+    // A certificate that is replaced while the server runs.
+    let replace = |from: &str| {
+        for end in ["pem", "key"] {
+            let from = path(&format!("{from}.{end}"));
+            fs::copy(from, path(&format!("current.{end}"))).expect("copied");
+        }
+    };
+    replace("stranger");
+    let server = one(origin.url(), &shown("current")).start();
+    server.get(TAG).expect(502);
+    replace("good");
+    until_true("the new certificate is shown", || {
+        server.get(TAG).status() == 200
+    });
+}
+
+/// What is trusted goes with the connections and sessions that were made with it.
+#[test]
+fn a_ca_file_is_read_again_by_a_reload() {
+    let dir = TempDir::new("ca");
+    let path = |name: &str| dir.join(name).display().to_string();
+    let start = |name: &str| Origin::start_with(&["--tls", "--ca-out", &path(name)]);
+    let (origin, _other) = (start("its.pem"), start("another.pem"));
+    origin.image("library/app", "1", 1);
+    origin.image("library/app", "2", 2);
+    let trust = |name: &str| {
+        fs::copy(path(name), path("trusted.pem")).expect("copied");
+    };
+    trust("another.pem");
+    let keys = format!(
+        "ca_file = \"{}\"\nbreaker = {{ failures = 0 }}",
+        path("trusted.pem")
+    );
+    let server = one(origin.url(), &keys).start();
+    server.get(TAG).expect(502);
+    trust("its.pem");
+    server.ask_ok(&["reload"]);
+    server.get(TAG).expect(200);
+    trust("another.pem");
+    server.ask_ok(&["reload"]);
+    server.get("/v2/dh/library/app/manifests/2").expect(502);
+}
+
+#[test]
+fn an_answer_that_takes_too_long_altogether_is_gone_on_with_or_given_up() {
+    let origin = Origin::start();
+    let blobs = [1, 2].map(|seed| origin.blob(&["library/app"], 5 << 20, seed));
+    let server = one(origin.url(), "total_timeout = \"2s\"").start();
+    let get = |nth: usize| {
+        let target = format!("/v2/dh/library/app/blobs/{}", blobs[nth].digest);
+        get_hashed(server.addr(), &target)
+    };
+    let bodies = json!({"kind": "blob", "method": "GET"});
+    // It gets on: the rest is asked for, and the whole is right.
+    let slow = origin.fault(bodies.clone(), json!({"rate": 2 << 20}));
+    let hashed = get(0).expect("a head");
+    assert_eq!(
+        (hashed.broken, hashed.digest),
+        (None, blobs[0].digest.clone())
+    );
+    assert!(origin.count("kind=blob&method=GET") >= 2);
+    origin.call("faults/clear", json!({"id": slow}));
+    // It does not: far less than the minute without a byte that is allowed.
+    origin.fault(bodies, json!({"stall_at": 65536}));
+    let began = Instant::now();
+    let cut = get(1);
+    assert!(
+        cut.is_err()
+            || cut.is_ok_and(|hashed| hashed.broken.is_some() || hashed.head.status == 502)
+    );
+    assert!(began.elapsed() < GIVEN_UP_WITHIN, "{:?}", began.elapsed());
+    let log = server.log();
+    let said = |line: &serde_json::Value| line.to_string().contains("longer than total_timeout");
+    assert!(log.iter().any(said), "{log:#?}");
+}
+
+#[test]
+fn what_no_proxy_holds_and_nobody_understands_is_said_once() {
+    let config = Config::new().project(
+        "dh",
+        "default = true",
+        &["https://one.example", "https://two.example"],
+    );
+    let server = Setup::new(&config)
+        .variable("HTTPS_PROXY", "http://127.0.0.1:1")
+        .variable("NO_PROXY", "localhost,http://wrong.example,.good.example")
+        .start();
+    let log = server.log();
+    let said: Vec<_> = log
+        .iter()
+        .filter(|line| line.to_string().contains("NO_PROXY"))
+        .collect();
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert_eq!(said[0]["level"], "WARN");
+    assert!(
+        said[0].to_string().contains("http://wrong.example"),
+        "{said:?}"
+    );
+    assert!(!said[0].to_string().contains("good.example"), "{said:?}");
 }

@@ -89,6 +89,11 @@ impl Auth {
         self.issued
     }
 
+    /// Those that are still accepted, and some that ended since the last was issued.
+    pub fn tokens(&self) -> Vec<&str> {
+        self.tokens.keys().map(String::as_str).collect()
+    }
+
     pub fn revoke_tokens(&mut self) {
         self.tokens.clear();
     }

@@ -135,6 +135,7 @@ impl Origin {
                 Ok(self.registry().describe())
             }
             "faults" => Ok(self.faults.describe()),
+            "tokens" => Ok(json!(self.auth().tokens())),
             "log" => {
                 let pairs = http::query_pairs(query).into_iter();
                 let number = |value: String| match value.parse::<u16>() {
