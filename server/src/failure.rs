@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::clock;
 use crate::http::rate_limit;
 use crate::oci::error::Code;
-use crate::upstream::{Blame, FailureClass, UpstreamError};
+use crate::upstream::{self, Blame, FailureClass, UpstreamError};
 
 /// Seconds a client is asked to wait when we refuse it for lack of room.
 pub const RETRY_AFTER_S: u32 = 1;
@@ -76,6 +76,7 @@ impl Failure {
             FailureClass::Unreachable if error.is_timeout() => FailureKind::Timeout,
             FailureClass::Unreachable => FailureKind::Unreachable,
         };
+        let origin = upstream::without_account(origin);
         if error.blames(origin) == Blame::Us {
             return Failure::busy(&format!("{origin}: {error}"));
         }
@@ -96,6 +97,7 @@ impl Failure {
 
     /// The failure an upstream's status stands for; `retry_after` is its field's value.
     pub fn status(origin: &str, status: u16, retry_after: Option<&[u8]>) -> Failure {
+        let origin = upstream::without_account(origin);
         let kind = match status {
             404 | 410 => FailureKind::NotFound,
             401 | 403 => FailureKind::Denied,

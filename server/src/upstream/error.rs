@@ -124,9 +124,10 @@ impl UpstreamError {
         }
     }
 
-    /// Of a request to the upstream at `origin`.
-    pub fn blames(&self, origin: &str) -> Blame {
+    /// Of a request to the upstream that records call `record_origin`.
+    pub fn blames(&self, record_origin: &str) -> Blame {
         use UpstreamError as E;
+        let origin = super::without_account(record_origin);
         match self {
             E::Busy | E::RequestTarget | E::Token(TokenError::Busy) => Blame::Us,
             E::Redirect(_) | E::DeniedElsewhere { .. } | E::Realm(_) => Blame::Elsewhere,

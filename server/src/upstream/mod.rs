@@ -173,8 +173,15 @@ fn record_origin(config: &config::Upstream) -> String {
 /// Whether a record of one origin counts where another, or the same, is asked: what everybody
 /// was shown is shown to an account too.
 pub fn counts_for(record_origin: &str, asked: &str) -> bool {
-    let everybody = asked.split_once(ACCOUNT).map(|(origin, _)| origin);
-    record_origin == asked || Some(record_origin) == everybody
+    record_origin == asked || record_origin == without_account(asked)
+}
+
+/// The origin alone, as errors name it.
+pub fn without_account(record_origin: &str) -> &str {
+    let (origin, _) = record_origin
+        .split_once(ACCOUNT)
+        .unwrap_or((record_origin, ""));
+    origin
 }
 
 /// RFC 7617 §2.

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use super::origin::{Origin, answer};
 use super::{FIRST, Request, Shard, get, run, upstream, with_credentials};
-use crate::upstream::{FailureClass, RealmError, TokenError, UpstreamError};
+use crate::config;
+use crate::upstream::{
+    Blame, FailureClass, RealmError, TokenError, TrustRoots, Upstream, UpstreamError, counts_for,
+};
 
 const BASIC: &str = "Authorization: Basic dXNlcjpwYXNz\r\n";
 
@@ -480,4 +483,34 @@ fn a_failed_fetch_is_not_remembered() {
         assert!(shard.send(of("one")).await.is_err());
         assert_eq!(shard.send(of("one")).await.expect("an answer").status, 200);
     });
+}
+
+#[test]
+fn an_account_is_part_of_the_name_in_records_and_of_no_blame() {
+    let named = |config: &config::Upstream| {
+        let upstream = Upstream::new(config, &TrustRoots::none()).expect("a usable upstream");
+        upstream.record_origin().to_owned()
+    };
+    let open = upstream("https://r.example");
+    let (account, mut other) = (
+        with_credentials(open.clone()),
+        with_credentials(open.clone()),
+    );
+    other.username = Some("other".to_owned());
+    let [everybody, account, other] = [&open, &account, &other].map(named);
+    assert_eq!(everybody, "https://r.example");
+    assert!(!account.contains("user"), "{account}");
+    for (record, asked, counts) in [
+        (&account, &account, true),
+        (&everybody, &account, true),
+        (&account, &everybody, false),
+        (&account, &other, false),
+    ] {
+        assert_eq!(counts_for(record, asked), counts, "{record} for {asked}");
+    }
+    let closed = UpstreamError::Closed {
+        origin: everybody.clone(),
+    };
+    assert_eq!(closed.blames(&account), Blame::Upstream);
+    assert_eq!(closed.blames("https://q.example"), Blame::Elsewhere);
 }
