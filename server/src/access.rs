@@ -32,6 +32,9 @@ pub struct ProofAsk {
 pub struct Proven {
     pub len: Option<u64>,
     pub media_type: Option<Arc<str>>,
+    /// False: some other place has such a layer, by a manifest of the repository. Anybody's
+    /// manifest may say so of anything that is held: only the bytes from there would prove it.
+    pub linked: bool,
 }
 
 type Key = (Repository, Digest, BodyKind);
@@ -145,16 +148,20 @@ impl Links {
             whole.check_len(answer.response.length, &answer.origin)?;
         }
         let project = self.sources.project(source.project);
-        let key = link_key(&project, source, *digest);
-        let record = LinkRecord {
-            origin: answer.origin.clone(),
-            proof: Proof::Headed,
-            at: clock::now(),
-        };
-        self.put(key, record).await;
+        let linked = project.asks(&answer.origin);
+        if linked {
+            let key = link_key(&project, source, *digest);
+            let record = LinkRecord {
+                origin: answer.origin.clone(),
+                proof: Proof::Headed,
+                at: clock::now(),
+            };
+            self.put(key, record).await;
+        }
         Ok(Proven {
             len: answer.response.length,
             media_type: content_type(&answer.response.head).map(Into::into),
+            linked,
         })
     }
 

@@ -11,7 +11,7 @@ use entrepot_storage::disk::uring::UringDisk;
 use entrepot_storage::{Body, Digest, Store};
 
 use crate::access::{ProofAsk, Proven, is_linked};
-use crate::failure::Failure;
+use crate::failure::{Failure, FailureKind};
 use crate::fetch::{BodyAnswer, BodyAsk, BodyKind, Following};
 use crate::freshness::{Resolved, TagAsk, fresh};
 use crate::mailbox::{Message, Post};
@@ -179,7 +179,7 @@ impl Lookup {
                         None => continue,
                     }
                 }
-                self.prove(source, digest, kind).await?;
+                self.prove_access(source, digest, kind).await?;
                 continue;
             }
             let prefer = ask.prefer.clone();
@@ -205,7 +205,7 @@ impl Lookup {
                 // To ask for the range proves as much as to ask for a proof.
                 BodyAnswer::NeedProof if !fills => return Ok(Found::Cold),
                 BodyAnswer::NeedProof => {
-                    self.prove(source, digest, kind).await?;
+                    self.prove_access(source, digest, kind).await?;
                 }
                 BodyAnswer::Relay => return Ok(Found::Relay),
                 BodyAnswer::Cold => return Ok(Found::Cold),
@@ -215,7 +215,23 @@ impl Lookup {
         Err(Failure::busy("a body that comes and goes"))
     }
 
-    /// One HEAD upstream in the repository's name; leaves a link when it succeeds.
+    /// As `prove`; that another place has such a layer is not enough (R9).
+    async fn prove_access(
+        &self,
+        source: &Repository,
+        digest: Digest,
+        kind: BodyKind,
+    ) -> Result<(), Failure> {
+        match self.prove(source, digest, kind).await?.linked {
+            true => Ok(()),
+            false => {
+                let why = "no upstream has it, and what others fetched is not this repository's";
+                Err(Failure::new(FailureKind::NotFound, why))
+            }
+        }
+    }
+
+    /// One HEAD upstream in the repository's name; leaves a link when an upstream has it.
     pub async fn prove(
         &self,
         source: &Repository,

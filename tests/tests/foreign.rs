@@ -259,3 +259,21 @@ fn a_place_does_not_lead_to_a_near_one() {
     let answer = server.get(&blob(&layer)).expect(200);
     assert_eq!(digest(&answer.body), layer.digest);
 }
+
+#[test]
+fn a_place_proves_no_access_to_what_another_repository_fetched() {
+    let world = World::new();
+    let server = world.start(&world.host(), "");
+    let secret = world.origin.blob(&["private/app"], LAYER_LEN, 1);
+    let theirs = format!("/v2/dh/private/app/blobs/{}", secret.digest);
+    server.get(&theirs).expect(200);
+    // Whoever may push a manifest anywhere may name the digest, and a place that answers 200.
+    let public = world.layer(2);
+    world.image((DOCKER, FOREIGN), "1", &secret, &[&world.url(&public)]);
+    server.get(&manifest("1")).expect(200);
+    for _ in 0..2 {
+        let answer = server.get(&blob(&secret));
+        answer.expect_error(404, "BLOB_UNKNOWN");
+    }
+    server.get(&theirs).expect(200);
+}
