@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::catalog::CatalogError;
 use super::control::ControlError;
+use super::help;
 use super::image::NameError;
 use super::options::Options;
 use super::pull::Player;
@@ -14,9 +15,9 @@ use super::replay::ReplayError;
 use super::tls::TlsError;
 use super::url::UrlError;
 
-/// A load generator for registries.
+/// Asks registries, as one client or as thousands, and tells how they answered.
 #[derive(Debug, Parser)]
-#[command(name = "entrepot-load", version)]
+#[command(name = "entrepot-load", version, after_help = help::ALL)]
 pub struct Arguments {
     #[command(subcommand)]
     pub command: Command,
@@ -25,16 +26,22 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Fetch one path, a blob's for example, on many connections.
+    #[command(after_help = help::PATH)]
     Blob(Path),
     /// The same for a manifest, with the Accept line of a client.
+    #[command(after_help = help::PATH)]
     Manifest(Path),
     /// Pull whole images as a real client does: tag, index, manifest, config, layers.
+    #[command(after_help = help::PULL)]
     Pull(PullOptions),
     /// Many clients ask for the same body at the same moment, once each.
+    #[command(after_help = help::HERD)]
     Herd(HerdOptions),
     /// What a registry is asked by many: pings, manifests, blobs, as in published traces.
+    #[command(after_help = help::MIX)]
     Mix(MixOptions),
     /// Ask again what an access log says was asked.
+    #[command(after_help = help::REPLAY)]
     Replay(ReplayOptions),
 }
 
@@ -164,6 +171,8 @@ pub enum LoadError {
     Control(#[from] ControlError),
     #[error(transparent)]
     Replay(#[from] ReplayError),
+    #[error("{0}: {1}")]
+    Write(PathBuf, io::Error),
     #[error("{0} does not go with {1}")]
     Together(&'static str, &'static str),
     #[error("a platform is OS/ARCHITECTURE[/VARIANT], as in linux/arm64/v8: {0}")]

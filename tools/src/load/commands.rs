@@ -1,6 +1,8 @@
 //! What each command does with its part of the command line.
 
+use std::fs::{self, File};
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use serde_json::json;
 
@@ -11,10 +13,13 @@ use super::cli::{
 use super::control::{Control, Traffic};
 use super::digest::Expected;
 use super::herd::Herd;
+use super::histogram;
+use super::html;
 use super::image::{Name, NameError, Platform};
 use super::meter::Kind;
 use super::mix::Mix;
 use super::options::{Options, time};
+use super::progress::Progress;
 use super::pull::Pull;
 use super::replay::{Recording, Replay, Speed};
 use super::report::Report;
@@ -41,6 +46,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, LoadError> {
         Command::Mix(mix) => (mix.run()?, &mix.options),
         Command::Replay(replay) => (replay.run()?, &replay.options),
     };
+    write_files(&report, options)?;
     if options.json {
         println!("{}", report.json());
     } else {
@@ -51,6 +57,28 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, LoadError> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+fn write_files(report: &Report, options: &Options) -> Result<(), LoadError> {
+    if let Some(path) = &options.html {
+        let written = fs::write(path, html::page(report));
+        written.map_err(|error| LoadError::Write(path.clone(), error))?;
+    }
+    if let Some(path) = &options.histogram {
+        let started = SystemTime::now() - report.took;
+        let written = histogram::write(report, started, path);
+        written.map_err(|error| LoadError::Write(path.clone(), error))?;
+    }
+    Ok(())
+}
+
+/// Tries before a long run what would fail after it.
+fn create_files(options: &Options) -> Result<(), LoadError> {
+    for path in [&options.html, &options.histogram].into_iter().flatten() {
+        let created = File::create(path);
+        created.map_err(|error| LoadError::Write(path.clone(), error))?;
+    }
+    Ok(())
 }
 
 impl Path {
@@ -250,7 +278,11 @@ fn measure(
 ) -> Result<Report, LoadError> {
     let mut settings = options.settings()?;
     change(&mut settings);
-    let outcome = run::run(&settings, workload, |_| {}).map_err(LoadError::Run)?;
+    create_files(options)?;
+    let mut progress = Progress::new(&settings, options.quiet);
+    let outcome = run::run(&settings, workload, |live| progress.show(live));
+    progress.end();
+    let outcome = outcome.map_err(LoadError::Run)?;
     let mut report = Report::new(title, url, settings.clients, outcome);
     report.settings = options.named();
     Ok(report)

@@ -3,7 +3,7 @@
 //! `run` starts threads, each with an `executor` over a `ring` (io_uring). A workload (`single`, `pull`, `herd`, `mix`, `replay`)
 //! says what each client does on its turns (`schedule`); a `client` keeps connections and
 //! tokens and follows redirects, a `connection` sends requests over a `stream` and reads answers.
-//! What came is counted by a `meter` for each thread and told by `report`.
+//! What came is counted by a `meter` for each thread and told by `report`, `html` and `histogram`.
 
 mod auth;
 mod catalog;
@@ -14,12 +14,17 @@ mod connection;
 mod control;
 mod digest;
 mod executor;
+mod help;
 mod herd;
+mod histogram;
+mod html;
 mod image;
 mod log;
 mod meter;
 mod mix;
 mod options;
+mod plot;
+mod progress;
 mod pull;
 mod random;
 mod replay;

@@ -66,6 +66,12 @@ pub struct Options {
     /// One JSON object instead of text.
     #[arg(long)]
     pub json: bool,
+    /// Also write a page with plots; it needs nothing else.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Also write raw histograms, in the HdrHistogram log format (version 2, nanoseconds).
+    #[arg(long, value_name = "FILE")]
+    pub histogram: Option<PathBuf>,
     /// No progress on the terminal.
     #[arg(short, long)]
     pub quiet: bool,

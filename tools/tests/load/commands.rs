@@ -99,3 +99,58 @@ fn wrong_use_says_what_to_do() {
         assert!(ran.stderr.contains(told), "{arguments:?}: {}", ran.stderr);
     }
 }
+
+#[test]
+fn reports_as_a_page_and_as_histograms() {
+    let origin = Origin::start(&[]);
+    let url = origin.blob(100);
+    let folder = std::env::temp_dir().join(format!("entrepot-load-files-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let (html, histogram) = (path("a.html"), path("a.hlog"));
+    let ran = load(&[
+        "blob",
+        "--url",
+        &url,
+        "-n",
+        "50",
+        "--header",
+        "X: <b>",
+        "--html",
+        &html,
+        "--histogram",
+        &histogram,
+    ]);
+    assert!(ran.success, "{}", ran.stderr);
+    assert!(ran.stdout.contains("p99.99"), "{}", ran.stdout);
+    let page = std::fs::read_to_string(&html).unwrap();
+    assert!(
+        page.contains("<polyline") && page.contains("connections"),
+        "{page}"
+    );
+    // Nothing comes from elsewhere.
+    for foreign in ["<script", "<link", "src=", "href=", "@import"] {
+        assert!(!page.contains(foreign), "{foreign}");
+    }
+    let log = std::fs::read_to_string(&histogram).unwrap();
+    for tag in ["Tag=all,", "Tag=first-byte,", "Tag=blob,"] {
+        assert!(log.contains(tag), "{log}");
+    }
+    assert!(log.contains(",HIST"), "{log}");
+    std::fs::remove_dir_all(&folder).unwrap();
+    let nowhere = load(&["blob", "--url", &url, "--html", &html]);
+    assert!(nowhere.stderr.contains(&html), "{}", nowhere.stderr);
+}
+
+#[test]
+fn help_shows_how() {
+    for command in ["blob", "manifest", "pull", "herd", "mix", "replay"] {
+        let help = load(&[command, "--help"]);
+        assert!(help.success);
+        assert!(help.stdout.contains("Examples:"), "{}", help.stdout);
+        assert!(
+            help.stdout.contains(&format!("entrepot-load {command}")),
+            "{command}"
+        );
+    }
+}
