@@ -47,14 +47,6 @@ pub(crate) struct Checkpoint {
     retry: Seconds,
 }
 
-/// How far this writer is with its part.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Part {
-    number: u64,
-    /// All records were written that had a lower sequence than this and could be.
-    written: u64,
-}
-
 impl<D: Disk> Volume<D> {
     /// Whether this owner has a part to do, and in which checkpoint.
     fn asks(&self, shard: usize) -> Option<u64> {
@@ -158,17 +150,9 @@ impl<D: Disk> Shared<D> {
         volume.checkpoint().base = volume.small_bytes();
     }
 
-    /// Writes what this writer owns, and waits, over several calls, for the records that could
-    /// not be written yet.
+    /// Writes what this writer owns. What waits to be written is not durable yet: nobody misses
+    /// it here, and the group that writes it writes it here too.
     async fn take_part(self: &Rc<Self>, volume: u8, number: u64) -> Result<(), WriteError> {
-        let part = self.small.part(volume);
-        if part.number == number {
-            let waits = self.small.waits_before(part.written);
-            if !waits {
-                self.store.volume(volume).part_ended(self.shard, number);
-            }
-            return Ok(());
-        }
         self.let_go().await;
         let index = &self.store.index;
         let known = |tag: &TagKey| index.tags.get(TagKeyRef::from(tag), 0).is_some();
@@ -195,8 +179,7 @@ impl<D: Disk> Shared<D> {
             pages.add(&self.clock_record().encoded());
             self.write_pages(volume, &pages).await?;
         }
-        let written = self.store.sequence();
-        self.small.set_part(volume, Part { number, written });
+        self.store.volume(volume).part_ended(self.shard, number);
         Ok(())
     }
 

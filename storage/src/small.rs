@@ -10,7 +10,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use crate::Seconds;
-use crate::checkpoint::Part;
 use crate::codec::Reader;
 use crate::digest::Digest;
 use crate::disk::Disk;
@@ -57,8 +56,6 @@ pub(crate) struct SmallLog<D: Disk> {
     shadowed: RefCell<BTreeMap<TagKey, Record>>,
     /// Tags that are being written.
     in_flight: RefCell<BTreeSet<TagKey>>,
-    /// By volume, of the last checkpoint this writer took part in.
-    parts: RefCell<BTreeMap<u8, Part>>,
     pub(crate) writing: Gate,
 }
 
@@ -69,19 +66,12 @@ impl<D: Disk> Default for SmallLog<D> {
             pending: RefCell::default(),
             shadowed: RefCell::default(),
             in_flight: RefCell::default(),
-            parts: RefCell::default(),
             writing: Gate::default(),
         }
     }
 }
 
 impl<D: Disk> SmallLog<D> {
-    /// Whether a record made before `sequence` is still to be written.
-    pub(crate) fn waits_before(&self, sequence: u64) -> bool {
-        let pending = self.pending.borrow();
-        pending.values().any(|pending| pending.sequence < sequence)
-    }
-
     /// Whether the value that the index has is still to be written.
     pub(crate) fn waits(&self, tag: &TagKey) -> bool {
         let key = SmallKey::Tag(tag.clone());
@@ -112,15 +102,6 @@ impl<D: Disk> SmallLog<D> {
             Some(record) => shadowed.insert(tag.clone(), record),
             None => shadowed.remove(tag),
         };
-    }
-
-    pub(crate) fn part(&self, volume: u8) -> Part {
-        let parts = self.parts.borrow();
-        parts.get(&volume).copied().unwrap_or_default()
-    }
-
-    pub(crate) fn set_part(&self, volume: u8, part: Part) {
-        self.parts.borrow_mut().insert(volume, part);
     }
 }
 

@@ -1,177 +1,32 @@
 //! Stores of several volumes: which of them make up the store, and what survives one of them.
 
+mod drives;
 mod machine;
 
-use std::future::Future;
-use std::rc::Rc;
-use std::sync::Arc;
-
-use entrepot_storage::disk::sim::{Ending, Executor, Faults, Random, SimDisk, SimWorld};
-use entrepot_storage::{
-    BringBackError, Digest, FillSpec, ForgetKey, OpenError, OpenFailure, Options, Recovered, Store,
-    TagKey, TagKeyRef, TagKind, TagRecord, VolumeSpec, VolumeState, Writer,
+use drives::{
+    ALL_FAILS, BODY_LEN, CAPACITY, GONE, Machine, NO_FAULTS, NOW, Opened, READ_ONLY, content,
+    digest, key, process, world,
 };
+use entrepot_storage::disk::sim::Faults;
+use entrepot_storage::{BringBackError, FillSpec, ForgetKey, OpenError, TagKeyRef, VolumeState};
 
-const NOW: u64 = 1_800_000_000;
-const CAPACITY: u64 = 64 << 20;
-/// Longer than a shared segment allows, so that each has its own and they spread.
-const BODY_LEN: usize = 100 << 10;
-
-const NO_FAULTS: Faults = Faults::NONE;
-const ALL_FAILS: Faults = Faults {
-    write: 1000,
-    sync: 1000,
-    sync_dir: 1000,
-    ..NO_FAULTS
-};
 const ALL_READS_FAIL: Faults = Faults {
     read: 1000,
     ..NO_FAULTS
 };
-const GONE: Faults = Faults {
-    gone: true,
-    ..NO_FAULTS
-};
 
-fn world(drives: usize) -> SimWorld {
-    SimWorld::with_drives(Random::new(7), &vec![CAPACITY * 2; drives])
+fn small_bytes(machine: &Machine, drive: usize) -> u64 {
+    let files = machine.world.drive_files(drive);
+    let small = files.iter().filter(|(name, _)| name.ends_with(".rec"));
+    small.map(|(_, len)| len).sum()
 }
 
-/// One process: runs `task` to its end, then the machine loses power.
-fn process<T: 'static, F: Future<Output = T> + 'static>(
-    world: &SimWorld,
-    task: impl FnOnce(Machine) -> F,
-) -> T {
-    machine::run(world, Ending::PowerLoss, |executor| {
-        task(Machine {
-            world: world.clone(),
-            executor: Rc::clone(executor),
-        })
-    })
-}
-
-struct Machine {
-    world: SimWorld,
-    executor: Rc<Executor>,
-}
-
-struct Opened {
-    store: Arc<Store<SimDisk>>,
-    writer: Writer<SimDisk>,
-    recovered: Recovered,
-}
-
-impl Machine {
-    fn disk(&self, drive: usize) -> SimDisk {
-        SimDisk::of_drive(&self.world, &self.executor, drive)
-    }
-
-    /// `random`: another for every process, as the server draws it.
-    async fn try_open(&self, drives: &[usize], random: u8) -> Result<Opened, OpenFailure> {
-        let disks: Vec<SimDisk> = drives.iter().map(|drive| self.disk(*drive)).collect();
-        let spec = |disk: &SimDisk| VolumeSpec {
-            disk: disk.clone(),
-            capacity: CAPACITY,
-        };
-        let mut options = Options::new(1, [random; 16]);
-        options.segment_len = Some(256 << 10);
-        let volumes = disks.iter().map(spec).collect();
-        let (store, recovered) = Store::open(volumes, options, NOW).await?;
-        let writer = store.writer(disks, 0);
-        Ok(Opened {
-            store,
-            writer,
-            recovered,
-        })
-    }
-
-    async fn open(&self, drives: &[usize], random: u8) -> Opened {
-        self.try_open(drives, random).await.expect("opens")
-    }
-
-    fn small_bytes(&self, drive: usize) -> u64 {
-        let files = self.world.drive_files(drive);
-        let small = files.iter().filter(|(name, _)| name.ends_with(".rec"));
-        small.map(|(_, len)| len).sum()
-    }
-
-    fn bodies(&self, drive: usize) -> usize {
-        let files = self.world.drive_files(drive);
-        files
-            .iter()
-            .filter(|(name, _)| name.ends_with(".seg"))
-            .count()
-    }
-}
-
-fn content(number: u8) -> Vec<u8> {
-    let byte = |n: usize| (n as u8).wrapping_mul(31) ^ (n >> 8) as u8 ^ number;
-    (0..BODY_LEN).map(byte).collect()
-}
-
-fn digest(number: u8) -> Digest {
-    Digest::sha256(&content(number))
-}
-
-fn key(name: &str) -> TagKey {
-    TagKey {
-        project: "p".into(),
-        repository: "r".into(),
-        kind: TagKind::Tag,
-        name: name.into(),
-    }
-}
-
-impl Opened {
-    async fn put(&self, numbers: impl IntoIterator<Item = u8>) {
-        for number in numbers {
-            let content = content(number);
-            let spec = FillSpec {
-                digest: Digest::sha256(&content),
-                length: Some(content.len() as u64),
-                media_type: None,
-            };
-            let mut fill = self.writer.fill(spec).await.expect("admitted");
-            fill.write(content).await.expect("written");
-            fill.finish(NOW).await.expect("verified");
-        }
-        self.commit().await;
-    }
-
-    async fn commit(&self) {
-        for _ in 0..3 {
-            self.writer.commit(NOW).await.expect("committed");
-        }
-        assert_eq!(self.writer.uncommitted(), 0);
-    }
-
-    async fn tag(&self, name: &str, number: u8, checked: u64) {
-        let tag = TagRecord {
-            digest: digest(number),
-            origin: "o".into(),
-            checked,
-            note: "".into(),
-        };
-        self.writer.put_tag(key(name), tag).await.expect("queued");
-    }
-
-    async fn forget(&self, number: u8) {
-        let key = ForgetKey::Body(digest(number));
-        self.writer.forget(key).await.expect("durable");
-    }
-
-    fn has(&self, number: u8) -> bool {
-        self.store.body(&digest(number)).is_some()
-    }
-
-    fn present(&self, numbers: impl IntoIterator<Item = u8>) -> Vec<u8> {
-        let present = numbers.into_iter().filter(|number| self.has(*number));
-        present.collect()
-    }
-
-    fn tagged(&self, name: &str) -> bool {
-        self.store.tag(TagKeyRef::from(&key(name))).is_some()
-    }
+fn bodies(machine: &Machine, drive: usize) -> usize {
+    let files = machine.world.drive_files(drive);
+    files
+        .iter()
+        .filter(|(name, _)| name.ends_with(".seg"))
+        .count()
 }
 
 #[test]
@@ -182,7 +37,7 @@ fn bodies_spread_and_small_records_are_everywhere() {
         opened.put(0..6).await;
         opened.tag("t", 0, NOW).await;
         opened.forget(5).await;
-        assert!(machine.bodies(0) >= 2 && machine.bodies(1) >= 2);
+        assert!(bodies(&machine, 0) >= 2 && bodies(&machine, 1) >= 2);
         assert_eq!(opened.store.usage().capacity, 2 * CAPACITY);
     });
     // In another order: numbers are of no account on the disk.
@@ -202,7 +57,7 @@ fn bodies_spread_and_small_records_are_everywhere() {
     process(&world, |machine| async move {
         let opened = machine.open(&[0, 1], 4).await;
         assert_eq!(opened.recovered.emptied, [0]);
-        assert_eq!(machine.bodies(0), 0);
+        assert_eq!(bodies(&machine, 0), 0);
         assert!(opened.tagged("t"));
     });
 }
@@ -218,8 +73,7 @@ fn a_volume_that_cannot_be_read_is_away_and_belongs_again_later() {
     process(&world, |machine| async move {
         let opened = machine.open(&[0, 1], 2).await;
         assert_eq!(opened.recovered.away, [1]);
-        let states: Vec<_> = opened.store.volumes().iter().map(|v| v.state).collect();
-        assert_eq!(states, [VolumeState::Online, VolumeState::Offline]);
+        assert_eq!(opened.states(), [VolumeState::Online, VolumeState::Offline]);
         (0..6).for_each(|number| {
             let _ = opened.has(number);
         });
@@ -328,11 +182,11 @@ fn a_checkpoint_bounds_the_small_log_and_keeps_what_lives() {
             opened.commit().await;
             opened.writer.maintain(NOW + round).await;
             opened.writer.maintain(NOW + round).await;
-            largest = largest.max(machine.small_bytes(0));
+            largest = largest.max(small_bytes(&machine, 0));
         }
         // 64 MiB / 64, and a segment or two on top.
         assert!(largest < 3 << 20, "{largest}");
-        assert!(machine.small_bytes(1) < 3 << 20);
+        assert!(small_bytes(&machine, 1) < 3 << 20);
     });
     process(&world, |machine| async move {
         let opened = machine.open(&[0, 1], 2).await;
@@ -358,8 +212,7 @@ async fn fail_second(machine: &Machine, opened: &Opened) {
         let _ = opened.writer.commit(NOW).await;
         opened.writer.maintain(NOW).await;
     }
-    let states: Vec<_> = opened.store.volumes().iter().map(|v| v.state).collect();
-    assert_eq!(states, [VolumeState::Online, VolumeState::Offline]);
+    assert_eq!(opened.states(), [VolumeState::Online, VolumeState::Offline]);
 }
 
 #[test]
@@ -472,14 +325,9 @@ fn a_read_only_file_system_is_offline_at_once() {
     process(&world, |machine| async move {
         let opened = machine.open(&[0, 1], 1).await;
         opened.put(0..4).await;
-        let read_only = Faults {
-            read_only: true,
-            ..NO_FAULTS
-        };
-        machine.world.set_drive_faults(1, read_only);
+        machine.world.set_drive_faults(1, READ_ONLY);
         opened.forget(3).await;
-        let states: Vec<_> = opened.store.volumes().iter().map(|v| v.state).collect();
-        assert_eq!(states, [VolumeState::Online, VolumeState::Offline]);
+        assert_eq!(opened.states(), [VolumeState::Online, VolumeState::Offline]);
         opened.writer.maintain(NOW).await;
         assert!(!opened.has(3));
         opened.put([7]).await;
@@ -497,15 +345,10 @@ fn the_last_complete_volume_stays_complete_when_it_goes_offline() {
         machine.world.set_drive_faults(1, ALL_FAILS);
         opened.forget(5).await;
         machine.world.set_drive_faults(1, NO_FAULTS);
-        let read_only = Faults {
-            read_only: true,
-            ..NO_FAULTS
-        };
-        machine.world.set_drive_faults(0, read_only);
+        machine.world.set_drive_faults(0, READ_ONLY);
         let purge = opened.writer.forget(ForgetKey::Body(digest(4))).await;
         assert!(purge.is_err(), "only one that lacks some has this purge");
-        let states: Vec<_> = opened.store.volumes().iter().map(|v| v.state).collect();
-        assert_eq!(states, [VolumeState::Offline, VolumeState::Online]);
+        assert_eq!(opened.states(), [VolumeState::Offline, VolumeState::Online]);
         // The superblock of the second says so; its checkpoint has begun and not ended.
         opened.writer.maintain(NOW).await;
     });
@@ -529,8 +372,7 @@ fn bodies_that_cannot_be_read_count_against_their_disk() {
             opened.writer.suspect(&digest(number)).await;
         }
         opened.writer.maintain(NOW).await;
-        let states: Vec<_> = opened.store.volumes().iter().map(|v| v.state).collect();
-        assert_eq!(states, [VolumeState::Online, VolumeState::Offline]);
+        assert_eq!(opened.states(), [VolumeState::Online, VolumeState::Offline]);
         assert!(!opened.present(0..8).is_empty(), "the other disk is well");
     });
 }
