@@ -66,9 +66,8 @@ impl<D: Disk> Shared<D> {
         let number = number as u8;
         let names = self.own(number, volume).await?;
         self.probe(number).await.map_err(failed("probing it"))?;
-        self.store.falls_behind(number);
-        let members = self.store.members();
-        let written = volume.write_superblock(self.disk(number), &members).await;
+        self.store.stays_behind(number);
+        let written = self.write_superblock(number).await;
         written.map_err(failed("writing the superblock"))?;
         let source = Source {
             disk: self.disk(number).clone(),

@@ -8,7 +8,6 @@
 //! A crash at any point leaves the older segments, or the new ones, or both.
 
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 
 use crate::Seconds;
 use crate::digest::{SLICES, owner};
@@ -89,7 +88,7 @@ impl<D: Disk> Volume<D> {
     }
 
     fn begin_checkpoint(&self, first: u64, owners: usize) {
-        let lacking = self.lacking.load(Ordering::Acquire);
+        let lacking = self.lacking();
         let mut checkpoint = self.checkpoint();
         checkpoint.number += 1;
         checkpoint.running = true;
@@ -98,18 +97,13 @@ impl<D: Disk> Volume<D> {
         checkpoint.left = (0..owners).collect();
     }
 
-    /// If all parts have ended: the first segment that stays, or `None` if a record is missing.
-    fn ended(&self, now: Seconds) -> Option<Option<u64>> {
+    /// Once all parts have ended: the first segment that stays if nothing was missed meanwhile,
+    /// and what tells that.
+    fn ended(&self) -> Option<(u64, u64)> {
         let mut checkpoint = self.checkpoint();
-        if !checkpoint.running || !checkpoint.left.is_empty() {
-            return None;
-        }
-        checkpoint.running = false;
-        let whole = self.online() && checkpoint.lacking == self.lacking.load(Ordering::Acquire);
-        if !whole {
-            checkpoint.retry = now + RETRY;
-        }
-        Some(whole.then_some(checkpoint.first))
+        let ended = checkpoint.running && checkpoint.left.is_empty();
+        checkpoint.running &= !ended;
+        ended.then_some((checkpoint.first, checkpoint.lacking))
     }
 }
 
@@ -136,13 +130,14 @@ impl<D: Disk> Shared<D> {
         if volume.due(now) {
             volume.begin_checkpoint(self.store.segment(), self.store.owners);
         }
-        let Some(Some(first)) = volume.ended(now) else {
+        let Some((first, lacking)) = volume.ended() else {
             return;
         };
-        if !volume.complete() {
-            self.store.has_all_records(number);
-            self.write_superblocks().await;
+        if !self.store.has_all_records(number, lacking) {
+            volume.checkpoint().retry = now + RETRY;
+            return;
         }
+        self.tell().await;
         let old = volume.small_before(first);
         for file in old {
             self.unlink(&file);
@@ -256,19 +251,6 @@ impl<D: Disk> Shared<D> {
         let Floors { bodies, small } = self.store.floors();
         for slice in (0..SLICES).filter(|slice| self.owns(*slice)) {
             self.store.forgets.let_go(slice, bodies, small);
-        }
-    }
-
-    /// Says on every volume which ones have all small records. Shard 0 only.
-    pub(crate) async fn write_superblocks(&self) {
-        let members = self.store.members();
-        for (number, volume) in (0..).zip(&self.store.volumes) {
-            if volume.online() {
-                let written = volume.write_superblock(self.disk(number), &members).await;
-                if written.is_err() {
-                    self.store.take_offline(number);
-                }
-            }
         }
     }
 }

@@ -293,10 +293,12 @@ impl<D: Disk> Index<D> {
         Some(removed)
     }
 
-    /// Removes the bodies of a slice whose volume went offline.
-    pub(crate) fn remove_abandoned(&self, slice: usize) {
+    /// Removes the bodies of a slice whose volume went offline. How many it looked at.
+    pub(crate) fn remove_abandoned(&self, slice: usize) -> u64 {
         let mut gone = Vec::new();
+        let mut looked = 0;
         self.bodies.write(slice).retain(|body| {
+            looked += 1;
             let stays = !body.lease.file.abandoned();
             if !stays {
                 body.lease.file.lost(body.lease.len());
@@ -310,6 +312,7 @@ impl<D: Disk> Index<D> {
             let len = bytes.len() as u64;
             self.small_used.fetch_sub(len, Ordering::Relaxed);
         }
+        looked
     }
 
     /// Whether a body of this length is to be held in RAM; if so, its bytes are counted.

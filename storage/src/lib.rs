@@ -3,6 +3,7 @@
 //! No sockets, no HTTP, no clock, no randomness of its own: time is a parameter and the world is
 //! a [`Disk`]. `storage/README.md` draws the bytes on disk and lists the invariants S1-S8.
 
+mod attest;
 mod bring_back;
 mod budget;
 mod check;

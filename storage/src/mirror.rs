@@ -1,7 +1,8 @@
 //! The small log on every volume: each page of small records is written to all that are online.
 //!
-//! A record is durable when a volume that has the whole log has it and every other was tried. One
-//! that failed is not complete any more: the next checkpoint writes it everything again.
+//! A record is durable when a volume that has the whole log has it, every other was tried, and of
+//! those that failed the superblocks say that they are not complete any more (`attest`): the next
+//! checkpoint writes them everything again.
 
 use std::cell::RefCell;
 use std::io;
@@ -63,19 +64,15 @@ impl<D: Disk> Shared<D> {
         });
         all(self.tasks(), tasks.collect()).await;
         let outcomes = outcomes.take();
-        let whole = |(volume, outcome): &(u8, Result<(), WriteError>)| {
-            outcome.is_ok() && self.store.volume(*volume).complete()
-        };
-        if !outcomes.iter().any(whole) {
-            let failed = outcomes.into_iter().find_map(|(_, outcome)| outcome.err());
-            return Err(failed.unwrap_or(WriteError::DiskFailed));
+        let reached = outcomes.iter().map(|(n, outcome)| (*n, outcome.is_ok()));
+        let reached: Vec<(u8, bool)> = reached.collect();
+        // Asked again: who could not be told is offline, and may have been the one.
+        let durable = || self.store.reached(&reached);
+        if durable() && (self.tell().await && durable()) {
+            return Ok(());
         }
-        for (volume, outcome) in outcomes {
-            if outcome.is_err() {
-                self.store.volume(volume).lacks_records();
-            }
-        }
-        Ok(())
+        let failed = outcomes.into_iter().find_map(|(_, outcome)| outcome.err());
+        Err(failed.unwrap_or(WriteError::DiskFailed))
     }
 
     /// The same on one volume.

@@ -12,7 +12,7 @@ use crate::Seconds;
 use crate::disk::Disk;
 use crate::segment::{Segment, State};
 use crate::store::Store;
-use crate::wait::yield_now;
+use crate::wait::Walk;
 use crate::watermark::FillFailure;
 use crate::writer::Shared;
 
@@ -78,13 +78,12 @@ impl<D: Disk> Shared<D> {
             .segments
             .borrow_mut()
             .retain(|volume, _| online(volume));
+        let mut walk = Walk::default();
         for slice in self.slices() {
-            self.store.index.remove_abandoned(slice);
-            yield_now().await;
+            walk.visit_all(self.store.index.remove_abandoned(slice));
+            walk.rest(self.tasks()).await;
         }
-        if self.shard() == 0 {
-            self.write_superblocks().await;
-        }
+        self.tell().await;
         let seen = self.offline_seen.replace(changes);
         self.store
             .losers

@@ -418,9 +418,9 @@ async fn serve<D: Disk>(
             volume.has_unread();
         }
         volume.serves(&plan.opens, whole);
-        let written = volume
-            .write_superblock(&specs[number].disk, &store.members())
-            .await;
+        let (disk, members) = (&specs[number].disk, store.members());
+        let change = store.attest.next();
+        let written = volume.write_superblock(disk, &members, change).await;
         if let Err(source) = written {
             store.take_offline(number as u8);
             if volume.online() {

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 use crate::Seconds;
+use crate::attest::Attest;
 use crate::clock::AgeClock;
 use crate::digest::Digest;
 use crate::disk::Disk;
@@ -248,14 +249,15 @@ pub struct Store<D: Disk> {
     /// Writers there are: each owns its part of all keys.
     pub(crate) owners: usize,
     generation: u64,
-    /// How often a volume went offline.
+    pub(crate) attest: Attest,
+    /// How often a volume went offline. Locked by whoever changes what a volume has.
     offline_changes: Mutex<u64>,
     /// How often a writer noticed that, all together.
     pub(crate) losers: AtomicU64,
     /// Small records of a later program: kept as they are.
     unknown: Mutex<BTreeSet<Vec<u8>>>,
     /// Members that may be at a place that could not be read at the start.
-    pub(crate) missing: Mutex<Vec<Member>>,
+    missing: Mutex<Vec<Member>>,
     segments_made: AtomicU64,
     records_made: AtomicU64,
 }
@@ -315,6 +317,7 @@ impl<D: Disk> Store<D> {
             exchange: Exchange::new(plan.uuid, options.shards),
             scrub_every: options.scrub_every,
             owners: options.shards.max(1),
+            attest: Attest::default(),
             offline_changes: Mutex::default(),
             losers: AtomicU64::new(0),
             unknown: Mutex::default(),
@@ -414,6 +417,10 @@ impl<D: Disk> Store<D> {
     pub(crate) fn offline_changes(&self) -> MutexGuard<'_, u64> {
         let changes = self.offline_changes.lock();
         changes.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn missing(&self) -> MutexGuard<'_, Vec<Member>> {
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Every volume has its own copy of the record: one of them is enough.

@@ -71,7 +71,8 @@ pub(crate) struct Superblock {
     /// What the volume was opened with last, for those who inspect it.
     pub(crate) capacity: u64,
     pub(crate) segment_len: u64,
-    /// Counts the superblocks since the open that served last: the highest knows best.
+    /// Numbers the superblocks of all volumes since the open that served last: the highest knows
+    /// best.
     pub(crate) change: u64,
     /// This volume.
     pub(crate) volume: Uuid,

@@ -78,7 +78,7 @@ pub(crate) struct Volume<D: Disk> {
     /// Some segments could not be read: how old their records are is not known.
     unread: AtomicBool,
     /// Counts the times that small records could not be written here.
-    pub(crate) lacking: AtomicU64,
+    lacking: AtomicU64,
     checkpoint: Mutex<Checkpoint>,
     failures: Mutex<Vec<Seconds>>,
     quarantined: AtomicU64,
@@ -184,17 +184,21 @@ impl<D: Disk> Volume<D> {
         if let Some(own) = self.own().as_mut() {
             own.superblock.opens = opens.to_vec();
             own.superblock.unserved = 0;
-            own.superblock.change = 0;
             if settled {
                 own.superblock.settled = own.superblock.generation;
             }
         }
     }
 
-    /// Durable when it returns. One task at a time.
-    pub(crate) async fn write_superblock(&self, disk: &D, members: &[Member]) -> io::Result<()> {
+    /// Durable when it returns. One task at a time, of all volumes; `change` is higher each time.
+    pub(crate) async fn write_superblock(
+        &self,
+        disk: &D,
+        members: &[Member],
+        change: u64,
+    ) -> io::Result<()> {
         let Some((superblock, mut file)) = self.own().as_mut().map(|own| {
-            own.superblock.change += 1;
+            own.superblock.change = change;
             own.superblock.members = members.to_vec();
             (own.superblock.clone(), own.file.clone())
         }) else {
@@ -301,14 +305,20 @@ impl<D: Disk> Volume<D> {
         self.complete.load(Ordering::Acquire)
     }
 
-    pub(crate) fn has_all_records(&self) {
-        self.complete.store(true, Ordering::Release);
+    /// How often a small record could not be written here.
+    pub(crate) fn lacking(&self) -> u64 {
+        self.lacking.load(Ordering::Acquire)
     }
 
-    /// A small record could not be written here.
-    pub(crate) fn lacks_records(&self) {
+    /// Whether that is new.
+    pub(crate) fn has_all_records(&self) -> bool {
+        !self.complete.swap(true, Ordering::AcqRel)
+    }
+
+    /// A small record could not be written here. Whether it was complete.
+    pub(crate) fn lacks_records(&self) -> bool {
         self.lacking.fetch_add(1, Ordering::AcqRel);
-        self.complete.store(false, Ordering::Release);
+        self.complete.swap(false, Ordering::AcqRel)
     }
 
     /// Segments of small records that were made before this one.

@@ -1,12 +1,9 @@
 //! The volumes of a store together: which of them take what, and whose members they are.
 
-use std::sync::PoisonError;
-
 use crate::budget::{Purpose, leaves_room};
 use crate::disk::Disk;
 use crate::page::Uuid;
 use crate::store::Store;
-use crate::superblock::Member;
 use crate::volume::{Floors, Volume, VolumeUsage};
 use crate::writer::Refusal;
 
@@ -18,32 +15,6 @@ impl<D: Disk> Store<D> {
             .iter()
             .map(|volume| volume.usage(now))
             .collect()
-    }
-
-    /// As the superblocks name them.
-    pub(crate) fn members(&self) -> Vec<Member> {
-        let missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = self.volumes.iter().filter_map(Volume::member);
-        known.chain(missing.iter().copied()).collect()
-    }
-
-    /// It is offline: what is written from now on it misses. But if no other volume has every small
-    /// record, nothing is durable until one has, and it stays the one that knows all purges.
-    pub(crate) fn falls_behind(&self, number: u8) {
-        let others = (0..).zip(&self.volumes).filter(|(n, _)| *n != number);
-        if others.into_iter().any(|(_, other)| other.complete()) {
-            self.volume(number).lacks_records();
-        }
-    }
-
-    /// It has every small record from now on, and is online; those that are not fall behind.
-    pub(crate) fn has_all_records(&self, number: u8) {
-        let _changes = self.offline_changes();
-        self.volume(number).has_all_records();
-        let volumes = (0..).zip(&self.volumes);
-        for (other, _) in volumes.filter(|(n, volume)| *n != number && !volume.online()) {
-            self.falls_behind(other);
-        }
     }
 
     pub(crate) fn volume(&self, number: u8) -> &Volume<D> {
@@ -71,7 +42,7 @@ impl<D: Disk> Store<D> {
 
     /// Of all volumes, those that are away included.
     pub(crate) fn floors(&self) -> Floors {
-        let missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        let missing = self.missing();
         if !missing.is_empty() {
             return Floors::UNKNOWN;
         }
@@ -82,7 +53,7 @@ impl<D: Disk> Store<D> {
 
     /// The member is there after all.
     pub(crate) fn not_missing(&self, id: &Uuid) {
-        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut missing = self.missing();
         missing.retain(|member| member.id != *id);
         if self
             .volumes

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::rc::Rc;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
 use crate::disk::Disk;
@@ -22,6 +23,10 @@ pub(crate) struct Walk {
 impl Walk {
     pub(crate) fn visit(&mut self) {
         self.visited += 1;
+    }
+
+    pub(crate) fn visit_all(&mut self, entries: u64) {
+        self.visited += entries;
     }
 
     pub(crate) fn visited(&self) -> u64 {
@@ -95,6 +100,49 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         self.0.taken.set(false);
         self.0.waiters.wake_all();
+    }
+}
+
+/// The same for the tasks of several threads.
+#[derive(Default)]
+pub(crate) struct SharedGate(Mutex<Queue>);
+
+#[derive(Default)]
+struct Queue {
+    taken: bool,
+    wakers: Vec<Waker>,
+}
+
+pub(crate) struct SharedTurn<'g>(&'g SharedGate);
+
+impl SharedGate {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) async fn turn(&self) -> SharedTurn<'_> {
+        poll_fn(|cx| {
+            let mut queue = self.queue();
+            if !std::mem::replace(&mut queue.taken, true) {
+                return Poll::Ready(());
+            }
+            if !queue.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
+                queue.wakers.push(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await;
+        SharedTurn(self)
+    }
+}
+
+impl Drop for SharedTurn<'_> {
+    fn drop(&mut self) {
+        let mut queue = self.0.queue();
+        queue.taken = false;
+        let wakers = std::mem::take(&mut queue.wakers);
+        drop(queue);
+        wakers.into_iter().for_each(Waker::wake);
     }
 }
 
