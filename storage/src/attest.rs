@@ -1,9 +1,9 @@
 //! What the superblocks say of the volumes: which of them have every small record.
 //!
-//! Volumes that a start finds are believed by what the newest superblock says, so it must not be
-//! possible that one lacks what was said to be durable and no superblock knows: a group that did
-//! not reach a volume which was complete is durable only when the superblocks say that it is not
-//! any more. Where all volumes take all records, nothing is written for that.
+//! A start believes the newest superblock that it finds, if only that of one volume. So a group that
+//! did not reach a volume which was complete is durable only when all superblocks say that this is
+//! so no more; where that can't be written the volume is offline. Where all volumes take all
+//! records, nothing is written for that.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,7 +23,7 @@ pub(crate) struct Attest {
     written: AtomicU64,
     /// How often a volume ceased to have every small record, or had them all again.
     changes: AtomicU64,
-    /// Of these, those that all superblocks of volumes that are online know of.
+    /// Of these, those that the superblocks of all volumes that are online know of.
     told: AtomicU64,
 }
 

@@ -1,6 +1,6 @@
-//! Bringing a volume back that was offline: it is probed, looked through, and what it still has
-//! joins the index under the forget records of the meantime. Then the small log is written to it
-//! anew; until that is done it is online but not complete.
+//! Bringing a volume back that was offline: it is probed, looked through, what it knows is learned,
+//! and its bodies join the index under the forget records of the meantime. Then the small log is
+//! written to it anew; until that is done it is online but not complete.
 
 use std::io;
 use std::rc::Rc;
@@ -21,11 +21,20 @@ use crate::recover::{Found, Source, gather, lowest};
 use crate::store::OpenError;
 use crate::superblock::{Superblock, SuperblockFile};
 use crate::volume::{Own, Volume};
-use crate::wait::{detached, yield_now};
+use crate::wait::{Walk, detached};
 use crate::writer::{Shared, Writer};
 
 /// Written and read to see whether the disk does either.
 const PROBE: &str = "PROBE";
+
+/// What came back with a volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BroughtBack {
+    pub bodies: u64,
+    /// Segments that could not be read: their bodies are missing until the volume is read in full,
+    /// and purges are kept as long.
+    pub unreadable: Vec<String>,
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum BringBackError {
@@ -33,7 +42,7 @@ pub enum BringBackError {
     Unknown,
     #[error("the volume is online")]
     Online,
-    #[error("a writer has not noticed yet that it went offline")]
+    #[error("not all that was under way on it has ended since it went offline")]
     Busy,
     #[error("only the writer of shard 0 can do this")]
     NotHere,
@@ -43,8 +52,8 @@ pub enum BringBackError {
 
 impl<D: Disk> Writer<D> {
     /// Puts a volume that is offline to use again, after its disk was repaired or replaced. On
-    /// the writer of shard 0. Returns how many bodies came back. What fails leaves it offline.
-    pub async fn bring_back(&self, volume: usize) -> Result<u64, BringBackError> {
+    /// the writer of shard 0. What fails leaves it offline.
+    pub async fn bring_back(&self, volume: usize) -> Result<BroughtBack, BringBackError> {
         let shared = Rc::clone(&self.shared);
         let work = async move { shared.bring_back(volume).await };
         detached(self.shared.tasks(), work).await
@@ -52,7 +61,7 @@ impl<D: Disk> Writer<D> {
 }
 
 impl<D: Disk> Shared<D> {
-    async fn bring_back(self: Rc<Self>, number: usize) -> Result<u64, BringBackError> {
+    async fn bring_back(self: Rc<Self>, number: usize) -> Result<BroughtBack, BringBackError> {
         let _turn = self.maintaining.turn().await;
         let volume = self.store.volumes.get(number);
         let volume = volume.ok_or(BringBackError::Unknown)?;
@@ -62,8 +71,8 @@ impl<D: Disk> Shared<D> {
         if self.shard() != 0 {
             return Err(BringBackError::NotHere);
         }
-        self.all_noticed()?;
         let number = number as u8;
+        self.all_ended(number)?;
         let names = self.own(number, volume).await?;
         self.probe(number).await.map_err(failed("probing it"))?;
         self.store.stays_behind(number);
@@ -81,21 +90,25 @@ impl<D: Disk> Shared<D> {
         if let Some((name, source)) = gathered.small_unreadable {
             return Err(OpenError::SmallRecordsUnreadable { name, source }.into());
         }
-        let mut bodies = 0;
+        self.learn(volume, &gathered.found).await;
+        let (mut bodies, mut walk) = (0, Walk::default());
         for found in gathered.found {
+            walk.visit_all(found.scanned.records.len() as u64);
             bodies += self.take_in(volume, found);
-            yield_now().await;
+            walk.rest(self.tasks()).await;
         }
-        volume.go_online();
+        let unreadable = gathered.unreadable;
+        volume.go_online(unreadable.is_empty());
         self.write_superblocks().await;
-        Ok(bodies)
+        Ok(BroughtBack { bodies, unreadable })
     }
 
-    /// Every owner has dropped what it had of the volume; else it might drop what comes now.
-    fn all_noticed(&self) -> Result<(), BringBackError> {
+    /// Every owner has dropped what it had of the volume; else it might drop what comes now. Nor
+    /// does the compactor write or unlink anything there.
+    fn all_ended(&self, volume: u8) -> Result<(), BringBackError> {
         let changes = *self.store.offline_changes();
         let noticed = self.store.losers.load(std::sync::atomic::Ordering::Acquire);
-        if noticed < changes * self.store.owners as u64 {
+        if noticed < changes * self.store.owners as u64 || self.compacts(volume) {
             return Err(BringBackError::Busy);
         }
         Ok(())
@@ -118,7 +131,10 @@ impl<D: Disk> Shared<D> {
             if found.uuid != newest.uuid {
                 return Err(OpenError::AnotherStore);
             }
-            if belongs(found, &newest) {
+            // A copy of a volume is not that volume.
+            let mut members = self.store.volumes.iter().filter_map(Volume::member);
+            let copy = members.any(|member| member.id == found.volume);
+            if belongs(found, &newest) && !copy {
                 id = found.volume;
             } else {
                 let emptied = empty(disk, &place.names).await;
@@ -140,12 +156,12 @@ impl<D: Disk> Shared<D> {
                 made.map_err(failed("creating the superblock"))?
             }
         };
-        self.store.not_missing(&id);
         volume.set_own(Own {
             _lock: place.lock,
             superblock,
             file,
         });
+        self.store.not_missing(&id);
         Ok(place.names)
     }
 
@@ -169,7 +185,7 @@ impl<D: Disk> Shared<D> {
         Ok(())
     }
 
-    /// The bodies of a segment join the index; its small records are in memory already.
+    /// The bodies of a segment join the index.
     fn take_in(&self, volume: &Volume<D>, found: Found<D>) -> u64 {
         let scanned = found.scanned;
         let place = Place {

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use crate::Seconds;
 use crate::digest::{SLICES, owner};
 use crate::disk::Disk;
-use crate::key::{TagKey, TagKeyRef};
+use crate::key::{ForgetKey, TagKey, TagKeyRef};
 use crate::mirror::Pages;
 use crate::page::Class;
 use crate::record::{Kind, Recency, Record};
@@ -40,6 +40,8 @@ pub(crate) struct Checkpoint {
     lacking: u64,
     /// Owners that have not ended their part.
     left: Vec<usize>,
+    /// There is something that it does not have, whatever its size.
+    wanted: bool,
     /// Bytes that the last one left.
     base: u64,
     /// Not begun before.
@@ -83,8 +85,15 @@ impl<D: Disk> Volume<D> {
         }
         let slack = SLACK_BYTES.min(self.budget.capacity() / SLACK_PARTS);
         let max = GROWTH * checkpoint.base + slack;
+        let wanted = checkpoint.wanted;
         drop(checkpoint);
-        !self.complete() || self.small_bytes() > max
+        wanted || !self.complete() || self.small_bytes() > max
+    }
+
+    /// One that begins from now on ends as one that has everything.
+    pub(crate) fn want_checkpoint(&self) {
+        self.misses();
+        self.checkpoint().wanted = true;
     }
 
     fn begin_checkpoint(&self, first: u64, owners: usize) {
@@ -138,6 +147,7 @@ impl<D: Disk> Shared<D> {
             return;
         }
         self.tell().await;
+        volume.checkpoint().wanted = false;
         let old = volume.small_before(first);
         for file in old {
             self.unlink(&file);
@@ -201,7 +211,8 @@ impl<D: Disk> Shared<D> {
                 Kind::Tag(key, _) => self.on_disk(key),
                 _ => Some(record),
             };
-            // A project is forgotten by one owner, and what others have of it by each later.
+            // A project is forgotten by one owner, and what others have of it by each later; of a
+            // purge that a volume brought, what only this writer still has on disk is not known.
             if let Some(record) = record.filter(|record| !self.forgotten(record)) {
                 pages.add(&record.encoded());
             }
@@ -219,14 +230,13 @@ impl<D: Disk> Shared<D> {
     }
 
     fn forgotten(&self, record: &Record) -> bool {
-        let (project, repository) = match &record.kind {
-            Kind::Tag(key, _) => (&key.project, &key.repository),
-            Kind::Link(key, _) => (&key.project, &key.repository),
-            Kind::Statistics(key, _) => (&key.project, &key.repository),
+        let key = match &record.kind {
+            Kind::Tag(key, _) => ForgetKey::Tag(key.clone()),
+            Kind::Link(key, _) => ForgetKey::Link(key.clone()),
+            Kind::Statistics(key, _) => ForgetKey::Statistics(key.clone()),
             _ => return false,
         };
-        let forgets = &self.store.forgets;
-        forgets.kills_in_scope(project, repository, record.sequence)
+        self.store.forgets.kills(&key, record.sequence)
     }
 
     /// A tag as it is on disk: its latest value may wait for its body, or never come.

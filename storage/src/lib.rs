@@ -26,6 +26,7 @@ mod histogram;
 mod index;
 pub mod inspect;
 mod key;
+mod learn;
 mod lease;
 mod live;
 mod maintain;
@@ -62,7 +63,7 @@ mod watermark;
 mod wish;
 mod writer;
 
-pub use bring_back::BringBackError;
+pub use bring_back::{BringBackError, BroughtBack};
 pub use compact::Compactor;
 pub use digest::{Algorithm, Digest, DigestError, Hasher, SLICES, owner};
 pub use disk::Disk;

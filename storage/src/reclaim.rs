@@ -88,6 +88,12 @@ impl<D: Disk> Pending<D> {
 }
 
 impl<D: Disk> Shared<D> {
+    /// Whether a job of this volume has not ended.
+    pub(crate) fn compacts(&self, volume: u8) -> bool {
+        let pending = self.reclaim.pending.borrow();
+        pending.iter().any(|pending| pending.volume == volume)
+    }
+
     /// Takes the compactor's reports and gives it jobs.
     pub(crate) async fn plan_reclaim(self: &Rc<Self>) {
         while let Some(report) = self.store.exchange.reports.pop() {

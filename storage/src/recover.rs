@@ -53,7 +53,8 @@ pub(crate) struct Gathered<D: Disk> {
     /// Segments of small records that can't be read: there may be purges in them.
     pub(crate) small_unreadable: Option<(String, io::Error)>,
     foreign: Vec<String>,
-    unreadable: Vec<String>,
+    /// Segments of bodies that can't be read.
+    pub(crate) unreadable: Vec<String>,
     emptied: u64,
 }
 

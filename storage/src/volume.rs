@@ -77,7 +77,9 @@ pub(crate) struct Volume<D: Disk> {
     leaving: Mutex<BTreeMap<u64, Leaving>>,
     /// Some segments could not be read: how old their records are is not known.
     unread: AtomicBool,
-    /// Counts the times that small records could not be written here.
+    /// It was away when the store was opened: what it has in small records nobody knows.
+    never_read: AtomicBool,
+    /// Counts the times there was something that a checkpoint which runs may not have.
     lacking: AtomicU64,
     checkpoint: Mutex<Checkpoint>,
     failures: Mutex<Vec<Seconds>>,
@@ -149,6 +151,7 @@ impl<D: Disk> Volume<D> {
             pins: Pins::default(),
             leaving: Mutex::default(),
             unread: AtomicBool::new(false),
+            never_read: AtomicBool::new(own.is_none()),
             lacking: AtomicU64::new(0),
             checkpoint: Mutex::default(),
             failures: Mutex::default(),
@@ -276,15 +279,20 @@ impl<D: Disk> Volume<D> {
         }
         drop(registry);
         self.leaving().clear();
-        // Of a checkpoint that runs some may be missing.
-        self.lacking.fetch_add(1, Ordering::AcqRel);
+        self.misses();
         true
     }
 
-    /// What is on it is registered.
-    pub(crate) fn go_online(&self) {
+    pub(crate) fn never_read(&self) -> bool {
+        self.never_read.load(Ordering::Acquire)
+    }
+
+    /// What is on it is registered, but for segments that could not be read if it is not `whole`.
+    pub(crate) fn go_online(&self, whole: bool) {
         self.failures().clear();
-        self.unread.store(false, Ordering::Release);
+        self.never_read.store(false, Ordering::Release);
+        // Before it is online: what is not known in full has no floor.
+        self.unread.store(!whole, Ordering::Release);
         self.offline.store(false, Ordering::Release);
     }
 
@@ -305,7 +313,7 @@ impl<D: Disk> Volume<D> {
         self.complete.load(Ordering::Acquire)
     }
 
-    /// How often a small record could not be written here.
+    /// How often there was something that a checkpoint may not have.
     pub(crate) fn lacking(&self) -> u64 {
         self.lacking.load(Ordering::Acquire)
     }
@@ -315,9 +323,14 @@ impl<D: Disk> Volume<D> {
         !self.complete.swap(true, Ordering::AcqRel)
     }
 
+    /// Of a checkpoint that runs, something is missing.
+    pub(crate) fn misses(&self) {
+        self.lacking.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// A small record could not be written here. Whether it was complete.
     pub(crate) fn lacks_records(&self) -> bool {
-        self.lacking.fetch_add(1, Ordering::AcqRel);
+        self.misses();
         self.complete.swap(false, Ordering::AcqRel)
     }
 

@@ -141,8 +141,15 @@ pub fn volumes(reach: &Reach) -> ExitCode {
 pub fn bring_back(asked: &BringBack) -> ExitCode {
     let path = std::path::absolute(&asked.volume).unwrap_or_else(|_| asked.volume.clone());
     match asked.reach.ask(&Request::BringBack(path)) {
-        Ok(Answer::BroughtBack { volume, bodies }) => {
+        Ok(Answer::BroughtBack {
+            volume,
+            bodies,
+            unreadable,
+        }) => {
             let path = volume.path.display().to_string();
+            for name in unreadable {
+                eprintln!("entrepot: {path}: {name} could not be read; its bodies are missing");
+            }
             written(&format!(
                 "{path}: back with {bodies} bodies\n{}",
                 table(&[volume])

@@ -54,10 +54,11 @@ pub enum Answer {
     Purged(Purged),
     /// In the order of `store.paths`.
     Volumes(Vec<VolumeLine>),
-    /// With how many bodies.
+    /// With how many bodies, and without those in segments that could not be read.
     BroughtBack {
         volume: VolumeLine,
         bodies: u64,
+        unreadable: Vec<String>,
     },
     Refreshed(Refreshed),
     Reloaded(Reloaded),

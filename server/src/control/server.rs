@@ -169,9 +169,13 @@ impl Control {
             return Err(stuck());
         }
         let brought = answer.recv_deadline(deadline).map_err(|_| stuck())?;
-        let bodies = brought.map_err(|error| format!("{}: {error}", path.display()))?;
+        let brought = brought.map_err(|error| format!("{}: {error}", path.display()))?;
         let volume = self.volumes().swap_remove(number);
-        Ok(Answer::BroughtBack { volume, bodies })
+        Ok(Answer::BroughtBack {
+            volume,
+            bodies: brought.bodies,
+            unreadable: brought.unreadable,
+        })
     }
 
     fn volumes(&self) -> Vec<VolumeLine> {

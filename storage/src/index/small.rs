@@ -254,12 +254,22 @@ impl<K: SmallKey> SmallTable<K> {
     }
 
     pub(crate) fn remove(&self, key: &K) {
+        self.remove_up_to(key, u64::MAX);
+    }
+
+    /// The same unless it has a higher sequence.
+    pub(crate) fn remove_up_to(&self, key: &K, sequence: u64) {
         let key = key.borrowed();
         let mut table = self.stripes.write(K::slice(key));
-        if let Ok(found) = table.find_entry(K::hash(key, self.seed), |valued| valued.key.is(key)) {
+        let goes = |valued: &Valued<K>| valued.key.is(key) && valued.sequence <= sequence;
+        if let Ok(found) = table.find_entry(K::hash(key, self.seed), goes) {
             found.remove();
             self.count.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+
+    pub(super) fn len(&self, slice: usize) -> u64 {
+        self.stripes.read(slice).len() as u64
     }
 
     /// Shows every record of a slice, under its lock: `look` only looks.

@@ -55,6 +55,11 @@ impl<D: Disk> Index<D> {
         self.statistics.remove_scope(slice, scope, sequence);
     }
 
+    /// How many tags, links and statistics a slice has.
+    pub(crate) fn small_count(&self, slice: usize) -> u64 {
+        self.tags.len(slice) + self.links.len(slice) + self.statistics.len(slice)
+    }
+
     /// The tags, links and statistics of a slice as records, oldest first. Some may not be
     /// on disk.
     pub(crate) fn small_records(&self, slice: usize) -> Vec<Record> {

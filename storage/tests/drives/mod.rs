@@ -144,6 +144,16 @@ impl Opened {
         self.writer.forget(key).await.expect("durable");
     }
 
+    /// The second of two volumes misses a purge, and is back without having got it.
+    pub async fn falls_behind(&self, machine: &Machine) {
+        machine.world.set_drive_faults(1, ALL_FAILS);
+        self.forget(5).await;
+        assert_eq!(self.states(), [VolumeState::Online, VolumeState::Offline]);
+        self.writer.maintain(NOW).await;
+        machine.world.set_drive_faults(1, NO_FAULTS);
+        self.writer.bring_back(1).await.expect("repaired");
+    }
+
     pub fn has(&self, number: u8) -> bool {
         self.store.body(&digest(number)).is_some()
     }

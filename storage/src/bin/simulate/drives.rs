@@ -84,10 +84,10 @@ impl Process {
         let outcome = self.writers[0].bring_back(self.plan.weak).await;
         let failed = errors() > before || self.plan.media != Media::Sound;
         match outcome {
-            Ok(bodies) => {
+            Ok(brought) => {
                 let mut counts = self.counts.borrow_mut();
                 counts.count(Done::BroughtBack);
-                counts.add_to(Done::BodiesBroughtBack, bodies);
+                counts.add_to(Done::BodiesBroughtBack, brought.bodies);
                 true
             }
             Err(BringBackError::Busy) => false,
