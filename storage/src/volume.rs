@@ -44,6 +44,8 @@ pub enum VolumeState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VolumeUsage {
     pub state: VolumeState,
+    /// It has every small record: what is durable in them survives all other volumes.
+    pub complete: bool,
     pub capacity: u64,
     /// Allocated bytes, unlinked files that are still read and what compaction writes included:
     /// for a while it may be a segment or so more than the capacity.
@@ -355,6 +357,7 @@ impl<D: Disk> Volume<D> {
         let registry = self.registry();
         VolumeUsage {
             state: self.state(),
+            complete: self.complete(),
             capacity: self.budget.capacity(),
             used: self.budget.used() + self.budget.survivors(),
             staging: self.budget.staging(),

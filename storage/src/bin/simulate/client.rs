@@ -40,10 +40,15 @@ pub struct Process {
     pub maintaining: Rc<Cell<u32>>,
     pub scoping: Rc<Cell<bool>>,
     pub returning: Rc<Cell<bool>>,
-    /// The weak drive does not work.
+    /// The one drive that may have missed something, and nobody can tell: the others are there at
+    /// every start, until all have everything again.
+    pub stale: Rc<Cell<usize>>,
+    /// That drive does not work.
     pub broken: Cell<bool>,
     /// What it does when it works.
-    pub repaired: Faults,
+    pub repaired: Cell<Faults>,
+    /// The store began without any drive that had every small record.
+    pub anew: Cell<bool>,
     /// The time that maintenance was told last.
     pub maintained: Cell<u64>,
     /// Resting between its bursts.

@@ -8,15 +8,17 @@ use super::plan::Media;
 use super::steps::Done;
 
 const ALWAYS: u64 = 1000;
-/// So often the writers are asked to notice that it is offline, before somebody else tries later.
-const ATTEMPTS: usize = 4;
+/// So often the writers are asked to notice that it is offline, and the compactor to end what it
+/// does, before somebody else tries later.
+const ATTEMPTS: usize = 8;
 
 impl Process {
-    /// From now on the weak drive is not there, or takes no write. Only one of several may.
+    /// From now on a drive is not there, or takes no write. Only one of several may.
     pub fn break_drive(&self) {
         if self.drives().len() < 2 || self.broken.replace(true) {
             return;
         }
+        self.take_turn();
         let kinds = [
             Faults {
                 gone: true,
@@ -34,27 +36,28 @@ impl Process {
             },
         ];
         let faults = self.random.borrow_mut().pick(&kinds).to_owned();
-        self.world.set_drive_faults(self.plan.weak, faults);
+        self.world.set_drive_faults(self.stale.get(), faults);
         self.counts.borrow_mut().count(Done::DriveBroken);
     }
 
-    pub fn weak_online(&self) -> bool {
-        self.store.volumes()[self.plan.weak].state == VolumeState::Online
+    pub fn stale_online(&self) -> bool {
+        self.store.volumes()[self.stale.get()].state == VolumeState::Online
     }
 
     /// Whether a copy of it is on a volume that is offline, and must not come back once purged.
     pub fn kept_offline(&self, content: usize) -> bool {
         let model = self.model.borrow();
         let mut files = model.bodies[content].files.iter();
-        files.any(|(drive, _)| *drive == self.plan.weak) && !self.weak_online()
+        files.any(|(drive, _)| *drive == self.stale.get()) && !self.stale_online()
     }
 
     /// The drive is repaired; if it went offline it is brought back.
     pub async fn mend_drive(&self) {
         if self.broken.replace(false) {
-            self.world.set_drive_faults(self.plan.weak, self.repaired);
+            self.world
+                .set_drive_faults(self.stale.get(), self.repaired.get());
         }
-        if self.weak_online() || self.returning.replace(true) {
+        if self.stale_online() || self.returning.replace(true) {
             return;
         }
         for _ in 0..ATTEMPTS {
@@ -62,31 +65,39 @@ impl Process {
                 break;
             }
             self.maintain().await;
+            self.compact_to_the_end().await;
         }
         self.returning.set(false);
     }
 
     /// With nobody else about nothing keeps it from coming back, if nothing fails again.
     pub async fn mend_at_last(&self) {
-        let errors = || self.world.drive_injected(self.plan.weak).errors();
+        let errors = || self.world.drive_injected(self.stale.get()).errors();
         let before = errors();
         self.mend_drive().await;
         let excused = errors() > before || self.plan.media != Media::Sound || self.may_be_full();
-        assert!(self.weak_online() || excused, "the drive stays offline");
+        assert!(self.stale_online() || excused, "the drive stays offline");
     }
 
     /// Whether that is all there is to do.
     async fn bring_back(&self) -> bool {
-        let errors = || self.world.drive_injected(self.plan.weak).errors();
+        let errors = || self.world.drive_injected(self.stale.get()).errors();
         let before = errors();
         // What was not found without it may be there again, and nothing that was purged.
         self.model.borrow_mut().may_return();
-        let outcome = self.writers[0].bring_back(self.plan.weak).await;
+        let outcome = self.bring_back_badly().await;
+        self.see_what_returned();
         let failed = errors() > before || self.plan.media != Media::Sound;
         match outcome {
             Ok(brought) => {
                 let mut counts = self.counts.borrow_mut();
                 counts.count(Done::BroughtBack);
+                if self.anew.get() {
+                    counts.count(Done::BroughtBackAnew);
+                }
+                if !brought.unreadable.is_empty() {
+                    counts.count(Done::BroughtBackInPart);
+                }
                 counts.add_to(Done::BodiesBroughtBack, brought.bodies);
                 true
             }

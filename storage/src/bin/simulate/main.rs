@@ -14,6 +14,7 @@ mod plan;
 mod run;
 mod steps;
 mod superblock;
+mod turns;
 mod upkeep;
 mod values;
 

@@ -189,7 +189,15 @@ impl Model {
             if body.now == Presence::Absent && body.possible {
                 body.now = Presence::Maybe;
             }
+            // Or the record of a purge that was cut off.
+            if body.now == Presence::Present && body.half_purged {
+                body.now = Presence::Maybe;
+                body.parted = true;
+                body.purges += 1;
+            }
         }
+        let values = self.tags.values_mut().chain(self.links.values_mut());
+        values.for_each(ValueState::may_return);
     }
 
     pub fn forget_begins(&mut self, content: usize) -> u64 {

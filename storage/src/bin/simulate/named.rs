@@ -29,6 +29,8 @@ pub struct ValueState {
     /// Was not put since the start: no group writes it, so a drive that comes back may bring a
     /// later value of which nobody was told that it is durable.
     pub found: bool,
+    /// A drive is coming back, which may have another value, or the record of a purge.
+    pub returning: bool,
     pub version: u64,
     /// When it was put, its body was there and had been purged so often.
     pub body_purges: Option<u64>,
@@ -59,6 +61,7 @@ impl ValueState {
         // Of a value that says the same nothing may be written.
         self.shaky &= self.now.as_ref().is_some_and(same);
         self.found = false;
+        self.returning = false;
         self.possible.push(Some(value.clone()));
         self.now = Some(value);
         self.version += 1;
@@ -74,6 +77,7 @@ impl ValueState {
     }
 
     pub fn forgotten(&mut self) {
+        self.returning = false;
         self.now = None;
         self.possible = vec![None];
     }
@@ -125,8 +129,34 @@ impl ValueState {
         }
     }
 
+    /// What was put or forgotten since the start is newer than what a drive may bring.
+    pub fn may_return(&mut self) {
+        self.returning |= self.found;
+    }
+
+    /// The drive is back, and this is there. Panics if it can't be.
+    pub fn returned(&mut self, what: &str, now: Option<Value>) {
+        if !std::mem::take(&mut self.returning) || self.forgetting {
+            return;
+        }
+        self.may_be(what, &now);
+        self.now = now;
+        self.version += 1;
+        self.body_purges = None;
+    }
+
+    /// Panics if this can't be found while a drive comes back.
+    pub fn may_be(&self, what: &str, now: &Option<Value>) {
+        assert!(
+            self.possible.contains(now),
+            "{what}: there is {now:?}, possible: {:?}",
+            self.possible
+        );
+    }
+
     /// The process ended.
     pub fn crashed(&mut self) {
+        self.returning = false;
         self.forgetting = false;
         self.scoped = None;
     }

@@ -86,6 +86,8 @@ const FILL: usize = 0;
 const FORGET: usize = 10;
 const MAINTAIN: usize = 17;
 const COMPACT: usize = 18;
+const BREAK: usize = 22;
+const MEND: usize = 23;
 
 /// No run takes so long.
 const IDLE_AFTER_MAX: u64 = 100_000;
@@ -108,9 +110,11 @@ pub struct Plan {
     /// What is no error: late, in parts, past the cache; and what the media do.
     noise: Faults,
     pub media: Media,
-    /// The one drive that fails, leaves, or whose media are not sound: of two that are stale by
-    /// turns neither could know.
+    /// The one drive that fails now and then, or whose media are not sound.
     pub weak: usize,
+    /// Each drive may stop to work or leave, one after the other, and leave for good once all have
+    /// everything. Without it, only the weak one.
+    pub turns: bool,
     /// The store or its file system is small enough to become full.
     pub tight: bool,
     pub withheld_len: u64,
@@ -219,7 +223,7 @@ impl Plan {
     }
 
     /// `apart` has a stream of its own, so that what it decides changes no other run.
-    pub fn draw(random: &mut Random, apart: &mut Random) -> Plan {
+    pub fn draw(random: &mut Random, apart: &mut Random, turns: &mut Random) -> Plan {
         let tight = random.chance(350);
         let capacity = if tight {
             (1 << 20) + random.below(5 << 20)
@@ -241,11 +245,12 @@ impl Plan {
         let mut errors = vec![Faults::NONE; drives];
         errors[weak] = draw_errors(random);
         let media = Media::draw(random);
-        Plan {
+        let mut plan = Plan {
             errors,
             noise: draw_noise(random, media),
             media,
             weak,
+            turns: false,
             tight,
             withheld_len: options.withheld_len,
             weights: draw_weights(random, apart, drives),
@@ -270,7 +275,21 @@ impl Plan {
             lens: draw_lens(random),
             capacity,
             options,
+        };
+        // Of a superblock that is harmed the older copy may stand, and tell of other turns.
+        if drives > 1 && plan.media == Media::Sound && plan.harms == 0 && turns.chance(700) {
+            plan.takes_turns(turns);
         }
+        plan
+    }
+
+    fn takes_turns(&mut self, turns: &mut Random) {
+        self.turns = true;
+        self.leaves = 300;
+        for (kind, weight) in [(BREAK, 1 + turns.below(4)), (MEND, 2 + turns.below(8))] {
+            self.weights[kind] = weight;
+        }
+        self.weights[MAINTAIN] = self.weights[MAINTAIN].max(5);
     }
 }
 

@@ -27,6 +27,7 @@ const REFUSED_MAX: u64 = 200;
 
 /// Sets the second stream of a seed apart from the first of another.
 const APART: u64 = 0x5eed_0000_0000_0000;
+const TURNS: u64 = 0x7153_0000_0000_0000;
 
 /// What outlives a process.
 pub struct Run {
@@ -38,6 +39,12 @@ pub struct Run {
     pub random: Random,
     /// For what not every run does.
     pub apart: Random,
+    /// For the turns that drives take.
+    pub turns: Random,
+    /// Of the next process.
+    pub stale: Rc<Cell<usize>>,
+    /// The last process ended when all drives had everything.
+    pub settled: bool,
     /// The last process ended with the machine.
     pub rebooted: bool,
     /// It was opened with all its drives.
@@ -60,6 +67,7 @@ struct Watch {
     /// What recovery found was compared.
     checked: Cell<bool>,
     done: Cell<bool>,
+    settled: Cell<bool>,
     forgetting: Rc<Cell<u32>>,
     maintaining: Rc<Cell<u32>>,
     scoping: Rc<Cell<bool>>,
@@ -70,7 +78,8 @@ struct Watch {
 pub fn run(seed: u64) -> Counts {
     let mut random = Random::new(seed);
     let mut apart = Random::new(seed ^ APART);
-    let mut plan = Plan::draw(&mut random, &mut apart);
+    let mut turns = Random::new(seed ^ TURNS);
+    let mut plan = Plan::draw(&mut random, &mut apart, &mut turns);
     if seed % COMPACTING_EVERY == COMPACTING_EVERY - 1 {
         plan.compacts();
     }
@@ -79,6 +88,9 @@ pub fn run(seed: u64) -> Counts {
     model.lenient = vec![false; plan.drives()];
     let run = Run {
         world: SimWorld::with_drives(random.fork(), &vec![plan.total; plan.drives()]),
+        stale: Rc::new(Cell::new(plan.weak)),
+        turns,
+        settled: false,
         plan: Rc::new(plan),
         model: Rc::new(RefCell::new(model)),
         counts: Rc::default(),
@@ -122,12 +134,15 @@ impl Run {
         let faulty = !last || self.random.chance(300);
         // A new store is made where all drives are: what is on a missing one is not known.
         let leaves = !last && self.founded.get() && self.random.chance(self.plan.leaves);
-        let away = leaves.then_some(self.plan.weak);
+        let replaced = self.take_turns();
+        let stale = self.stale.get();
+        let away = (leaves && !replaced).then_some(stale);
         let mut repaired = Faults::NONE;
         for drive in 0..self.plan.drives() {
             let alone = self.plan.drives() == 1;
-            let faulty = faulty && (alone || self.founded.get());
-            if drive == self.plan.weak {
+            // While another may have missed something it has no errors.
+            let faulty = faulty && (alone || self.founded.get()) && stale == self.plan.weak;
+            if drive == stale {
                 repaired = self.plan.faults(drive, faulty);
             }
             let mut faults = self.plan.faults(drive, faulty);
@@ -169,6 +184,7 @@ impl Run {
         if let Some(process) = watch.process.borrow().as_ref() {
             process.count_upkeep();
         }
+        self.settled = watch.settled.get();
         let mut model = self.model.borrow_mut();
         model.crashed();
         for (drive, errors) in errors(&self.world).into_iter().enumerate() {
@@ -252,6 +268,7 @@ impl Run {
         let (clock, watch) = (Rc::clone(&self.clock), Rc::clone(watch));
         let mut random = self.random.fork();
         let founded = Rc::clone(&self.founded);
+        let stale = Rc::clone(&self.stale);
         let disks: Vec<SimDisk> = (0..plan.drives())
             .map(|drive| SimDisk::of_drive(&world, executor, drive))
             .collect();
@@ -315,8 +332,10 @@ impl Run {
                 maintaining: Rc::clone(&watch.maintaining),
                 scoping: Rc::clone(&watch.scoping),
                 returning: Rc::clone(&watch.returning),
+                stale,
                 broken: Cell::new(broken),
-                repaired,
+                repaired: Cell::new(repaired),
+                anew: Cell::new(false),
                 compactor: RefCell::new(Some(compactor)),
                 moved,
                 maintained,
@@ -336,6 +355,7 @@ impl Run {
             check_recovered(&process, &recovered).await;
             watch.checked.set(true);
             work(&process, last).await;
+            watch.settled.set(!last && process.settles().await);
             watch.done.set(true);
         }
     }
@@ -351,6 +371,7 @@ fn errors(world: &SimWorld) -> Vec<u64> {
 
 /// Compares what recovery found with what the model allows.
 async fn check_recovered(process: &Rc<Process>, recovered: &Recovered) {
+    process.note_beginning(recovered);
     // A volume that lacks records cannot stand alone: it is emptied while the one that has them
     // all is away.
     let emptied = |drive| recovered.emptied.contains(&drive) && !recovered.away.is_empty();

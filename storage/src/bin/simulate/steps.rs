@@ -222,8 +222,22 @@ pub enum Done {
     /// The record of a repository, or of the project, was written or tried to.
     RepositoryForgotten,
     ProjectForgotten,
-    /// The weak drive stopped to work.
+    /// A drive stopped to work.
     DriveBroken,
+    /// Another than before, from then on the one that may have missed something.
+    TurnTaken,
+    /// One that had every small record, when another had not.
+    CompleteBroken,
+    /// The others had every small record some time after it went.
+    CompleteWithout,
+    /// All drives had every small record; then a blank one took the place of one.
+    DriveReplaced,
+    /// No drive was there that had every small record.
+    BegunAnew,
+    /// The one that had was brought back in that process.
+    BroughtBackAnew,
+    /// Some segments could not be read then.
+    BroughtBackInPart,
     BroughtBack,
     BodiesBroughtBack,
     /// Bodies purged that a volume had which was offline.
@@ -236,10 +250,17 @@ pub enum Done {
     SuperblockRefused,
 }
 
-const DONE: [Done; 9] = [
+const DONE: [Done; 16] = [
     Done::RepositoryForgotten,
     Done::ProjectForgotten,
     Done::DriveBroken,
+    Done::TurnTaken,
+    Done::CompleteBroken,
+    Done::CompleteWithout,
+    Done::DriveReplaced,
+    Done::BegunAnew,
+    Done::BroughtBackAnew,
+    Done::BroughtBackInPart,
     Done::BroughtBack,
     Done::BodiesBroughtBack,
     Done::PurgedOffline,

@@ -112,16 +112,21 @@ impl Process {
         });
     }
 
+    /// A burst that is waited for, unless there is one already.
+    pub async fn compact_to_the_end(&self) {
+        if let Some(mut compactor) = self.compactor.take() {
+            while compactor.step().await {}
+            self.compactor.replace(Some(compactor));
+        }
+    }
+
     /// Nobody else is about: what the planner wants is done, and ends.
     pub async fn tidy(self: &Rc<Self>) {
         let mut quiet = 0;
         for _ in 0..ROUNDS_MAX {
             let before = self.store.exchange().compaction();
             self.maintain().await;
-            if let Some(mut compactor) = self.compactor.take() {
-                while compactor.step().await {}
-                self.compactor.replace(Some(compactor));
-            }
+            self.compact_to_the_end().await;
             let after = self.store.exchange().compaction();
             let same = before.segments == after.segments && before.failed == after.failed;
             quiet = if same { quiet + 1 } else { 0 };

@@ -9,7 +9,7 @@ use entrepot_storage::{
 };
 
 use super::client::Process;
-use super::named::{Scope, Value, repository};
+use super::named::{Scope, Value, ValueState, repository};
 use super::steps::Done;
 
 impl Process {
@@ -86,15 +86,27 @@ impl Process {
 
     pub fn look_at_tags(&self) {
         for (key, state) in &self.model.borrow().tags {
-            if !state.forgetting {
-                assert_eq!(self.found_tag(key), state.now, "tag {key}");
-            }
+            look_at(&format!("tag {key}"), state, self.found_tag(key));
         }
         for (key, state) in &self.model.borrow().links {
-            if !state.forgetting {
-                assert_eq!(self.found_link(key), state.now, "link {key:?}");
-            }
+            look_at(&format!("link {key:?}"), state, self.found_link(key));
         }
+    }
+
+    /// A drive is back: what it brought is there, and nothing else.
+    pub fn see_what_returned(&self) {
+        let mut model = self.model.borrow_mut();
+        let mut tags = std::mem::take(&mut model.tags);
+        let mut links = std::mem::take(&mut model.links);
+        drop(model);
+        for (key, state) in &mut tags {
+            state.returned(&format!("tag {key}"), self.found_tag(key));
+        }
+        for (key, state) in &mut links {
+            state.returned(&format!("link {key:?}"), self.found_link(key));
+        }
+        let mut model = self.model.borrow_mut();
+        (model.tags, model.links) = (tags, links);
     }
 
     pub fn found_tag(&self, key: &str) -> Option<Value> {
@@ -239,6 +251,18 @@ impl Process {
             Ok(()) => state.forgotten(),
             Err(_) => state.now = None,
         }
+    }
+}
+
+fn look_at(what: &str, state: &ValueState, found: Option<Value>) {
+    match state {
+        ValueState {
+            forgetting: true, ..
+        } => {}
+        ValueState {
+            returning: true, ..
+        } => state.may_be(what, &found),
+        _ => assert_eq!(found, state.now, "{what}"),
     }
 }
 

@@ -66,6 +66,13 @@ impl Drive {
         }
     }
 
+    /// Nothing is on it any more.
+    pub(super) fn blank(&mut self) {
+        self.names.clear();
+        self.durable_names.clear();
+        self.changes.clear();
+    }
+
     /// Does it, unless it fails; then the media may decay a little.
     pub(super) fn complete(&mut self, effect: Effect, random: &mut Random) -> Applied {
         if let Err(error) = self.refuse(&effect) {

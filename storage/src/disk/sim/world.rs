@@ -135,6 +135,11 @@ impl SimWorld {
         inode.media = bytes;
     }
 
+    /// A blank drive takes the place of this one. Only while no process runs.
+    pub fn replace_drive(&self, drive: usize) {
+        self.lock().drives[drive].blank();
+    }
+
     /// The media change one byte on their own, and the cache had not kept it.
     pub fn flip(&self, name: &str, offset: u64) {
         let mut world = self.lock();

@@ -1,0 +1,157 @@
+//! Drives take turns in what befalls them: each may stop to work, be away, or leave for good.
+//!
+//! One at a time may have missed something that nobody who is there knows of. From when the others
+//! know, or all have everything, it may be another's turn.
+
+use entrepot_storage::disk::sim::Faults;
+use entrepot_storage::{BringBackError, BroughtBack, Recovered, VolumeState};
+
+use super::client::Process;
+use super::plan::Media;
+use super::run::Run;
+use super::steps::Done;
+
+/// Rounds in which all drives that are there get everything: checkpoints begin and end, those that
+/// failed after a while once more.
+const ROUNDS: usize = 30;
+/// Reads that fail, of a thousand, where a drive comes back badly.
+const BADLY: u64 = 60;
+
+impl Run {
+    /// Before a start: if all drives have everything, one of them may be replaced by a blank one,
+    /// and the next to miss something is anyone. Whether one was replaced.
+    pub fn take_turns(&mut self) -> bool {
+        if !std::mem::take(&mut self.settled) {
+            return false;
+        }
+        let drives = self.plan.drives();
+        let next = self.turns.index(drives);
+        self.stale.set(next);
+        if self.turns.chance(400) {
+            return false;
+        }
+        // What the blank one misses the superblocks know.
+        let leaves = (next + 1 + self.turns.index(drives - 1)) % drives;
+        self.world.replace_drive(leaves);
+        self.model.borrow_mut().lenient[leaves] = true;
+        self.counts.borrow_mut().count(Done::DriveReplaced);
+        true
+    }
+}
+
+impl Process {
+    /// All volumes are online.
+    fn all_online(&self) -> bool {
+        let volumes = self.store.volumes();
+        volumes.iter().all(|v| v.state == VolumeState::Online)
+    }
+
+    /// Before a drive stops to work: it may be another one than before. The others have no errors
+    /// from then on.
+    pub fn take_turn(&self) {
+        let may = self.plan.turns && !self.returning.get() && self.all_online();
+        if !may || self.chance(400) {
+            return;
+        }
+        let drive = self.below(self.disks.len() as u64) as usize;
+        if drive == self.stale.replace(drive) {
+            return;
+        }
+        for other in self.drives() {
+            let faults = self.plan.faults(other, false);
+            self.world.set_drive_faults(other, faults);
+        }
+        self.repaired.set(self.plan.faults(drive, false));
+        let volumes = self.store.volumes();
+        let mut counts = self.counts.borrow_mut();
+        counts.count(Done::TurnTaken);
+        if volumes[drive].complete && volumes.iter().any(|volume| !volume.complete) {
+            counts.count(Done::CompleteBroken);
+        }
+    }
+
+    /// What the start has to do with that.
+    pub fn note_beginning(&self, recovered: &Recovered) {
+        let anew = !recovered.emptied.is_empty() && !recovered.away.is_empty();
+        self.anew.set(anew);
+        if anew {
+            self.counts.borrow_mut().count(Done::BegunAnew);
+        }
+    }
+
+    /// Some segments may not be readable just then.
+    pub async fn bring_back_badly(&self) -> Result<BroughtBack, BringBackError> {
+        let drive = self.stale.get();
+        let badly = self.plan.turns && !self.broken.get() && self.chance(300);
+        if badly {
+            let read = BADLY;
+            let faults = self.repaired.get();
+            self.world
+                .set_drive_faults(drive, Faults { read, ..faults });
+        }
+        let outcome = self.writers[0].bring_back(drive).await;
+        // It may have been broken meanwhile.
+        if badly && !self.broken.get() {
+            self.world.set_drive_faults(drive, self.repaired.get());
+        }
+        outcome
+    }
+
+    /// At the end of a process, with nobody else about. Whether all drives have everything.
+    pub async fn settles(&self) -> bool {
+        if !self.plan.turns {
+            return false;
+        }
+        if self.chance(600) {
+            self.check_complete_without().await;
+        }
+        if self.chance(300) {
+            return false;
+        }
+        self.mend_drive().await;
+        for _ in 0..ROUNDS {
+            self.round().await;
+            let volumes = self.store.volumes();
+            if self.all_online() && volumes.iter().all(|volume| volume.complete) {
+                return true;
+            }
+        }
+        false
+    }
+
+    async fn round(&self) {
+        for writer in &self.writers {
+            // What fails is tried again by the next.
+            let _ = writer.commit(self.now()).await;
+        }
+        self.maintain().await;
+    }
+
+    /// A drive is offline: the others come to have everything without it, and what waits is
+    /// durable again.
+    async fn check_complete_without(&self) {
+        if self.stale_online() {
+            return;
+        }
+        let errors = || {
+            let others = self.drives().filter(|drive| *drive != self.stale.get());
+            let injected = others.map(|drive| self.world.drive_injected(drive).errors());
+            injected.sum::<u64>()
+        };
+        let before = errors();
+        for _ in 0..ROUNDS {
+            self.round().await;
+        }
+        let volumes = self.store.volumes();
+        let complete =
+            |v: &entrepot_storage::VolumeUsage| v.state == VolumeState::Offline || v.complete;
+        let excused = errors() > before || self.may_be_full() || self.plan.media != Media::Sound;
+        assert!(
+            excused || volumes.iter().all(complete),
+            "none is complete: {volumes:?}"
+        );
+        if !excused {
+            self.counts.borrow_mut().count(Done::CompleteWithout);
+        }
+    }
+}
