@@ -47,7 +47,11 @@ pub fn start(exchange: Arc<Exchange>, paths: Vec<PathBuf>, rate: u64) -> io::Res
         give_way(Priority::Low);
         let executor = match executor() {
             Ok(executor) => executor,
-            Err(error) => return drop(started.send(Err(error))),
+            Err(error) => {
+                // Whoever started it may wait no more.
+                tracing::error!(%error, "the compactor has not started");
+                return drop(started.send(Err(error)));
+            }
         };
         executor.run(async move {
             keep_awake();

@@ -87,6 +87,9 @@ impl<D: Disk> Shared<D> {
         };
         let mut gathered = gather(self.tasks(), self.store.uuid, vec![source]).await;
         let gathered = gathered.remove(0);
+        if let Some(source) = gathered.too_many_files {
+            return Err(OpenError::TooManyFiles(source).into());
+        }
         if let Some((name, source)) = gathered.small_unreadable {
             return Err(OpenError::SmallRecordsUnreadable { name, source }.into());
         }

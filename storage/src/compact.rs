@@ -18,6 +18,7 @@ use crate::check::Check;
 use crate::disk::bulk::BulkDisk;
 use crate::exchange::{Exchange, Finding, Job, Move, Place, Report, ToOwner, count, offer};
 use crate::record::{BodyEntry, Record};
+use crate::store::too_many_files;
 use crate::survivor::Survivor;
 
 /// Bytes of bodies read in one step, about: bounds how long a step takes.
@@ -272,8 +273,5 @@ pub(crate) fn transient(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory
     );
-    let files = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS];
-    kind || error
-        .raw_os_error()
-        .is_some_and(|number| files.contains(&number))
+    kind || too_many_files(error) || error.raw_os_error() == Some(libc::ENOBUFS)
 }

@@ -15,7 +15,9 @@ use crate::member::{self, Membership, Standing, decide};
 use crate::page::Uuid;
 use crate::recover::{Gathered, Source, gather, merge};
 use crate::segment::parse_file_name;
-use crate::store::{GENERATION_SHIFT, OpenError, OpenFailure, Options, Recovered, Store};
+use crate::store::{
+    GENERATION_SHIFT, OpenError, OpenFailure, Options, Recovered, Store, too_many_files,
+};
 use crate::superblock::{self, Member, Opening, Superblock, SuperblockFile};
 use crate::volume::{Own, VOLUMES_MAX, Volume, VolumeSpec};
 
@@ -50,7 +52,10 @@ pub(crate) async fn open<D: Disk>(
         let spec = &specs[number];
         let segment_len = geometry.segment_len;
         let entered = match place {
-            Ok(place) => plan.enter(number, spec, place, segment_len).await,
+            Ok(place) => match plan.enter(number, spec, place, segment_len).await {
+                Ok(entered) => Ok(entered),
+                Err(error) => Err(away(error, number)?),
+            },
             Err(error) => Err(error),
         };
         owned.push(entered);
@@ -101,13 +106,23 @@ async fn look_at<D: Disk>(
     let mut places = Vec::new();
     for (number, spec) in specs.iter().enumerate() {
         match look(&spec.disk).await {
-            Err(error @ OpenError::Disk { .. }) => places.push(Err(error)),
-            Err(error) => return Err(error.at(number)),
             Ok(place) => places.push(Ok(place)),
+            Err(error) => places.push(Err(away(error, number)?)),
         }
     }
     one_at_least(&mut places)?;
     Ok(places)
+}
+
+/// Only what is the disk's own fault makes a volume one that is away.
+fn away(error: OpenError, number: usize) -> Result<OpenError, OpenFailure> {
+    match error {
+        OpenError::Disk { source, .. } if too_many_files(&source) => {
+            Err(OpenError::TooManyFiles(source).at(number))
+        }
+        OpenError::Disk { .. } => Ok(error),
+        _ => Err(error.at(number)),
+    }
 }
 
 /// If all are away, why the first is.
@@ -376,7 +391,12 @@ async fn read_all<D: Disk>(
             });
         }
     }
-    let gathered = gather(&specs[0].disk, plan.uuid, sources).await;
+    let mut gathered = gather(&specs[0].disk, plan.uuid, sources).await;
+    for gathered in &mut gathered {
+        if let Some(source) = gathered.too_many_files.take() {
+            return Err(OpenError::TooManyFiles(source).at(usize::from(gathered.volume)));
+        }
+    }
     let whole = |gathered: &Gathered<D>| {
         let complete = plan.complete(usize::from(gathered.volume));
         complete && gathered.small_unreadable.is_none()

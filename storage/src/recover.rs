@@ -23,7 +23,7 @@ use crate::recency::Remembered;
 use crate::record::{Kind, Record};
 use crate::scan::{Candidate, Scan, Scanned, scan};
 use crate::segment::{is_small, parse_file_name};
-use crate::store::{GENERATION_SHIFT, Recovered, Store};
+use crate::store::{GENERATION_SHIFT, Recovered, Store, too_many_files};
 use crate::wait::all;
 
 /// Segments of one volume that are read at once: what keeps a drive busy.
@@ -53,6 +53,8 @@ pub(crate) struct Gathered<D: Disk> {
     /// Segments of small records that can't be read: there may be purges in them.
     pub(crate) small_unreadable: Option<(String, io::Error)>,
     foreign: Vec<String>,
+    /// There was no room for more open files: it is not known what there is.
+    pub(crate) too_many_files: Option<io::Error>,
     /// Segments of bodies that can't be read.
     pub(crate) unreadable: Vec<String>,
     emptied: u64,
@@ -64,6 +66,7 @@ impl<D: Disk> Gathered<D> {
             volume,
             found: Vec::new(),
             small_unreadable: None,
+            too_many_files: None,
             foreign: Vec::new(),
             unreadable: Vec::new(),
             emptied: 0,
@@ -86,6 +89,7 @@ impl<D: Disk> Gathered<D> {
             }),
             Ok((_, Scan::Foreign)) => self.foreign.push(name),
             Ok((_, Scan::Empty)) => self.emptied += 1,
+            Err(error) if too_many_files(&error) => self.too_many_files = Some(error),
             Err(error) if is_small(&name) => {
                 self.small_unreadable.get_or_insert((name, error));
             }

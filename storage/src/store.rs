@@ -227,6 +227,12 @@ pub enum OpenError {
         doing: &'static str,
         source: std::io::Error,
     },
+    /// Which files are there is not known then: nothing was changed but the superblock.
+    #[error(
+        "the store has more files than may be open; raise the limit of open files: {0}\n  \
+             in a systemd unit:  LimitNOFILE="
+    )]
+    TooManyFiles(#[source] std::io::Error),
     /// Of a store that does not exist yet.
     #[error("a new store is not made without this volume: {0}")]
     AwayFromNew(#[source] Box<OpenError>),
@@ -463,9 +469,17 @@ impl<D: Disk> Store<D> {
     }
 }
 
-/// How a failed create or grow is told to whoever wanted to write.
+/// The process, or the machine, has as many files open as it may: no disk is to blame.
+pub(crate) fn too_many_files(error: &io::Error) -> bool {
+    let number = error.raw_os_error();
+    number.is_some_and(|number| [libc::EMFILE, libc::ENFILE].contains(&number))
+}
+
+/// How a failed create or grow is told to whoever wanted to write. Where there are too many files,
+/// those of the segments that are unlinked for room are given back too.
 pub(crate) fn refusal(error: &io::Error) -> Refusal {
     match error.kind() {
+        _ if too_many_files(error) => Refusal::Full,
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Refusal::Full,
         _ => Refusal::DiskFailed,
     }

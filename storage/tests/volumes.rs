@@ -8,7 +8,9 @@ use drives::{
     digest, key, process, world,
 };
 use entrepot_storage::disk::sim::Faults;
-use entrepot_storage::{BringBackError, FillSpec, ForgetKey, OpenError, TagKeyRef, VolumeState};
+use entrepot_storage::{
+    BringBackError, FillSpec, ForgetKey, OpenError, Refusal, TagKeyRef, VolumeState,
+};
 
 const ALL_READS_FAIL: Faults = Faults {
     read: 1000,
@@ -372,5 +374,47 @@ fn bodies_that_cannot_be_read_count_against_their_disk() {
         opened.writer.maintain(NOW).await;
         assert_eq!(opened.states(), [VolumeState::Online, VolumeState::Offline]);
         assert!(!opened.present(0..8).is_empty(), "the other disk is well");
+    });
+}
+
+#[test]
+fn too_many_open_files_are_no_failing_disk() {
+    let world = world(2);
+    let files = |files| Faults { files, ..NO_FAULTS };
+    process(&world, move |machine| async move {
+        let opened = machine.open(&[0, 1], 1).await;
+        opened.put(0..6).await;
+        machine.world.set_faults(files(1000));
+        for number in 10..20 {
+            let spec = FillSpec {
+                digest: digest(number),
+                length: Some(BODY_LEN as u64),
+                media_type: None,
+            };
+            let refused = opened.writer.fill(spec).await.map(|_| ());
+            assert_eq!(refused, Err(Refusal::Full));
+        }
+        assert_eq!(opened.states(), [VolumeState::Online; 2]);
+        machine.world.set_faults(NO_FAULTS);
+        opened.put(0..7).await;
+    });
+    for generation in 2..40 {
+        world.set_faults(files(80));
+        process(&world, move |machine| async move {
+            match machine.try_open(&[0, 1], generation).await {
+                Ok(opened) => assert!(opened.recovered.away.is_empty()),
+                Err(failure) => {
+                    assert!(
+                        matches!(failure.error, OpenError::TooManyFiles(_)),
+                        "{failure}"
+                    );
+                }
+            }
+        });
+    }
+    world.set_faults(NO_FAULTS);
+    process(&world, |machine| async move {
+        let opened = machine.open(&[0, 1], 40).await;
+        assert_eq!(opened.present(0..7), [0, 1, 2, 3, 4, 5, 6]);
     });
 }

@@ -11,6 +11,7 @@ mod fills;
 mod model;
 mod named;
 mod plan;
+mod recovered;
 mod run;
 mod steps;
 mod superblock;

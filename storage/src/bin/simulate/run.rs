@@ -7,11 +7,12 @@ use std::rc::Rc;
 use entrepot_storage::disk::sim::{
     Ending, Executor, Faults, Random, SimDisk, SimWorld, Step as Ran,
 };
-use entrepot_storage::{Compactor, OpenError, Options, Recovered, Store, VolumeSpec};
+use entrepot_storage::{Compactor, OpenError, Options, Store, VolumeSpec};
 
 use super::client::Process;
-use super::model::{Model, Presence};
+use super::model::Model;
 use super::plan::{Media, Plan};
+use super::recovered;
 use super::steps::{self, Counts, Phase, Step};
 
 /// One run in so many is about compaction: in the others few crashes meet it.
@@ -45,6 +46,8 @@ pub struct Run {
     pub stale: Rc<Cell<usize>>,
     /// The last process ended when all drives had everything.
     pub settled: bool,
+    /// It ended when only the drive that may have missed something had every small record.
+    pub alone: bool,
     /// The last process ended with the machine.
     pub rebooted: bool,
     /// It was opened with all its drives.
@@ -91,6 +94,7 @@ pub fn run(seed: u64) -> Counts {
         stale: Rc::new(Cell::new(plan.weak)),
         turns,
         settled: false,
+        alone: false,
         plan: Rc::new(plan),
         model: Rc::new(RefCell::new(model)),
         counts: Rc::default(),
@@ -135,8 +139,15 @@ impl Run {
         // A new store is made where all drives are: what is on a missing one is not known.
         let leaves = !last && self.founded.get() && self.random.chance(self.plan.leaves);
         let replaced = self.take_turns();
+        let leaves = (leaves || !last && self.leaves_alone()) && !replaced;
+        let brief = replaced && !last && self.turns.chance(500);
+        let operations = if brief {
+            self.turns.below(8)
+        } else {
+            operations
+        };
         let stale = self.stale.get();
-        let away = (leaves && !replaced).then_some(stale);
+        let away = leaves.then_some(stale);
         let mut repaired = Faults::NONE;
         for drive in 0..self.plan.drives() {
             let alone = self.plan.drives() == 1;
@@ -159,6 +170,7 @@ impl Run {
             last,
             errors_before.clone(),
             (away.is_some(), repaired),
+            brief,
         );
         executor.spawn(start);
         let end = self.drive(&executor, &watch, last);
@@ -183,6 +195,7 @@ impl Run {
         drop(counts);
         if let Some(process) = watch.process.borrow().as_ref() {
             process.count_upkeep();
+            self.alone = process.stale_alone();
         }
         self.settled = watch.settled.get();
         let mut model = self.model.borrow_mut();
@@ -262,6 +275,7 @@ impl Run {
         last: bool,
         errors_before: Vec<u64>,
         (broken, repaired): (bool, Faults),
+        brief: bool,
     ) -> impl Future<Output = ()> + 'static {
         let (world, plan) = (self.world.clone(), Rc::clone(&self.plan));
         let (model, counts) = (Rc::clone(&self.model), Rc::clone(&self.counts));
@@ -352,10 +366,12 @@ impl Run {
                 store,
             });
             watch.process.replace(Some(Rc::clone(&process)));
-            check_recovered(&process, &recovered).await;
+            recovered::check(&process, &recovered).await;
             watch.checked.set(true);
             work(&process, last).await;
-            watch.settled.set(!last && process.settles().await);
+            watch
+                .settled
+                .set(!last && !brief && process.settles().await);
             watch.done.set(true);
         }
     }
@@ -367,72 +383,6 @@ fn errors(world: &SimWorld) -> Vec<u64> {
     drives
         .map(|drive| world.drive_injected(drive).errors())
         .collect()
-}
-
-/// Compares what recovery found with what the model allows.
-async fn check_recovered(process: &Rc<Process>, recovered: &Recovered) {
-    process.note_beginning(recovered);
-    // A volume that lacks records cannot stand alone: it is emptied while the one that has them
-    // all is away.
-    let emptied = |drive| recovered.emptied.contains(&drive) && !recovered.away.is_empty();
-    let failed = |drive| process.failed(drive) || process.model.borrow().lenient[drive];
-    let doubtful = |drive| failed(drive) || emptied(drive);
-    // Small records are on every drive: one that never failed has them all.
-    let lenient = process.drives().all(doubtful);
-    // Of several drives one may have had a record that was never said to be durable, and leave.
-    let alone = process.drives().len() == 1;
-    let count = process.model.borrow().contents.len();
-    let mut there = Vec::new();
-    for content in 0..count {
-        let digest = process.model.borrow().contents[content]
-            .digest
-            .parse()
-            .expect("a digest");
-        let found = process.store.body(&digest);
-        let state = process.model.borrow().bodies[content].clone();
-        let lost = process.lost(&state);
-        let drives = || state.files.iter().map(|(drive, _)| *drive);
-        let away = drives().any(|drive| recovered.away.contains(&drive));
-        let lenient = if state.files.is_empty() {
-            process.drives().any(doubtful)
-        } else {
-            drives().any(doubtful)
-        };
-        process
-            .model
-            .borrow_mut()
-            .found_body(content, found.is_some(), lenient, lost, away);
-        there.extend(found.map(|body| (content, body)));
-    }
-    // Only now: what is dropped as damaged is written down, and others may go for the room.
-    for (content, body) in there {
-        process.check_found(content, &body).await;
-    }
-    let amnesia = process.model.borrow().amnesia;
-    let tags: Vec<String> = process.model.borrow().tags.keys().cloned().collect();
-    for key in tags {
-        let found = process.found_tag(&key);
-        let mut model = process.model.borrow_mut();
-        if let Some(value) = &found {
-            // A tag is written after its body: only a purge can have parted them.
-            let body = &model.bodies[value.content];
-            let there = body.now == Presence::Present;
-            let content = value.content;
-            assert!(
-                there || body.parted || amnesia,
-                "tag {key} to a missing body {content}"
-            );
-        }
-        let state = model.tags.get_mut(&key).expect("just listed");
-        state.found(&format!("tag {key}"), found, lenient, amnesia, alone);
-    }
-    let links: Vec<(String, usize)> = process.model.borrow().links.keys().cloned().collect();
-    for key in links {
-        let found = process.found_link(&key);
-        let mut model = process.model.borrow_mut();
-        let state = model.links.get_mut(&key).expect("just listed");
-        state.found(&format!("link {key:?}"), found, lenient, amnesia, alone);
-    }
 }
 
 async fn work(process: &Rc<Process>, last: bool) {

@@ -18,6 +18,11 @@ const ROUNDS: usize = 30;
 const BADLY: u64 = 60;
 
 impl Run {
+    /// Whether the only drive that had every small record is not there at the next start.
+    pub fn leaves_alone(&mut self) -> bool {
+        self.plan.turns && std::mem::take(&mut self.alone) && self.turns.chance(700)
+    }
+
     /// Before a start: if all drives have everything, one of them may be replaced by a blank one,
     /// and the next to miss something is anyone. Whether one was replaced.
     pub fn take_turns(&mut self) -> bool {
@@ -40,6 +45,14 @@ impl Run {
 }
 
 impl Process {
+    /// The drive that may have missed something has every small record, and no other has.
+    pub fn stale_alone(&self) -> bool {
+        let volumes = self.store.volumes();
+        let complete = volumes.iter().map(|volume| volume.complete);
+        let stale = self.stale.get();
+        complete.eq(self.drives().map(|drive| drive == stale))
+    }
+
     /// All volumes are online.
     fn all_online(&self) -> bool {
         let volumes = self.store.volumes();

@@ -75,7 +75,7 @@ impl Drive {
 
     /// Does it, unless it fails; then the media may decay a little.
     pub(super) fn complete(&mut self, effect: Effect, random: &mut Random) -> Applied {
-        if let Err(error) = self.refuse(&effect) {
+        if let Err(error) = self.refuse(&effect, random) {
             return Applied::Answer(Err(error));
         }
         let applied = match effect {
@@ -103,7 +103,7 @@ impl Drive {
         applied
     }
 
-    fn refuse(&mut self, effect: &Effect) -> io::Result<()> {
+    fn refuse(&mut self, effect: &Effect, random: &mut Random) -> io::Result<()> {
         // The lock is the process's own.
         if self.faults.gone && effect.operation() != Operation::Lock {
             self.injected.count(Fault::Gone);
@@ -112,6 +112,14 @@ impl Drive {
         if self.faults.read_only && effect.changes() {
             self.injected.count(Fault::ReadOnly);
             return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        }
+        let opens = [Operation::Create, Operation::Anonymous, Operation::Open];
+        if opens.contains(&effect.operation())
+            && self
+                .injected
+                .draw(random, self.faults.files, Fault::TooManyFiles)
+        {
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
         }
         Ok(())
     }

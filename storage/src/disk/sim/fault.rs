@@ -19,6 +19,8 @@ pub struct Faults {
     pub full: u64,
     /// A create or grow that meets a quota.
     pub quota: u64,
+    /// A create or open when the process has as many files as it may.
+    pub files: u64,
     /// Writes that reach the cache in two strokes, with everything else in between.
     pub short: u64,
     /// Operations that are overtaken by many others.
@@ -49,6 +51,7 @@ impl Faults {
         unlink: 0,
         full: 0,
         quota: 0,
+        files: 0,
         short: 0,
         slow: 0,
         uncached: 0,
@@ -79,6 +82,7 @@ pub enum Fault {
     Gone,
     StorageFull,
     QuotaExceeded,
+    TooManyFiles,
     ShortWrite,
     SlowOperation,
     PagesUncached,
@@ -93,7 +97,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Fault; 19] = [
+    pub const ALL: [Fault; 20] = [
         Fault::ReadFailed,
         Fault::WriteFailed,
         Fault::SyncFailed,
@@ -103,6 +107,7 @@ impl Fault {
         Fault::Gone,
         Fault::StorageFull,
         Fault::QuotaExceeded,
+        Fault::TooManyFiles,
         Fault::ShortWrite,
         Fault::SlowOperation,
         Fault::PagesUncached,
