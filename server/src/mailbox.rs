@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use entrepot_storage::{
-    BringBackError, Digest, LinkKey, LinkRecord, TagKey, TagRecord, WriteError,
+    BringBackError, BroughtBack, Digest, LinkKey, LinkRecord, TagKey, TagRecord, WriteError,
 };
 
 use crate::access::ProofAsk;
@@ -72,11 +72,11 @@ pub enum Message {
         digest: Digest,
         reply: Reply<Option<Bytes>>,
     },
-    /// Takes a volume that went offline into use again; for the first shard. The answer is how
-    /// many bodies came back.
+    /// Takes a volume that went offline into use again; for the first shard. The answer is what
+    /// came back.
     BringBack {
         number: usize,
-        reply: Reply<Result<u64, BringBackError>>,
+        reply: Reply<Result<BroughtBack, BringBackError>>,
     },
     /// Reads a body and says whether it may be served.
     Verify {

@@ -15,6 +15,7 @@ use std::rc::Rc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use entrepot_storage::segments_max;
 use monoio::io::AsyncReadRent;
 use monoio::{IoUringDriver, Runtime, RuntimeBuilder};
 
@@ -31,7 +32,8 @@ const RING_LEN: u64 = 128 << 10;
 /// Locked memory of the compactor: the runtime refuses to start with a limit below half a MiB,
 /// and registers 4 MiB of buffers beside three small rings.
 const COMPACTOR_LEN: u64 = 5 << 20;
-/// Files beside client connections: segments, upstream connections, rings, listeners, the log.
+/// Files beside client connections and most segments: upstream connections, rings, listeners, the
+/// log, and the segments of a small store.
 const FILES_RESERVED: u64 = 1_024;
 /// With fewer client connections than this a server is not worth starting.
 const CONNECTIONS_MIN: u64 = 64;
@@ -168,9 +170,21 @@ pub fn run(config: &Config, rings: usize) -> Result<Passed, Fatal> {
     for address in config.listen.iter().chain([&config.admin]) {
         port_is_free(*address)?;
     }
+    let file_system_lens = directories(&config.store.paths)?;
+    let lens = file_system_lens.iter().flatten();
+    let capacities: Vec<u64> = lens.map(|len| config.store.capacity.bytes(*len)).collect();
+    let segments = segments_max(&capacities, config.store.solo_min);
+    if let Some(wanted) = files_lacking(files, connections_max, segments) {
+        tracing::warn!(
+            open_files = files,
+            wanted,
+            "full of layers of a few MiB the store has more segments than may be open, and evicts \
+             the oldest before its capacity is used: raise LimitNOFILE= or store.solo_min"
+        );
+    }
     Ok(Passed {
         connections_max,
-        file_system_lens: directories(&config.store.paths)?,
+        file_system_lens,
     })
 }
 
@@ -271,6 +285,12 @@ fn connections(files: u64, wanted: usize) -> Result<usize, Fatal> {
         // No more than `wanted`, which is a usize.
         false => Ok(left.min(wanted as u64) as usize),
     }
+}
+
+/// How many open files connections and segments may come to, if that is more than `files`.
+fn files_lacking(files: u64, connections: usize, segments: u64) -> Option<u64> {
+    let wanted = (FILES_RESERVED + connections as u64).saturating_add(segments);
+    (files < wanted).then_some(wanted)
 }
 
 /// The shards' listeners share their port by SO_REUSEPORT, with which a second server would
@@ -443,6 +463,9 @@ mod tests {
         assert_eq!(connections(u64::MAX, 16_384).expect("enough"), 16_384);
         assert_eq!(connections(4_096, 16_384).expect("fewer"), 3_072);
         assert_eq!(connections(1_034, 10).expect("few wanted"), 10);
+        assert_eq!(files_lacking(524_288, 16_384, 262_144), None);
+        assert_eq!(files_lacking(65_536, 16_384, 262_144), Some(279_552));
+        assert_eq!(files_lacking(u64::MAX, 16_384, u64::MAX), None);
     }
 
     #[test]

@@ -105,6 +105,14 @@ impl Geometry {
     }
 }
 
+/// So many segments a store of these capacities may come to, each a file that stays open: if it
+/// is full of bodies that just have their own. Most have far fewer.
+pub fn segments_max(capacities: &[u64], solo_min: Option<u64>) -> u64 {
+    let solo_min = solo_min.unwrap_or(default_solo_min(capacities)).max(1);
+    let of = |capacity: &u64| capacity / solo_min;
+    capacities.iter().map(of).fold(0, u64::saturating_add)
+}
+
 fn default_solo_min(capacities: &[u64]) -> u64 {
     let capacity: u64 = capacities
         .iter()
@@ -132,6 +140,11 @@ mod tests {
 
     #[test]
     fn large_stores_do_not_have_more_files_than_a_process_may_open() {
+        assert_eq!(
+            segments_max(&[1 << 40, 1 << 30], None),
+            (1 << 18) + (1 << 8)
+        );
+        assert_eq!(segments_max(&[1 << 40], Some(1 << 30)), 1 << 10);
         assert_eq!(geometry(64 << 20, 1).solo_min, 4 << 20);
         assert_eq!(geometry(4 << 40, 1).solo_min, 4 << 20);
         assert_eq!(geometry(12 << 40, 1).solo_min, 12 << 20);

@@ -70,6 +70,7 @@ pub use disk::Disk;
 pub use evict::{Evicted, IDLE_AFTER_S, PIN_MAX_S, Policy, SMALL_IDLE_AFTER_S, SMALL_RECORDS_MAX};
 pub use exchange::{Compaction, Exchange};
 pub use fill::{Fill, FillError};
+pub use geometry::segments_max;
 pub use key::{
     ForgetKey, LinkKey, LinkKeyRef, LinkRecord, Proof, RepositoryKey, RepositoryKeyRef, ScopeKey,
     Statistics, TagKey, TagKeyRef, TagKind, TagRecord, repository_slice,

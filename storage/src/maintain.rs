@@ -1,7 +1,8 @@
 //! Maintenance: what a writer does beside its callers' work, a little at a time.
 //!
 //! `Writer::maintain` comes ten times a second and looks at what is due; most times that is
-//! nothing. Long walks over the index give way after each slice, and no lock is held while they do.
+//! nothing. Long walks over the index give way between slices (`wait::Walk`), and no lock is held
+//! while they do.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
