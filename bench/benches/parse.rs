@@ -8,10 +8,11 @@ use std::mem::MaybeUninit;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use entrepot::http::head::{Limits, Method, Parsed, parse_request};
-use entrepot::http::range;
+use entrepot::http::range::{self, RangeRequest};
 use entrepot::oci::endpoint;
 use entrepot_storage::Digest;
 
+const LAYER_LEN: u64 = 31_357_624;
 const DIGEST: &str = "sha256:4bcff63911fcb4448bd4fdacec207030997caf25e9bea4045fa6c8c44de311d1";
 
 /// Six Accept lines and no Range: every pull by skopeo, podman and buildah begins so.
@@ -87,9 +88,16 @@ fn fields(criterion: &mut Criterion) {
 }
 
 fn values(criterion: &mut Criterion) {
-    criterion.bench_function("range", |bencher| {
-        bencher.iter(|| range::parse(black_box(b"bytes=1048576-2097151")));
-    });
+    for (name, value) in [
+        ("one", "bytes=1048576-2097151"),
+        ("whole", "bytes=0-"),
+        ("suffix", "bytes=-4096"),
+        ("several", "bytes=0-99,200-299,4096-8191,-100"),
+    ] {
+        criterion.bench_function(&format!("range/{name}"), |bencher| {
+            bencher.iter(|| ranges(black_box(value.as_bytes())));
+        });
+    }
     criterion.bench_function("digest", |bencher| {
         bencher.iter(|| Digest::parse(black_box(DIGEST)));
     });
@@ -97,6 +105,18 @@ fn values(criterion: &mut Criterion) {
     criterion.bench_function("endpoint", |bencher| {
         bencher.iter(|| endpoint::parse(Method::Get, black_box(&blob)).is_ok());
     });
+}
+
+/// What is sent of a layer: parsed and laid over its length, as a request is answered.
+fn ranges(value: &[u8]) -> usize {
+    match range::parse(value) {
+        RangeRequest::None => 0,
+        RangeRequest::One(one) => usize::from(one.resolve(black_box(LAYER_LEN)).is_ok()),
+        RangeRequest::Several(set) => match set.resolve(black_box(LAYER_LEN)) {
+            Ok(Some(parts)) => parts.len(),
+            _ => 0,
+        },
+    }
 }
 
 criterion_group!(benches, heads, fields, values);

@@ -6,19 +6,17 @@
 //! Every file, page and record of it that a start reads is real; the bodies, which it does not
 //! read, are holes. Cold: the pages of the files are dropped first; their inodes stay cached.
 
-use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use bytes::Bytes;
+use entrepot_bench::forged::{write_to_directory, write_to_memory};
 use entrepot_bench::memory::MemoryDisk;
 use entrepot_bench::trace::{Random, len};
 use entrepot_bench::{argument, block_on, cpu_ns, measured};
 use entrepot_storage::disk::uring::UringDisk;
 use entrepot_storage::forge::{Forged, segment};
-use entrepot_storage::{Algorithm, Digest, Disk, Options, Recovered, Store, VolumeSpec};
+use entrepot_storage::{Digest, Disk, Options, Recovered, Store, VolumeSpec};
 use rustix::fs::{Advice, fadvise};
 
 const UUID: [u8; 16] = [5; 16];
@@ -32,12 +30,6 @@ const SMALL_LEN: u64 = 64 << 10;
 const TB: u64 = 1_000_000_000_000;
 const ROUNDS: usize = 5;
 
-/// Digests are as random as those of real bodies.
-fn digest(random: &mut Random) -> Digest {
-    let words: Vec<u8> = (0..4).flat_map(|_| random.draw().to_le_bytes()).collect();
-    Digest::from_bytes(Algorithm::Sha256, &words).expect("32 bytes")
-}
-
 /// Segments that hold bodies of these lengths, in their order.
 fn segments(random: &mut Random, lens: impl Iterator<Item = u64>) -> Vec<Forged> {
     let mut forged = Vec::new();
@@ -48,14 +40,14 @@ fn segments(random: &mut Random, lens: impl Iterator<Item = u64>) -> Vec<Forged>
     };
     for len in lens {
         if len >= SOLO_MIN {
-            make(&[(digest(random), len)]);
+            make(&[(random.digest(), len)]);
             continue;
         }
         if shared_bytes + len > SEGMENT_LEN {
             make(&std::mem::take(&mut shared));
             shared_bytes = 0;
         }
-        shared.push((digest(random), len));
+        shared.push((random.digest(), len));
         shared_bytes += len;
     }
     make(&shared);
@@ -111,11 +103,7 @@ async fn in_memory(bodies: usize) {
     open(disk.clone()).await;
     let mut random = Random::new(1);
     for forged in segments(&mut random, std::iter::repeat_n(SMALL_LEN, bodies)) {
-        let file = disk.create(&forged.name, forged.len).await.expect("memory");
-        for (offset, bytes) in forged.pages {
-            let written = disk.write(&file, offset, Bytes::from(bytes)).await;
-            written.expect("memory");
-        }
+        write_to_memory(&disk, forged).await;
     }
     open(disk.clone()).await;
     let took = starts(bodies, || {}, || disk.clone()).await;
@@ -129,17 +117,6 @@ impl Drop for Directory {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
-}
-
-fn write(path: &Path, forged: &Forged) -> io::Result<()> {
-    let mut options = OpenOptions::new();
-    let file = options.write(true).create_new(true).mode(0o600);
-    let file = file.open(path.join(&forged.name))?;
-    file.set_len(forged.len)?;
-    for (offset, bytes) in &forged.pages {
-        file.write_all_at(bytes, *offset)?;
-    }
-    Ok(())
 }
 
 /// Drops the cached pages of all files.
@@ -165,7 +142,7 @@ async fn on_disk(path: &Path, bytes: u64) {
     }
     let forged = segments(&mut random, lens.iter().copied());
     for forged in &forged {
-        write(&directory.0, forged).expect("room for a few pages of each segment");
+        write_to_directory(&directory.0, forged).expect("room for a few pages of each segment");
     }
     println!(
         "{}: {} bodies of {:.1} MB on average in {} segments, {:.3} TB",

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 
+pub mod forged;
 pub mod lru;
 pub mod memory;
 pub mod trace;

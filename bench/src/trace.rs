@@ -57,6 +57,12 @@ impl Random {
         z ^ (z >> 31)
     }
 
+    /// As random as those of real bodies.
+    pub fn digest(&mut self) -> Digest {
+        let words: Vec<u8> = (0..4).flat_map(|_| self.draw().to_le_bytes()).collect();
+        Digest::from_bytes(Algorithm::Sha256, &words).expect("32 bytes")
+    }
+
     /// Between 0 and 1, neither of them.
     fn fraction(&mut self) -> f64 {
         ((self.draw() >> 11) as f64 + 0.5) / (1_u64 << 53) as f64
