@@ -80,6 +80,9 @@ fn lookups(criterion: &mut Criterion) {
     }
 }
 
+/// What a second thread does, if there is one.
+type Other<'a> = Option<&'a (dyn Fn() + Sync)>;
+
 /// Lookups here while another thread looks up as well, or fills.
 fn contended(criterion: &mut Criterion) {
     let disk = MemoryDisk::default();
@@ -87,7 +90,7 @@ fn contended(criterion: &mut Criterion) {
     let stopped = AtomicBool::new(false);
     let reader = || read(&store, &digests, &stopped);
     let filler = || fill(&store, &disk, &stopped);
-    let others: [(&str, Option<&(dyn Fn() + Sync)>); 3] = [
+    let others: [(&str, Other); 3] = [
         ("alone", None),
         ("beside/reader", Some(&reader)),
         ("beside/filler", Some(&filler)),
