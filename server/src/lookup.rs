@@ -11,7 +11,7 @@ use entrepot_storage::disk::uring::UringDisk;
 use entrepot_storage::{Body, Digest, Store};
 
 use crate::access::{ProofAsk, Proven, is_linked};
-use crate::failure::{Failure, FailureKind};
+use crate::failure::Failure;
 use crate::fetch::{BodyAnswer, BodyAsk, BodyKind, Following};
 use crate::freshness::{Resolved, TagAsk, fresh};
 use crate::mailbox::{Message, Post};
@@ -30,7 +30,8 @@ pub enum Found {
         asked: bool,
     },
     Follow(Following),
-    /// No room anywhere: fetch it for this client alone.
+    /// No room anywhere, or only the bytes from another place would prove that it is this
+    /// repository's: fetch it for this client alone.
     Relay,
     /// No fill runs that may be joined, and none was wanted.
     Cold,
@@ -179,7 +180,9 @@ impl Lookup {
                         None => continue,
                     }
                 }
-                self.prove_access(source, digest, kind).await?;
+                if !self.prove(source, digest, kind).await?.linked {
+                    return Ok(Found::Relay);
+                }
                 continue;
             }
             let prefer = ask.prefer.clone();
@@ -205,7 +208,9 @@ impl Lookup {
                 // To ask for the range proves as much as to ask for a proof.
                 BodyAnswer::NeedProof if !fills => return Ok(Found::Cold),
                 BodyAnswer::NeedProof => {
-                    self.prove_access(source, digest, kind).await?;
+                    if !self.prove(source, digest, kind).await?.linked {
+                        return Ok(Found::Relay);
+                    }
                 }
                 BodyAnswer::Relay => return Ok(Found::Relay),
                 BodyAnswer::Cold => return Ok(Found::Cold),
@@ -213,22 +218,6 @@ impl Lookup {
             }
         }
         Err(Failure::busy("a body that comes and goes"))
-    }
-
-    /// As `prove`; that another place has such a layer is not enough (R9).
-    async fn prove_access(
-        &self,
-        source: &Repository,
-        digest: Digest,
-        kind: BodyKind,
-    ) -> Result<(), Failure> {
-        match self.prove(source, digest, kind).await?.linked {
-            true => Ok(()),
-            false => {
-                let why = "no upstream has it, and what others fetched is not this repository's";
-                Err(Failure::new(FailureKind::NotFound, why))
-            }
-        }
     }
 
     /// One HEAD upstream in the repository's name; leaves a link when an upstream has it.

@@ -5,11 +5,15 @@
 //! above that the client is refused (R4).
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
-use entrepot_storage::{Digest, Hasher};
+use entrepot_storage::{Digest, Hasher, LinkRecord, Proof};
 
+use crate::access::link_key;
+use crate::clock;
 use crate::failure::{Failure, FailureKind};
 use crate::fetch::BodyKind;
+use crate::mailbox::Message;
 use crate::manifests::{Expected, Manifest};
 use crate::metrics::Counter;
 use crate::oci::error::Code;
@@ -109,7 +113,12 @@ pub async fn relay(
             let failure = Failure::new(FailureKind::ServerError, why);
             exchange.failure(&failure, unknown).await
         }
-        len => stream(exchange, response.body, digest, len, &facts).await,
+        len => {
+            if stream(exchange, response.body, digest, len, &facts).await? {
+                link(exchange, source, digest, origin).await;
+            }
+            Ok(())
+        }
     }
 }
 
@@ -129,15 +138,32 @@ async fn send_manifest(
     exchange.end_relay().await
 }
 
+/// What the repository fetched whole it may have from the store as well (R9).
+async fn link(exchange: &Exchange<'_>, source: &Repository, digest: Digest, origin: Arc<str>) {
+    let lookup = &exchange.service.lookup;
+    if lookup.store.body(&digest).is_none() {
+        return;
+    }
+    let key = link_key(&lookup.sources.project(source.project), source, digest);
+    let record = LinkRecord {
+        origin,
+        proof: Proof::Fetched,
+        at: clock::now(),
+    };
+    let owner = lookup.owner(source);
+    let link = |reply| Message::Link { key, record, reply };
+    lookup.post().tell(owner, link).await;
+}
+
 /// Sends a body behind its withheld tail. Without a length it is sent in chunks, unless it ended
-/// before anything had to go out.
+/// before anything had to go out. True when all of it was sent.
 async fn stream(
     exchange: &mut Exchange<'_>,
     mut body: Body,
     digest: Digest,
     len: Option<u64>,
     facts: &Facts<'_>,
-) -> Result<(), Gone> {
+) -> Result<bool, Gone> {
     let mut hasher = Hasher::new(digest.algorithm());
     let mut withheld = Withheld {
         pieces: VecDeque::new(),
@@ -153,7 +179,10 @@ async fn stream(
                     if !begun && !exchange.begin_relay(facts, len) {
                         let why = "without room, HTTP/1.0 can't be sent a body of unknown length";
                         let failure = Failure::new(FailureKind::Busy, why);
-                        return exchange.failure(&failure, Code::Unknown).await;
+                        return exchange
+                            .failure(&failure, Code::Unknown)
+                            .await
+                            .map(|()| false);
                     }
                     begun = true;
                     exchange.relay_piece(&piece).await?;
@@ -172,12 +201,15 @@ async fn stream(
             for piece in withheld.pieces {
                 exchange.relay_piece(&piece).await?;
             }
-            exchange.end_relay().await
+            exchange.end_relay().await.map(|()| true)
         }
-        Some(why) if begun => exchange.abort(&why),
+        Some(why) if begun => exchange.abort(&why).map(|()| false),
         Some(why) => {
             let failure = Failure::new(FailureKind::BadBody, why);
-            exchange.failure(&failure, Code::Unknown).await
+            exchange
+                .failure(&failure, Code::Unknown)
+                .await
+                .map(|()| false)
         }
     }
 }
