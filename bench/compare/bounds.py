@@ -27,7 +27,7 @@ class Verdict:
     def cells(self):
         said = "reached" if self.reached else "undecided" if self.undecided else "**missed**"
         rounds = len(self.values)
-        few = f" in {rounds} of {ROUNDS_MIN} rounds" if rounds < ROUNDS_MIN else ""
+        few = f" (of {rounds} measured, not {ROUNDS_MIN})" if rounds < ROUNDS_MIN else ""
         return [self.what, self.bound, spread(self.values, self.form), said + few]
 
 
