@@ -38,7 +38,8 @@ fn image(origins: &[&Origin], seed: u64) -> HeldImage {
     let images = origins
         .iter()
         .map(|origin| origin.image(REPOSITORY, "1", seed));
-    images.last().expect("an origin")
+    let mut images: Vec<HeldImage> = images.collect();
+    images.pop().expect("an origin")
 }
 
 fn get_manifests() -> Value {
