@@ -27,7 +27,9 @@ use crate::http::upstream_head::ResponseHead;
 use crate::mailbox::{Message, Post};
 use crate::oci::manifest;
 use crate::project::{ProjectRef, Projects, Repository};
-use crate::upstream::{Blame, Client, Method, Part, Request, Response, UpstreamId};
+use crate::upstream::{
+    Blame, Client, Method, Part, Request, Response, UpstreamId, counts_for, without_account,
+};
 use crate::whole;
 
 /// What is asked of an upstream, below `/v2/<repository>/`.
@@ -69,6 +71,12 @@ pub struct Search<'a> {
     pub layer: Option<Digest>,
     /// Origins that are passed over.
     pub refused: Option<&'a Refused<'a>>,
+}
+
+impl Search<'_> {
+    fn came_from(&self, asked: &str) -> bool {
+        self.came_from.is_some_and(|from| counts_for(from, asked))
+    }
 }
 
 /// What the upstreams said instead of an answer.
@@ -147,7 +155,7 @@ impl Sources {
     pub fn adopt(&self, projects: &Projects) {
         let configured = projects.configured().flat_map(|project| {
             project.upstreams.iter().map(|(upstream, origin)| {
-                let (project, origin) = (project.name.clone(), origin.clone());
+                let (project, origin) = (project.name.clone(), without_account(origin).into());
                 (*upstream, Name { project, origin })
             })
         });
@@ -188,8 +196,7 @@ impl Sources {
             let why = format!("project {} is offline", project.name);
             return Err(Failure::new(FailureKind::Offline, why).into());
         }
-        let ahead =
-            |origin: &str| search.prefer == Some(origin) || search.came_from == Some(origin);
+        let ahead = |origin: &str| search.prefer == Some(origin) || search.came_from(origin);
         let upstreams = &project.upstreams;
         let in_order = upstreams
             .iter()
@@ -240,7 +247,7 @@ impl Sources {
                 Err(refusal) => refusal,
             };
             self.log(&origin, repository, wanted.path, &error);
-            let own = search.came_from == Some(&*origin);
+            let own = search.came_from(&origin);
             let gone = matches!(error.kind, FailureKind::NotFound | FailureKind::Denied);
             let last = own && !gone && search.stands_in.is_none_or(|may| may(&error));
             // Refused after it was waited for, the wait would be too long.
@@ -259,16 +266,17 @@ impl Sources {
 
     /// A failure that an operator can do something about is a warning, one a second at most.
     fn log(&self, origin: &str, repository: &Repository, path: &str, error: &Failure) {
+        let upstream = without_account(origin);
         let ordinary = matches!(error.kind, FailureKind::NotFound | FailureKind::Denied);
         let now = clock::now();
         if ordinary || self.warned.replace(now) == now {
             tracing::debug!(
-                upstream = %origin, repository = %repository.name, path, error = %error.detail,
+                upstream, repository = %repository.name, path, error = %error.detail,
                 "upstream has no answer"
             );
         } else {
             tracing::warn!(
-                upstream = %origin, repository = %repository.name, path, error = %error.detail,
+                upstream, repository = %repository.name, path, error = %error.detail,
                 "upstream failed"
             );
         }
@@ -283,7 +291,8 @@ impl Sources {
         round: &Round,
     ) -> Result<Response, Refusal> {
         if search.refused.is_some_and(|refused| refused(origin)) {
-            let why = format!("{origin} sent wrong bytes for {} a moment ago", wanted.path);
+            let place = without_account(origin);
+            let why = format!("{place} sent wrong bytes for {} a moment ago", wanted.path);
             return Err(Failure::new(FailureKind::BadBody, why).into());
         }
         let cached = search.came_from.is_some();
@@ -353,7 +362,7 @@ impl Sources {
                 upstream,
                 name: Name {
                     project: project.clone(),
-                    origin: origin.clone(),
+                    origin: without_account(origin).into(),
                 },
                 rules: self.client.gate(upstream),
                 lane: Lane::of(wanted.method, wanted.path),

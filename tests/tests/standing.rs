@@ -81,6 +81,30 @@ fn an_upstream_without_its_token_service_is_given_up() {
     origin.call("faults/clear", json!({"id": hang}));
 }
 
+/// Who we are there is no part of its name.
+#[test]
+fn an_upstream_with_a_login_is_given_up_too() {
+    let login = ["--auth", "basic", "--user", "ci:secret"];
+    let origin = Origin::start_with(&login);
+    let image = origin.image("library/app", "1", 1);
+    let keys = format!("username = \"ci\"\npassword = \"secret\"\n{BREAKER}");
+    let server = before(origin.url(), &keys);
+    server.get(TAG).expect(200);
+    origin.go_down();
+    for _ in 0..3 {
+        assert_eq!(digest(&server.get(TAG).expect(200).body), image.digest);
+    }
+    let upstream = format!("upstream=\"{}\"", origin.url());
+    let breaker = server.metric("entrepot_upstream_breaker", &[&upstream]);
+    assert_eq!(breaker, 2.0);
+    let missing = server.get("/v2/dh/library/app/manifests/2").text();
+    assert!(missing.contains(origin.url()), "{missing}");
+    assert!(
+        !missing.contains(&format!("{}#", origin.url())),
+        "{missing}"
+    );
+}
+
 #[test]
 fn an_upstream_behind_a_dead_proxy_is_given_up() {
     for scheme in ["http", "https"] {
