@@ -109,9 +109,9 @@ impl Fetcher {
             sources,
             post,
             metrics,
-            bounds,
             running: RefCell::default(),
             setbacks: Setbacks::new(bounds.mismatch_holdoff),
+            bounds,
             draining: Cell::new(false),
             aborting: Cell::new(false),
         })
@@ -189,12 +189,9 @@ impl Fetcher {
                 BodyAnswer::Failed(Failure::busy("the server is stopping")),
             );
         }
-        if self.running.borrow().len() >= self.bounds.fills_max {
-            return answer(
-                &ask,
-                BodyAnswer::Failed(Failure::busy("fills of this core")),
-            );
-        }
+        let Some(taken) = self.bounds.fills.take() else {
+            return answer(&ask, BodyAnswer::Failed(Failure::busy("fills")));
+        };
         let (digest, kind) = (ask.digest, ask.kind);
         let running = Running::new(ask);
         self.running
@@ -205,7 +202,7 @@ impl Fetcher {
             let gauge = fetcher.metrics.hold(Gauge::FillsRunning);
             fetcher.run(digest, kind, &running).await;
             fetcher.running.borrow_mut().remove(&(digest, kind));
-            drop(gauge);
+            drop((gauge, taken));
             // A fill that ended before it streamed owes its askers an answer.
             for ask in running.waiting.take() {
                 answer(&ask, BodyAnswer::Held);

@@ -116,11 +116,6 @@ impl Metrics {
             gauge,
         }
     }
-
-    /// The value of a gauge of this shard.
-    pub fn level(&self, gauge: Gauge) -> u64 {
-        self.gauges[gauge as usize].load(Ordering::Relaxed)
-    }
 }
 
 /// A raised gauge; lowers it on drop.

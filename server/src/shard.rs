@@ -18,6 +18,7 @@ use entrepot_storage::{Store, Writer};
 use monoio::time::sleep;
 
 use crate::access::Links;
+use crate::allowance::Allowance;
 use crate::clock;
 use crate::config::Config;
 use crate::connection;
@@ -28,7 +29,7 @@ use crate::gate::{self, Board, Gates};
 use crate::generation::Current;
 use crate::lookup::Lookup;
 use crate::mailbox::{Mailboxes, Message, Post};
-use crate::metrics::{Gauge, Metrics, Operations};
+use crate::metrics::{Metrics, Operations};
 use crate::net::socket::{self, Socket};
 use crate::net::warm::Warmer;
 use crate::net::watchdog::{Patience, Watchdog};
@@ -60,8 +61,9 @@ pub struct Parts {
     pub config: Arc<Config>,
     /// Shards start with the first; the others come by mailbox.
     pub current: Arc<Current>,
-    /// What the limit of open files leaves of the configured maximum, over all shards.
-    pub connections_max: usize,
+    /// As many as the limit of open files leaves of the configured maximum.
+    pub connections: Arc<Allowance>,
+    pub fills: Arc<Allowance>,
     pub resolver: Resolver,
     pub store: Arc<Store<UringDisk>>,
     /// Of the store's volumes, in their order.
@@ -170,7 +172,7 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
     );
     let gates = Gates::new(post.clone(), parts.board.clone());
     let bounds = Bounds {
-        fills_max: config.limits.fills_max.div_ceil(shards),
+        fills: parts.fills.clone(),
         followers_max: config.limits.followers_max,
         body_len_max: config.limits.body_max,
         mismatch_holdoff: config.limits.mismatch_holdoff,
@@ -224,13 +226,12 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
         listings: Rc::default(),
         ahead: Rc::default(),
     });
-    let connections_max = parts.connections_max.div_ceil(shards);
     for listener in &seat.listeners {
         match listener.try_clone() {
             Ok(listener) => drop(monoio::spawn(accept(
                 listener,
                 service.clone(),
-                connections_max,
+                parts.connections.clone(),
             ))),
             Err(error) => tracing::error!(%error, "a listener could not be shared"),
         }
@@ -245,14 +246,14 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
     drain(&seat, &owner, &service, patience, &parts.drained).await;
 }
 
-async fn accept(listener: TcpListener, service: Rc<Service>, connections_max: usize) {
+async fn accept(listener: TcpListener, service: Rc<Service>, connections: Arc<Allowance>) {
     let listener = match monoio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "a listener could not be used"),
     };
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => admit(stream, peer, &service, connections_max),
+            Ok((stream, peer)) => admit(stream, peer, &service, &connections),
             // `stop_listening` ends the accept this way.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return,
             Err(error) => {
@@ -267,16 +268,20 @@ fn admit(
     stream: monoio::net::TcpStream,
     peer: SocketAddr,
     service: &Rc<Service>,
-    connections_max: usize,
+    connections: &Arc<Allowance>,
 ) {
-    if service.metrics.level(Gauge::Connections) as usize >= connections_max {
+    let Some(taken) = connections.take() else {
         return turn_away(&stream, peer, service);
-    }
+    };
     match Socket::new(stream, peer, service.watchdog.tick()) {
         Ok(socket) => {
             let socket = Rc::new(socket);
             service.watchdog.watch(&socket);
-            monoio::spawn(connection::serve(service.clone(), socket));
+            let service = service.clone();
+            monoio::spawn(async move {
+                connection::serve(service, socket).await;
+                drop(taken);
+            });
         }
         Err(error) => tracing::warn!(%peer, %error, "connection lost at once"),
     }

@@ -14,6 +14,7 @@ use entrepot_storage::{OpenError, VolumeState};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::admin::Admin;
+use crate::allowance::Allowance;
 use crate::compactor::{self, Running};
 use crate::config::Config;
 use crate::control::BindError;
@@ -124,7 +125,8 @@ pub fn parts(
         current,
         resolver: Resolver::start().map_err(system("starting the name threads"))?,
         warmer: Warmer::start().map_err(system("starting the warming threads"))?,
-        connections_max: passed.connections_max,
+        connections: Allowance::new(passed.connections_max),
+        fills: Allowance::new(config.limits.fills_max),
         drained: Drained::new(mailboxes.shards()),
         board: Arc::new(Board::default()),
         operations: Arc::default(),

@@ -15,8 +15,8 @@ fn target(digest: &str) -> String {
 }
 
 fn with_limit(origin: &Origin, limit: &str) -> Setup {
-    // One shard: a limit of one over all shards would else be none on some of them.
-    let args = ["--shards", "1", "--set", limit];
+    // More shards than what is allowed: a limit is one for all of them together.
+    let args = ["--shards", "4", "--set", limit];
     Setup::new(&Config::one(origin.url())).args(&args)
 }
 
@@ -34,7 +34,8 @@ fn check_refused(answer: &Answer) {
 fn one_fill_too_many_is_refused_and_comes_back_later() {
     let origin = Origin::start();
     let first = origin.blob(&["library/app"], BODY_LEN, 1);
-    let second = origin.blob(&["library/app"], BODY_LEN, 2);
+    let others = (2..8).map(|seed| origin.blob(&["library/app"], BODY_LEN, seed));
+    let others: Vec<_> = others.collect();
     let matching = json!({"contains": first.digest, "method": "GET"});
     origin.fault(matching, json!({"halt_at": "50%"}));
     let server = with_limit(&origin, "limits.fills_max=1").start();
@@ -42,7 +43,9 @@ fn one_fill_too_many_is_refused_and_comes_back_later() {
     client.request("GET", &target(&first.digest), &[]);
     let head = client.read_head().expect("a head while the body arrives");
 
-    check_refused(&server.get(&target(&second.digest)));
+    for other in &others {
+        check_refused(&server.get(&target(&other.digest)));
+    }
     origin.release();
     let mut hash = Hash::default();
     let read = client.read_body("GET", &head, &mut |bytes| hash.update(bytes));
@@ -50,8 +53,8 @@ fn one_fill_too_many_is_refused_and_comes_back_later() {
     until_true("the fill is over", || {
         server.metric("entrepot_fills_running", &[]) == 0.0
     });
-    let body = server.get(&target(&second.digest)).expect(200).body;
-    assert_eq!(digest(&body), second.digest);
+    let body = server.get(&target(&others[0].digest)).expect(200).body;
+    assert_eq!(digest(&body), others[0].digest);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use entrepot_storage::disk::uring::UringDisk;
 use entrepot_storage::{Digest, Follower, Watermark};
 
+use crate::allowance::Allowance;
 use crate::failure::Failure;
 use crate::mailbox::Reply;
 use crate::oci::error::Code;
@@ -76,10 +77,10 @@ pub struct Following {
     pub started: Instant,
 }
 
-/// Limits of one shard's fills.
-#[derive(Clone, Copy)]
+/// Limits of fills.
 pub struct Bounds {
-    pub fills_max: usize,
+    /// How many may run on all shards together.
+    pub fills: Arc<Allowance>,
     /// Of one fill.
     pub followers_max: usize,
     pub body_len_max: u64,
