@@ -179,7 +179,7 @@ impl Cold<'_> {
             return Ok(len);
         }
         if let Some(first) = opening(wanted) {
-            match self.asker.clone().part(first).await {
+            match self.asker.clone().part(first, false).await {
                 Ok(part) => {
                     let len = part.body_len;
                     self.asker.prefer = Some(part.origin.clone());

@@ -25,6 +25,8 @@ use crate::upstream::{self, Method};
 pub const PART_LEN_MAX: u64 = 1 << 20;
 /// Requests upstream that may run at once on a shard: 128 MiB of parts.
 const PARTS_MAX: usize = 128;
+/// Those of them that nobody waits for yet: the rest of the room is for clients that do.
+const AHEAD_MAX: usize = PARTS_MAX / 2;
 
 pub struct PartAsk {
     pub digest: Digest,
@@ -34,6 +36,8 @@ pub struct PartAsk {
     pub range: (u64, u64),
     /// Origin to ask first.
     pub prefer: Option<Arc<str>>,
+    /// Asked for before a client waits for it.
+    pub ahead: bool,
     pub reply: Reply<Result<Part, Unparted>>,
 }
 
@@ -81,7 +85,11 @@ impl Parts {
             waiting.push(ask.reply);
             return;
         }
-        if asking.len() >= PARTS_MAX {
+        let room = match ask.ahead {
+            true => AHEAD_MAX,
+            false => PARTS_MAX,
+        };
+        if asking.len() >= room {
             let busy = Failure::busy("ranges of layers that are not held");
             // The slot has room for its one answer.
             let _ = ask.reply.try_send(Err(Unparted::Failed(busy)));

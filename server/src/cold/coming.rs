@@ -35,7 +35,8 @@ pub struct Asker {
 }
 
 impl Asker {
-    pub async fn part(self, range: (u64, u64)) -> Result<Part, Unparted> {
+    /// `ahead`: before it is needed, so it may be refused for lack of room.
+    pub async fn part(self, range: (u64, u64), ahead: bool) -> Result<Part, Unparted> {
         let Asker {
             post,
             source,
@@ -49,6 +50,7 @@ impl Asker {
                 source,
                 range,
                 prefer,
+                ahead,
                 reply,
             })
         });
@@ -120,7 +122,7 @@ impl Coming {
             self.held = None;
             if self.asked.is_empty() {
                 self.next = (self.spans.of_range(range), at);
-                self.ask_next(sent);
+                self.ask_next(sent, false);
             }
             self.ask_ahead(sent);
             let Some(Asked { range, part }) = self.asked.pop_front() else {
@@ -130,7 +132,7 @@ impl Coming {
             let part = match part.await {
                 // There was no room for what was not needed yet. Now it is.
                 Err(Unparted::Failed(failure)) if failure.kind == FailureKind::Busy => {
-                    self.asker.clone().part(range).await?
+                    self.asker.clone().part(range, false).await?
                 }
                 part => part?,
             };
@@ -147,21 +149,21 @@ impl Coming {
     /// Not before the client took something: many close after the first bytes.
     fn ask_ahead(&mut self, sent: u64) {
         while self.permit.is_some() && sent > 0 && self.asked.len() < AHEAD_MAX {
-            if !self.ask_next(sent) {
+            if !self.ask_next(sent, true) {
                 return;
             }
         }
     }
 
     /// False when all that the spans need is asked for.
-    fn ask_next(&mut self, sent: u64) -> bool {
+    fn ask_next(&mut self, sent: u64, ahead: bool) -> bool {
         let (nth, at) = self.next;
         let Some((_, end)) = self.spans.get(nth) else {
             return false;
         };
         let range = (at, end.min(at + sent.clamp(PART_LEN_MIN, PART_LEN_MAX)));
         self.next = self.after(nth, range.1);
-        let part = monoio::spawn(self.asker.clone().part(range));
+        let part = monoio::spawn(self.asker.clone().part(range, ahead));
         self.asked.push_back(Asked { range, part });
         true
     }

@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 
 /// Pieces a second at most, so that a slow answer flows instead of coming in bursts.
 const PIECES_PER_SECOND: u64 = 50;
+/// A piece this late is caught up with: it was the sender's own work or the scheduler, and a paced
+/// line would have gone on meanwhile. After a longer pause the rate begins anew, without a burst.
+const LATE_MAX: Duration = Duration::from_millis(20);
 
 /// Shared by all answers, or owned by one.
 #[derive(Default)]
@@ -46,11 +49,12 @@ impl Pace {
         let Some(paced) = &mut *state else {
             return Duration::ZERO;
         };
-        let start = paced.next.max(now);
+        let late = now.saturating_duration_since(paced.next);
+        let start = if late > LATE_MAX { now } else { paced.next };
         let took = Duration::from_secs_f64(len as f64 / paced.bytes_per_second as f64);
         paced.next = start + took;
         // Bytes go out at the end of the time they take: a rate of 1 B/s begins with a wait.
-        paced.next - now
+        paced.next.saturating_duration_since(now)
     }
 }
 
@@ -69,6 +73,20 @@ mod tests {
         assert_eq!(pace.reserve(500, now), Duration::from_secs(1));
         let later = now + Duration::from_secs(10);
         assert_eq!(pace.reserve(500, later), Duration::from_millis(500));
+    }
+
+    #[test]
+    fn what_is_a_little_late_is_caught_up_with() {
+        let pace = Pace::default();
+        pace.set(Some(1000));
+        let mut now = Instant::now() + LATE_MAX * 2;
+        let start = now;
+        for nth in 1..=100_u32 {
+            now += pace.reserve(10, now);
+            assert_eq!(now, start + Duration::from_millis(10) * nth);
+            // Its sender is late by nearly as long as the piece takes.
+            now += Duration::from_millis(9);
+        }
     }
 
     #[test]
