@@ -43,13 +43,9 @@ pub struct Client {
     index: usize,
     /// Of all threads' clients.
     number: usize,
-    idle: RefCell<Vec<Idle>>,
+    /// Boxed: they are moved for each request.
+    idle: RefCell<Vec<Box<Connection>>>,
     tokens: RefCell<Vec<Token>>,
-}
-
-struct Idle {
-    origin: Origin,
-    connection: Box<Connection>,
 }
 
 /// What came of one exchange, as far as the next step needs it.
@@ -109,7 +105,7 @@ impl Client {
         if self.net.keep_alive
             && let Ok(connection) = self.connect(origin).await
         {
-            self.put_back(origin, connection);
+            self.put_back(connection);
         }
     }
 
@@ -235,7 +231,7 @@ impl Client {
             _ => {}
         }
         if self.net.keep_alive && !step.answer.close {
-            self.put_back(&url.origin, connection);
+            self.put_back(connection);
         }
         Ok(step)
     }
@@ -269,14 +265,11 @@ impl Client {
     fn take_idle(&self, origin: &Origin) -> Option<Box<Connection>> {
         let mut idle = self.idle.borrow_mut();
         let at = idle.iter().rposition(|idle| idle.origin == *origin)?;
-        Some(idle.swap_remove(at).connection)
+        Some(idle.swap_remove(at))
     }
 
-    fn put_back(&self, origin: &Origin, connection: Box<Connection>) {
-        self.idle.borrow_mut().push(Idle {
-            origin: origin.clone(),
-            connection,
-        });
+    fn put_back(&self, connection: Box<Connection>) {
+        self.idle.borrow_mut().push(connection);
     }
 
     async fn connect(&self, origin: &Origin) -> Result<Box<Connection>, ErrorClass> {
@@ -284,7 +277,8 @@ impl Client {
         let executor = &self.net.executor;
         let tls = origin.tls.then(|| (self.net.tls.clone(), &*origin.host));
         let stream = Stream::connect(executor, &addresses, tls).await?;
-        Ok(Box::new(Connection::new(executor.clone(), stream)))
+        let connection = Connection::new(executor.clone(), origin.clone(), stream);
+        Ok(Box::new(connection))
     }
 
     /// What was given out for this target, if it is still good.
@@ -374,7 +368,7 @@ impl Client {
             done_at: answer.done_at,
         });
         if self.net.keep_alive && !answer.close {
-            self.put_back(target.origin(), connection);
+            self.put_back(connection);
         }
         match answer.status {
             200 => auth::parse_token(&answer.body).ok_or(ErrorClass::Token),

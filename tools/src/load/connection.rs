@@ -8,6 +8,7 @@ use super::executor::Executor;
 use super::meter::{ErrorClass, Meter};
 use super::reply::{self, Chunked, Framing, Head};
 use super::stream::{Stream, class_of};
+use super::url::Origin;
 
 /// Small: what comes of the body with the head is copied. A body of 4 KiB still fits.
 const HEAD_READ_LEN: usize = 8 * 1024;
@@ -17,6 +18,8 @@ const BODY_READ_LEN: usize = 128 * 1024;
 const KEPT_LEN_MAX: usize = 16 << 20;
 
 pub struct Connection {
+    /// Whom it leads to.
+    pub origin: Origin,
     executor: Rc<Executor>,
     stream: Stream,
     buffer: Vec<u8>,
@@ -71,8 +74,9 @@ struct Intake<'w> {
 }
 
 impl Connection {
-    pub fn new(executor: Rc<Executor>, stream: Stream) -> Connection {
+    pub fn new(executor: Rc<Executor>, origin: Origin, stream: Stream) -> Connection {
         Connection {
+            origin,
             executor,
             stream,
             buffer: vec![0; HEAD_READ_LEN],
