@@ -23,34 +23,37 @@ pub enum Framing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed;
 
-/// `None`: more bytes are needed.
+/// `None`: more bytes are needed. One pass, since it is run for each answer.
 pub fn parse_head(bytes: &[u8], head_only: bool) -> Result<Option<Head>, Malformed> {
-    let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
-        return if bytes.len() > HEAD_LEN_MAX {
-            Err(Malformed)
-        } else {
-            Ok(None)
-        };
+    let mut rest = bytes;
+    let unfinished = match bytes.len() > HEAD_LEN_MAX {
+        true => Err(Malformed),
+        false => Ok(None),
     };
-    let text = std::str::from_utf8(&bytes[..end]).map_err(|_| Malformed)?;
-    let mut lines = text.split("\r\n");
-    let status_line = lines.next().unwrap_or_default();
-    let minor = status_line.strip_prefix("HTTP/1.").ok_or(Malformed)?;
-    let status = minor
-        .get(2..5)
-        .and_then(|digits| digits.parse().ok())
-        .ok_or(Malformed)?;
+    let Some(status_line) = next_line(&mut rest)? else {
+        return unfinished;
+    };
+    let minor = status_line.strip_prefix(b"HTTP/1.").ok_or(Malformed)?;
+    let status = minor.get(2..5).and_then(number).ok_or(Malformed)? as u16;
     let mut framing = None;
-    let mut close = minor.starts_with('0');
-    for line in lines {
-        let (name, value) = line.split_once(':').ok_or(Malformed)?;
-        let value = value.trim();
-        if name.eq_ignore_ascii_case("content-length") {
-            framing = Some(Framing::Length(value.parse().map_err(|_| Malformed)?));
-        } else if name.eq_ignore_ascii_case("transfer-encoding") {
+    let mut close = minor.starts_with(b"0");
+    loop {
+        let line = match next_line(&mut rest)? {
+            Some([]) => break,
+            Some(line) => line,
+            None => return unfinished,
+        };
+        let colon = line
+            .iter()
+            .position(|byte| *byte == b':')
+            .ok_or(Malformed)?;
+        let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+        if name.eq_ignore_ascii_case(b"content-length") {
+            framing = Some(Framing::Length(number(value).ok_or(Malformed)?));
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
             framing = Some(Framing::Chunked);
-        } else if name.eq_ignore_ascii_case("connection") {
-            close = value.eq_ignore_ascii_case("close");
+        } else if name.eq_ignore_ascii_case(b"connection") {
+            close = value.eq_ignore_ascii_case(b"close");
         }
     }
     if head_only || status == 204 || status == 304 {
@@ -61,8 +64,22 @@ pub fn parse_head(bytes: &[u8], head_only: bool) -> Result<Option<Head>, Malform
         status,
         framing,
         close: close || framing == Framing::UntilClose,
-        len: end + 4,
+        len: bytes.len() - rest.len(),
     }))
+}
+
+/// Takes a line off, without its end; `None`: it has not come yet.
+fn next_line<'b>(rest: &mut &'b [u8]) -> Result<Option<&'b [u8]>, Malformed> {
+    let Some(end) = rest.iter().position(|byte| *byte == b'\n') else {
+        return Ok(None);
+    };
+    let line = rest[..end].strip_suffix(b"\r").ok_or(Malformed)?;
+    *rest = &rest[end + 1..];
+    Ok(Some(line))
+}
+
+fn number(digits: &[u8]) -> Option<u64> {
+    std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 /// The value of the first field of this name in a head.
