@@ -68,7 +68,8 @@ mod tests {
         let now = Instant::now();
         assert_eq!(pace.reserve(1 << 30, now), Duration::ZERO);
         pace.set(Some(1000));
-        let now = Instant::now();
+        // Long enough after the rate was set that nothing is caught up with.
+        let now = Instant::now() + LATE_MAX * 2;
         assert_eq!(pace.reserve(500, now), Duration::from_millis(500));
         assert_eq!(pace.reserve(500, now), Duration::from_secs(1));
         let later = now + Duration::from_secs(10);
