@@ -201,6 +201,12 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::{Context, Wake};
+    use std::thread;
+
     use super::*;
     use crate::disk::sim::{Executor, Random, SimDisk, SimWorld, Step};
 
@@ -244,6 +250,42 @@ mod tests {
             });
             assert_eq!(passed.get(), 10);
         }
+    }
+
+    struct Unpark(thread::Thread);
+
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    fn block_on(future: impl Future<Output = ()>) {
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let mut future = pin!(future);
+        while future
+            .as_mut()
+            .poll(&mut Context::from_waker(&waker))
+            .is_pending()
+        {
+            thread::park();
+        }
+    }
+
+    #[test]
+    fn a_shared_gate_lets_one_thread_through_at_a_time() {
+        let (gate, inside) = (SharedGate::default(), AtomicBool::new(false));
+        let pass = async || {
+            let _turn = gate.turn().await;
+            assert!(!inside.swap(true, Ordering::SeqCst));
+            thread::yield_now();
+            inside.store(false, Ordering::SeqCst);
+        };
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..500).for_each(|_| block_on(pass())));
+            }
+        });
     }
 
     #[test]
