@@ -125,6 +125,8 @@ impl ValueState {
         if now.is_none() && durable {
             self.forgotten();
         } else {
+            // The record may yet be written, and kill what other writers still have.
+            self.shaky |= !durable && now.is_some();
             self.now = now;
         }
     }
