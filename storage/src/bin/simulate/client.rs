@@ -49,6 +49,8 @@ pub struct Process {
     pub repaired: Cell<Faults>,
     /// The store began without any drive that had every small record.
     pub anew: Cell<bool>,
+    /// It ends before anything was mended.
+    pub hurried: Cell<bool>,
     /// The time that maintenance was told last.
     pub maintained: Cell<u64>,
     /// Resting between its bursts.
@@ -416,6 +418,9 @@ impl Process {
             .forget_ends(content, fills, outcome.is_ok());
         if purged_away && outcome.is_ok() {
             self.counts.borrow_mut().count(Done::PurgedOffline);
+        }
+        if outcome.is_ok() {
+            self.hurry();
         }
         let gone = self.model.borrow().bodies[content].now == Presence::Absent;
         assert!(

@@ -71,6 +71,8 @@ struct Watch {
     checked: Cell<bool>,
     done: Cell<bool>,
     settled: Cell<bool>,
+    /// It ends before much is done.
+    brief: Cell<bool>,
     forgetting: Rc<Cell<u32>>,
     maintaining: Rc<Cell<u32>>,
     scoping: Rc<Cell<bool>>,
@@ -163,6 +165,7 @@ impl Run {
         let errors_before = errors(&self.world);
         let executor = Executor::new(self.random.fork());
         let watch = Rc::new(Watch::default());
+        watch.brief.set(brief);
         let start = self.start(
             &executor,
             &watch,
@@ -170,7 +173,6 @@ impl Run {
             last,
             errors_before.clone(),
             (away.is_some(), repaired),
-            brief,
         );
         executor.spawn(start);
         let end = self.drive(&executor, &watch, last);
@@ -275,7 +277,6 @@ impl Run {
         last: bool,
         errors_before: Vec<u64>,
         (broken, repaired): (bool, Faults),
-        brief: bool,
     ) -> impl Future<Output = ()> + 'static {
         let (world, plan) = (self.world.clone(), Rc::clone(&self.plan));
         let (model, counts) = (Rc::clone(&self.model), Rc::clone(&self.counts));
@@ -350,6 +351,7 @@ impl Run {
                 broken: Cell::new(broken),
                 repaired: Cell::new(repaired),
                 anew: Cell::new(false),
+                hurried: Cell::new(false),
                 compactor: RefCell::new(Some(compactor)),
                 moved,
                 maintained,
@@ -369,9 +371,8 @@ impl Run {
             recovered::check(&process, &recovered).await;
             watch.checked.set(true);
             work(&process, last).await;
-            watch
-                .settled
-                .set(!last && !brief && process.settles().await);
+            let settles = !last && !watch.brief.get() && !process.hurried.get();
+            watch.settled.set(settles && process.settles().await);
             watch.done.set(true);
         }
     }

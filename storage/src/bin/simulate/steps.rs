@@ -230,6 +230,8 @@ pub enum Done {
     CompleteBroken,
     /// The others had every small record some time after it went.
     CompleteWithout,
+    /// A process ended soon after a purge that such a drive may have missed.
+    HurriedAfterPurge,
     /// All drives had every small record; then a blank one took the place of one.
     DriveReplaced,
     /// No drive was there that had every small record.
@@ -250,13 +252,14 @@ pub enum Done {
     SuperblockRefused,
 }
 
-const DONE: [Done; 16] = [
+const DONE: [Done; 17] = [
     Done::RepositoryForgotten,
     Done::ProjectForgotten,
     Done::DriveBroken,
     Done::TurnTaken,
     Done::CompleteBroken,
     Done::CompleteWithout,
+    Done::HurriedAfterPurge,
     Done::DriveReplaced,
     Done::BegunAnew,
     Done::BroughtBackAnew,

@@ -83,6 +83,16 @@ impl Process {
         }
     }
 
+    /// After a purge that was durable although a drive does not work: that one may miss it, and
+    /// the process ends before a writer was maintained.
+    pub fn hurry(&self) {
+        if self.plan.turns && self.broken.get() && self.chance(300) {
+            self.hurried.set(true);
+            self.operations_left.set(0);
+            self.counts.borrow_mut().count(Done::HurriedAfterPurge);
+        }
+    }
+
     /// What the start has to do with that.
     pub fn note_beginning(&self, recovered: &Recovered) {
         let anew = !recovered.emptied.is_empty() && !recovered.away.is_empty();
