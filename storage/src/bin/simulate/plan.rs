@@ -277,7 +277,7 @@ impl Plan {
             options,
         };
         // Of a superblock that is harmed the older copy may stand, and tell of other turns.
-        if drives > 1 && plan.media == Media::Sound && plan.harms == 0 && turns.chance(700) {
+        if drives > 1 && plan.media == Media::Sound && plan.harms == 0 && turns.chance(900) {
             plan.takes_turns(turns);
         }
         plan

@@ -142,7 +142,7 @@ impl Run {
         let leaves = !last && self.founded.get() && self.random.chance(self.plan.leaves);
         let replaced = self.take_turns();
         let leaves = (leaves || !last && self.leaves_alone()) && !replaced;
-        let brief = replaced && !last && self.turns.chance(500);
+        let brief = replaced && !last && self.turns.chance(700);
         let operations = if brief {
             self.turns.below(8)
         } else {
@@ -387,6 +387,9 @@ fn errors(world: &SimWorld) -> Vec<u64> {
 }
 
 async fn work(process: &Rc<Process>, last: bool) {
+    if process.anew.get() && process.chance(600) {
+        process.mend_drive().await;
+    }
     let clients = 1 + process.random.borrow_mut().index(6);
     process.clients.set(clients);
     for _ in 0..clients {

@@ -20,7 +20,7 @@ const BADLY: u64 = 60;
 impl Run {
     /// Whether the only drive that had every small record is not there at the next start.
     pub fn leaves_alone(&mut self) -> bool {
-        self.plan.turns && std::mem::take(&mut self.alone) && self.turns.chance(700)
+        self.plan.turns && std::mem::take(&mut self.alone) && self.turns.chance(900)
     }
 
     /// Before a start: if all drives have everything, one of them may be replaced by a blank one,
@@ -32,7 +32,7 @@ impl Run {
         let drives = self.plan.drives();
         let next = self.turns.index(drives);
         self.stale.set(next);
-        if self.turns.chance(400) {
+        if self.turns.chance(250) {
             return false;
         }
         // What the blank one misses the superblocks know.
@@ -86,7 +86,7 @@ impl Process {
     /// After a purge that was durable although a drive does not work: that one may miss it, and
     /// the process ends before a writer was maintained.
     pub fn hurry(&self) {
-        if self.plan.turns && self.broken.get() && self.chance(300) {
+        if self.plan.turns && self.broken.get() && !self.anew.get() && self.chance(150) {
             self.hurried.set(true);
             self.operations_left.set(0);
             self.counts.borrow_mut().count(Done::HurriedAfterPurge);
@@ -125,10 +125,13 @@ impl Process {
         if !self.plan.turns {
             return false;
         }
-        if self.chance(600) {
+        if self.anew.get() {
+            self.mend_drive().await;
+        }
+        if self.chance(900) {
             self.check_complete_without().await;
         }
-        if self.chance(300) {
+        if self.chance(200) {
             return false;
         }
         self.mend_drive().await;
