@@ -30,6 +30,9 @@ use crate::whole::Whole;
 /// pauses between them about three seconds: longer than a proxy takes to restart, shorter than
 /// clients wait for a byte.
 const FRUITLESS_MAX: u32 = 6;
+/// Answers in a row that were too slow and brought less than `PROGRESS_LEN`: each takes the whole
+/// `read_timeout`, so a second one is as long as clients are kept waiting for better.
+const SLOW_MAX: u32 = 2;
 /// An answer that brings this much was worth asking for: a body of 4 GiB may break as often as
 /// its length allows.
 const PROGRESS_LEN: u64 = 1 << 20;
@@ -119,6 +122,8 @@ pub struct Arriving<'a> {
     /// Where the current answer began to bring something new.
     resumed_at: u64,
     fruitless: u32,
+    /// Of those, answers that were too slow.
+    slow: u32,
     /// Origins that brought little or were slow: asked after the others.
     weak: Vec<Arc<str>>,
     /// Origins that have another body; not asked again for this one.
@@ -152,6 +157,7 @@ impl<'a> Arriving<'a> {
             answers: 1,
             resumed_at: 0,
             fruitless: 0,
+            slow: 0,
             weak: Vec::new(),
             unfit: Vec::new(),
         }
@@ -227,7 +233,7 @@ impl<'a> Arriving<'a> {
         self.body = Body::empty();
         loop {
             self.fruitless += 1;
-            if self.fruitless > FRUITLESS_MAX || !wanted() {
+            if self.fruitless > FRUITLESS_MAX || self.slow >= SLOW_MAX || !wanted() {
                 return Err(why);
             }
             sleep(jittered(pause(self.fruitless))).await;
@@ -250,9 +256,10 @@ impl<'a> Arriving<'a> {
     fn judge(&mut self, lost: &Lost) {
         let progress = self.arrived - self.resumed_at >= PROGRESS_LEN;
         if progress {
-            self.fruitless = 0;
+            (self.fruitless, self.slow) = (0, 0);
         }
         let slow = matches!(lost, Lost::Broken(BodyError::Timeout | BodyError::TooSlow));
+        self.slow += u32::from(slow);
         self.weak.retain(|origin| *origin != self.origin);
         if slow || !progress {
             self.weak.push(self.origin.clone());

@@ -39,9 +39,6 @@ const WORLDS: usize = 4;
 const MISS_WITHIN: Duration = Duration::from_secs(10);
 /// A client that would ask again at once is held when upstream names a time, each time for so long.
 const HELD_WITHIN: Duration = Duration::from_secs(35);
-/// Six attempts to go on with a body, each given up after a second of too few bytes, and the
-/// pauses between them.
-const DRIP_WITHIN: Duration = Duration::from_secs(30);
 /// A breaker that opened, or a rate limit that was honoured, lets go after this at the latest.
 const MENDED_WITHIN: Duration = Duration::from_secs(60);
 /// A layer longer than what is withheld.
@@ -174,7 +171,6 @@ impl Row {
     fn within(&self) -> Duration {
         match &self.fault {
             fault if fault.holds() => HELD_WITHIN * 2,
-            Fault::Registry(then) if !then["rate"].is_null() => DRIP_WITHIN,
             _ => MISS_WITHIN,
         }
     }

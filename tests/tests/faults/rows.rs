@@ -118,7 +118,7 @@ pub fn rows() -> Vec<Row> {
             Fault::Registry(json!({"rate": 10})),
             Confirmed,
             &[502],
-            16,
+            8,
             "too slowly",
         ),
         row(
