@@ -43,7 +43,7 @@ pub struct Client {
     index: usize,
     /// Of all threads' clients.
     number: usize,
-    /// Boxed: they are moved for each request.
+    #[expect(clippy::vec_box, reason = "they are moved out and in for each request")]
     idle: RefCell<Vec<Box<Connection>>>,
     tokens: RefCell<Vec<Token>>,
 }
