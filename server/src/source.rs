@@ -292,7 +292,10 @@ impl Sources {
     ) -> Result<Response, Refusal> {
         if search.refused.is_some_and(|refused| refused(origin)) {
             let place = without_account(origin);
-            let why = format!("{place} sent wrong bytes for {} a moment ago", wanted.path);
+            let why = format!(
+                "{place} is passed over for {}: its last answer was of no use",
+                wanted.path
+            );
             return Err(Failure::new(FailureKind::BadBody, why).into());
         }
         let cached = search.came_from.is_some();
