@@ -24,6 +24,8 @@ pub struct ProofAsk {
     pub digest: Digest,
     pub kind: BodyKind,
     pub source: Repository,
+    /// Of the body that others fetched or are fetching, if it is known.
+    pub len: Option<u64>,
     pub reply: Reply<Result<Proven, Failure>>,
 }
 
@@ -32,12 +34,12 @@ pub struct ProofAsk {
 pub struct Proven {
     pub len: Option<u64>,
     pub media_type: Option<Arc<str>>,
-    /// False: some other place has such a layer, by a manifest of the repository. Anybody's
-    /// manifest may say so of anything that is held: only the bytes from there would prove it.
+    /// False: the answer names neither the digest nor a length that is known, or is of a place that
+    /// a manifest named, as anybody's may. Only the bytes would prove it.
     pub linked: bool,
 }
 
-type Key = (Repository, Digest, BodyKind);
+type Key = (Repository, Digest, BodyKind, Option<u64>);
 type Waiting = Vec<Reply<Result<Proven, Failure>>>;
 
 pub struct Links {
@@ -63,7 +65,7 @@ impl Links {
 
     /// Asks upstream, or joins who asks already.
     pub fn prove(self: &Rc<Self>, ask: ProofAsk) {
-        let key = (ask.source, ask.digest, ask.kind);
+        let key = (ask.source, ask.digest, ask.kind, ask.len);
         let mut asking = self.asking.borrow_mut();
         if let Some(waiting) = asking.get_mut(&key) {
             waiting.push(ask.reply);
@@ -107,7 +109,7 @@ impl Links {
 
     async fn ask_one(
         &self,
-        (source, digest, kind): &Key,
+        (source, digest, kind, _): &Key,
         refused: &[Arc<str>],
     ) -> Result<Answer, Failure> {
         let path = body_path(*kind, digest);
@@ -138,17 +140,17 @@ impl Links {
     /// Leaves a link if the answer proves that the repository has the digest.
     async fn proven(
         &self,
-        (source, digest, kind): &Key,
+        (source, digest, kind, len): &Key,
         answer: &Answer,
     ) -> Result<Proven, Failure> {
         let held = self.store.body(digest).map(|body| body.len);
-        check(answer, digest, held)?;
+        let conclusive = check(answer, digest, held.or(*len))?;
         if *kind == BodyKind::Manifest {
             let whole = &self.sources.whole;
             whole.check_len(answer.response.length, &answer.origin)?;
         }
         let project = self.sources.project(source.project);
-        let linked = project.asks(&answer.origin);
+        let linked = conclusive && !answer.elsewhere;
         if linked {
             let key = link_key(&project, source, *digest);
             let record = LinkRecord {
@@ -174,12 +176,9 @@ impl Links {
 }
 
 /// A 200 alone is no proof: a login page in front of a registry answers so to everything. Nor is
-/// the head of another body.
-fn check(answer: &Answer, digest: &Digest, held: Option<u64>) -> Result<(), Failure> {
-    let wrong = |why: &str| {
-        let why = format!("{}: {why}", answer.origin);
-        Err(Failure::new(FailureKind::BadBody, why))
-    };
+/// the head of another body. True if the answer names the digest, or the length that is known.
+fn check(answer: &Answer, digest: &Digest, known: Option<u64>) -> Result<bool, Failure> {
+    let wrong = |why: &str| Err(Failure::of(FailureKind::BadBody, &answer.origin, why));
     let named = answer.response.head.field("docker-content-digest");
     let named = named.and_then(|value| Digest::parse(std::str::from_utf8(value).ok()?.trim()).ok());
     match named.filter(|named| named.algorithm() == digest.algorithm()) {
@@ -190,10 +189,11 @@ fn check(answer: &Answer, digest: &Digest, held: Option<u64>) -> Result<(), Fail
         }
         None => {}
     }
-    match (held, answer.response.length) {
-        (Some(held), Some(len)) if held != len => wrong("the answer is of another length"),
+    match (known, answer.response.length) {
+        (Some(known), Some(len)) if known != len => wrong("the answer is of another length"),
         (Some(_), None) if named.is_none() => wrong("the answer tells no length and no digest"),
-        _ => Ok(()),
+        (Some(_), _) => Ok(true),
+        (None, _) => Ok(named.is_some()),
     }
 }
 

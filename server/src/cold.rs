@@ -153,6 +153,10 @@ impl Cold<'_> {
         let Some(selection) = exchange.select(facts, len).await? else {
             return Ok(Outcome::Answered);
         };
+        // Nothing is verified here: a whole body, which a 200 promises, is a fill's business.
+        if matches!(selection, Selection::Whole(_)) {
+            return Ok(Outcome::Whole);
+        }
         let Some(spans) = Spans::of(selection.parts()) else {
             return Ok(Outcome::Whole);
         };
@@ -195,7 +199,7 @@ impl Cold<'_> {
         }
         let Asker { source, digest, .. } = &self.asker;
         let lookup = &self.service.lookup;
-        let proven = lookup.prove(source, *digest, BodyKind::Blob).await;
+        let proven = lookup.prove(source, *digest, BodyKind::Blob, None).await;
         let unknown = || {
             Failure::new(
                 FailureKind::ServerError,

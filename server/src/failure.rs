@@ -67,6 +67,12 @@ impl Failure {
         )
     }
 
+    /// Told of an upstream by its name, without the account that it was asked with.
+    pub fn of(kind: FailureKind, origin: &str, why: impl std::fmt::Display) -> Failure {
+        let origin = upstream::without_account(origin);
+        Failure::new(kind, format!("{origin}: {why}"))
+    }
+
     pub fn upstream(origin: &str, error: &UpstreamError) -> Failure {
         let kind = match error.class() {
             FailureClass::NotFound => FailureKind::NotFound,

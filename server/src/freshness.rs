@@ -27,7 +27,7 @@ use crate::manifests::Manifest;
 use crate::oci::manifest;
 use crate::project::{Repository, digest_owner};
 use crate::source::{Answer, Search, Sources, Unanswered, Wanted, content_type};
-use crate::upstream::Method;
+use crate::upstream::{Method, without_account};
 use crate::whole::Whole;
 
 pub use known::fresh;
@@ -173,7 +173,7 @@ impl Tags {
         match cached {
             Some(cached) if self.may_stand_in(source, &cached, judged) => {
                 tracing::warn!(
-                    repository = %source.name, %tag, upstream = %cached.origin,
+                    repository = %source.name, %tag, upstream = without_account(&cached.origin),
                     error = %judged.detail, age_s = clock::now().saturating_sub(cached.checked),
                     "tag served stale"
                 );
@@ -239,8 +239,8 @@ impl Tags {
     ) -> Result<Resolved, Failure> {
         let (source, tag) = key;
         let Some(digest) = digest_field(&answer) else {
-            let why = format!("{} names no digest", answer.origin);
-            return Err(Failure::new(FailureKind::ServerError, why));
+            let why = "the answer names no digest";
+            return Err(Failure::of(FailureKind::ServerError, &answer.origin, why));
         };
         let whole = &self.sources.whole;
         whole.check_len(answer.response.length, &answer.origin)?;

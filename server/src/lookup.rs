@@ -180,7 +180,8 @@ impl Lookup {
                         None => continue,
                     }
                 }
-                if !self.prove(source, digest, kind).await?.linked {
+                let len = Some(body.len);
+                if !self.prove(source, digest, kind, len).await?.linked {
                     return Ok(Found::Relay);
                 }
                 continue;
@@ -206,9 +207,9 @@ impl Lookup {
                 BodyAnswer::Held => {}
                 BodyAnswer::Follow(following) => return Ok(Found::Follow(following)),
                 // To ask for the range proves as much as to ask for a proof.
-                BodyAnswer::NeedProof if !fills => return Ok(Found::Cold),
-                BodyAnswer::NeedProof => {
-                    if !self.prove(source, digest, kind).await?.linked {
+                BodyAnswer::NeedProof(_) if !fills => return Ok(Found::Cold),
+                BodyAnswer::NeedProof(len) => {
+                    if !self.prove(source, digest, kind, len).await?.linked {
                         return Ok(Found::Relay);
                     }
                 }
@@ -220,12 +221,14 @@ impl Lookup {
         Err(Failure::busy("a body that comes and goes"))
     }
 
-    /// One HEAD upstream in the repository's name; leaves a link when an upstream has it.
+    /// One HEAD upstream in the repository's name; leaves a link when an upstream has it. `len` is
+    /// of what others fetched or are fetching, if it is known.
     pub async fn prove(
         &self,
         source: &Repository,
         digest: Digest,
         kind: BodyKind,
+        len: Option<u64>,
     ) -> Result<Proven, Failure> {
         let owner = self.owner(source);
         self.post
@@ -235,6 +238,7 @@ impl Lookup {
                     digest,
                     kind,
                     source,
+                    len,
                     reply,
                 })
             })

@@ -102,6 +102,7 @@ impl Sources {
         let Answer {
             origin,
             mut response,
+            ..
         } = answer;
         let collected = self.whole.try_collect(&mut response, &origin).await;
         let whole = match collected.map_err(Bad::Refused)? {
@@ -109,8 +110,12 @@ impl Sources {
             Err(failure) => return Err(Bad::Broken(failure)),
         };
         if digest.is_some_and(|digest| digest_of(&whole.bytes, &digest) != digest) {
-            let why = format!("{origin}: the manifest does not match its digest");
-            return Err(Bad::Mismatched(Failure::new(FailureKind::BadBody, why)));
+            let why = "the manifest does not match its digest";
+            return Err(Bad::Mismatched(Failure::of(
+                FailureKind::BadBody,
+                &origin,
+                why,
+            )));
         }
         let came_as = content_type(&response.head);
         match check_manifest(&whole.bytes, came_as.as_deref(), &origin) {

@@ -161,7 +161,7 @@ async fn read(answer: Answer, (start, end): (u64, u64)) -> Result<Part, Unparted
         ..
     } = answer;
     let failed = |why: &str| {
-        let failure = Failure::new(FailureKind::BadBody, format!("{origin}: {why}"));
+        let failure = Failure::of(FailureKind::BadBody, &origin, why);
         Unparted::Failed(failure)
     };
     if response.status == 200 {

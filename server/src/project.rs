@@ -45,13 +45,9 @@ impl Project {
 
     /// True when records from this origin still count for the project (R10).
     pub fn trusts(&self, origin: &str) -> bool {
-        self.asks(origin) || self.foreign.iter().any(|known| *known == origin)
-    }
-
-    /// True when this is the origin of an active upstream.
-    pub fn asks(&self, origin: &str) -> bool {
         let mut asked = self.upstreams.iter();
         asked.any(|(_, asked)| upstream::counts_for(origin, asked))
+            || self.foreign.iter().any(|known| *known == origin)
     }
 
     /// Whether layers may be elsewhere than at its upstreams.

@@ -203,7 +203,7 @@ async fn digest_body(
     let source = place.source();
     let unknown = kind.unknown();
     if exchange.head().method == Method::Head && service.lookup.store.body(&digest).is_none() {
-        return match service.lookup.prove(&source, digest, kind).await {
+        return match service.lookup.prove(&source, digest, kind, None).await {
             Ok(proven) => {
                 let media_type = proven.media_type.as_deref().unwrap_or(BLOB_TYPE);
                 let facts = facts(text, media_type, CacheStatus::Passed, kind);

@@ -109,8 +109,8 @@ pub async fn relay(
     match response.length {
         Some(len) if exchange.is_head() => exchange.remote(&facts, len).await,
         None if exchange.is_head() => {
-            let why = format!("{origin} does not tell the length");
-            let failure = Failure::new(FailureKind::ServerError, why);
+            let why = "upstream does not tell the length";
+            let failure = Failure::of(FailureKind::ServerError, &origin, why);
             exchange.failure(&failure, unknown).await
         }
         len => {

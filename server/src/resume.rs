@@ -23,7 +23,7 @@ use crate::manifests::Manifest;
 use crate::metrics::{Counter, Metrics};
 use crate::project::Repository;
 use crate::source::{Answer, Refused, Search, Sources, Wanted, body_path};
-use crate::upstream::{Body, BodyError, Method, Part, Response, Validator};
+use crate::upstream::{Body, BodyError, Method, Part, Response, Validator, without_account};
 use crate::whole::Whole;
 
 /// Attempts in a row that brought less than `PROGRESS_LEN`; then the body is given up. With the
@@ -227,7 +227,7 @@ impl<'a> Arriving<'a> {
     /// Finds an answer that brings the rest.
     async fn resume(&mut self, lost: Lost, wanted: &dyn Fn() -> bool) -> Result<(), String> {
         let broken = Instant::now();
-        let mut why = format!("{}: {lost}", self.origin);
+        let mut why = format!("{}: {lost}", without_account(&self.origin));
         self.judge(&lost);
         // Its connection may be the only one that the upstream is allowed.
         self.body = Body::empty();
@@ -241,13 +241,17 @@ impl<'a> Arriving<'a> {
                 Ok(status) => {
                     self.course.metrics.count(Counter::FillResumes);
                     tracing::info!(
-                        digest = %self.course.digest, upstream = %self.origin,
+                        digest = %self.course.digest, upstream = without_account(&self.origin),
                         repository = %self.source.name, status, at = self.arrived, ms = broken.elapsed().as_millis() as u64, why,
                         "fill resumed"
                     );
                     return Ok(());
                 }
-                Err(failure) => why = failure.detail.to_string(),
+                Err(failure) => {
+                    // One that never answers takes as long as one that sends too little.
+                    self.slow += u32::from(failure.kind == FailureKind::Timeout);
+                    why = failure.detail.to_string();
+                }
             }
         }
     }
@@ -313,9 +317,10 @@ impl<'a> Arriving<'a> {
                 Ok(response.status)
             }
             Err(unfit) => {
-                let why = format!("{origin} answered the rest of a body with {unfit}");
+                let why = format!("answered the rest of a body with {unfit}");
+                let failure = Failure::of(FailureKind::BadBody, &origin, why);
                 self.unfit.push(origin);
-                Err(Failure::new(FailureKind::BadBody, why))
+                Err(failure)
             }
         }
     }
@@ -334,6 +339,7 @@ impl<'a> Arriving<'a> {
         };
         let search = Search {
             prefer: Some(&self.origin),
+            anew: true,
             layer: Some(self.course.digest),
             refused: Some(&|origin| {
                 self.is_passed(origin) || (strong && self.weak.contains(origin))

@@ -67,6 +67,8 @@ pub struct Search<'a> {
     /// Whether the record may stand in for a failure of where it came from: else the others are
     /// asked for it, too.
     pub stands_in: Option<&'a StandsIn<'a>>,
+    /// That upstream said no a moment ago is no answer: it has said yes since.
+    pub anew: bool,
     /// A layer that may be elsewhere by a manifest of the repository.
     pub layer: Option<Digest>,
     /// Origins that are passed over.
@@ -102,6 +104,8 @@ impl From<Unanswered> for Failure {
 /// What one upstream has: a 200, or a 206 where a range was wanted.
 pub struct Answer {
     pub origin: Arc<str>,
+    /// True if it is of a place that a manifest named, and not of an upstream.
+    pub elsewhere: bool,
     pub response: Response,
 }
 
@@ -243,7 +247,13 @@ impl Sources {
             let source = (upstream, &origin);
             let asked = self.ask(source, repository, wanted, search, round);
             let Refusal { error, holds } = match asked.await {
-                Ok(response) => return Some(Answer { origin, response }),
+                Ok(response) => {
+                    return Some(Answer {
+                        origin,
+                        elsewhere: false,
+                        response,
+                    });
+                }
                 Err(refusal) => refusal,
             };
             self.log(&origin, repository, wanted.path, &error);
@@ -298,7 +308,7 @@ impl Sources {
             );
             return Err(Failure::new(FailureKind::BadBody, why).into());
         }
-        let cached = search.came_from.is_some();
+        let cached = search.came_from.is_some() || search.anew;
         let source = (upstream, origin);
         let mut pass = self
             .enter(source, repository, wanted, cached, round)
@@ -504,9 +514,6 @@ pub fn check_manifest(
 ) -> Result<&'static str, Failure> {
     match manifest::check(bytes, came_as.unwrap_or("")) {
         Ok(kind) => Ok(kind.media_type()),
-        Err(error) => Err(Failure::new(
-            FailureKind::BadBody,
-            format!("{origin}: {error}"),
-        )),
+        Err(error) => Err(Failure::of(FailureKind::BadBody, origin, error)),
     }
 }

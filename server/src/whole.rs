@@ -78,10 +78,7 @@ impl Bounds {
         match collected {
             Ok(bytes) => Ok(Ok(Whole { bytes, share })),
             Err(BodyError::TooLong) => Err(self.too_long(origin)),
-            Err(error) => {
-                let why = format!("{origin}: {error}");
-                Ok(Err(Failure::new(FailureKind::BadBody, why)))
-            }
+            Err(error) => Ok(Err(Failure::of(FailureKind::BadBody, origin, error))),
         }
     }
 
@@ -95,8 +92,8 @@ impl Bounds {
 
     fn too_long(&self, origin: &str) -> Failure {
         let max = format_size(self.len_max());
-        let why = format!("{origin} sent more than limits.manifest_max ({max})");
-        Failure::new(FailureKind::BadBody, why)
+        let why = format!("sent more than limits.manifest_max ({max})");
+        Failure::of(FailureKind::BadBody, origin, why)
     }
 }
 

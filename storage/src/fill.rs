@@ -323,9 +323,9 @@ impl<D: Disk> Fill<D> {
         }
     }
 
-    /// Ends the body. If length and digest are right it is in the index when this returns, and
-    /// survives a crash once its group is committed.
-    pub async fn finish(mut self, now: Seconds) -> Result<Body<D>, FillError> {
+    /// Says at the end of the body whether length and digest are right, before `finish` lets
+    /// anybody find it. After an error the fill has failed.
+    pub async fn verify(&mut self) -> Result<(), FillError> {
         self.progress.check()?;
         if self.length.is_some_and(|length| self.taken < length) {
             self.end_badly(FillFailure::TooShort);
@@ -336,6 +336,13 @@ impl<D: Disk> Fill<D> {
             self.end_badly(FillFailure::WrongDigest);
             return Err(FillError::WrongDigest);
         }
+        Ok(())
+    }
+
+    /// Ends the body. If length and digest are right it is in the index when this returns, and
+    /// survives a crash once its group is committed.
+    pub async fn finish(mut self, now: Seconds) -> Result<Body<D>, FillError> {
+        self.verify().await?;
         let body = self.settle(now);
         self.progress.verified.set(true);
         self.progress.watermark.verified(self.taken);

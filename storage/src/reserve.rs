@@ -241,6 +241,12 @@ impl<D: Disk> Shared<D> {
         self.store
             .volume(volume)
             .register(Arc::clone(&segment.file));
+        if segment.file.abandoned() {
+            // The volume went offline meanwhile: whoever brings it back must not find a file that
+            // is written to.
+            let _ = disk.unlink(&name).await;
+            return Err(Refusal::DiskFailed);
+        }
         Ok(segment)
     }
 

@@ -3,7 +3,7 @@
 use crate::budget::{Purpose, leaves_room};
 use crate::disk::Disk;
 use crate::page::Uuid;
-use crate::store::Store;
+use crate::store::{Store, refusal};
 use crate::volume::{Floors, Volume, VolumeUsage};
 use crate::writer::Refusal;
 
@@ -93,9 +93,9 @@ impl<D: Disk> Store<D> {
                 budget.give_back(bytes, purpose);
                 Err(Refusal::Full)
             }
-            Err(_) => {
+            Err(error) => {
                 budget.give_back(bytes, purpose);
-                Err(Refusal::DiskFailed)
+                Err(refusal(&error))
             }
         }
     }

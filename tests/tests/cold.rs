@@ -6,7 +6,7 @@ use serde_json::json;
 
 use entrepot_tests::deadline::until_true;
 use entrepot_tests::entrepot::Entrepot;
-use entrepot_tests::http::Connection;
+use entrepot_tests::http::{Connection, fetch};
 use entrepot_tests::origin::{Held, Origin};
 use entrepot_tests::ranges::{asked_with_range, bytes_of, check_parts, ruled, sent, target};
 use entrepot_tests::sha256::digest;
@@ -51,6 +51,23 @@ fn a_range_far_from_the_fill_is_answered_at_once() {
         (171, 64 * MIB),
         "one fill and what was asked"
     );
+}
+
+#[test]
+fn ranges_that_amount_to_the_whole_are_verified_as_the_whole() {
+    for rule in ["pass", "fill"] {
+        let origin = Origin::start();
+        let server = ruled(rule, &[origin.url()]);
+        let blob = origin.blob(&["library/app"], 5_000_000, 1);
+        let matching = json!({"kind": "blob", "method": "GET"});
+        origin.fault(matching, json!({"flip_at": 100}));
+        // A 200 says that this is the body of the digest.
+        let fields = [("Range", "bytes=0-,0-")];
+        let answer = fetch(server.addr(), "GET", &target(&blob), &fields);
+        let completed =
+            answer.is_ok_and(|answer| answer.status() == 200 && answer.broken.is_none());
+        assert!(!completed, "{rule}");
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use entrepot_tests::deadline::PATIENCE;
 use entrepot_tests::entrepot::{Config, Entrepot, Setup};
+use entrepot_tests::http::get_hashed;
 use entrepot_tests::origin::Origin;
 use entrepot_tests::sha256::digest;
 
@@ -143,10 +144,43 @@ fn a_login_page_proves_nothing() {
         server.get(&target("sso")).expect(502);
     }
 
+    // Nor does what was answered before anybody had the body.
+    let later = registry.blob(&["team/app"], 70_000, 2);
+    let guessed = format!("/v2/sso/any/thing/blobs/{}", later.digest);
+    let plain = json!({"Content-Type": "application/octet-stream"});
+    sso.clear_faults();
+    sso.fault(json!({"contains": "/any/thing/"}), page(plain));
+    server.head(&guessed);
+    server.get(&guessed).expect(502);
+    let held = format!("/v2/p/team/app/blobs/{}", later.digest);
+    server.get(&held).expect(200);
+    server.get(&guessed).expect(502);
+
     // Who has it is asked all the same.
     other.blob(&["any/thing"], 70_000, 1);
     let proven = server.get(&target("both")).expect(200);
     assert_eq!(digest(&proven.body), blob.digest);
     assert_eq!(other.count("kind=blob&method=HEAD"), 1);
     assert_eq!(other.count("kind=blob&method=GET"), 0);
+}
+
+#[test]
+fn a_fill_from_an_upstream_that_a_reload_took_away_is_not_joined() {
+    let (first, second) = (Origin::start(), Origin::start());
+    let before = |origin: &Origin| Config::new().project("p", "", &[origin.url()]);
+    let server = Setup::new(&before(&first)).start();
+    let blob = first.blob(&["team/app"], 8 << 20, 1);
+    first.fault(json!({"kind": "blob"}), json!({"halt_at": "50%"}));
+    let target = format!("/v2/p/team/app/blobs/{}", blob.digest);
+    std::thread::scope(|scope| {
+        let early = scope.spawn(|| get_hashed(server.addr(), &target));
+        first.wait(json!({"kind": "blob", "state": "halted"}), 1);
+        rewrite(&server, before(&second).text());
+        server.ask_ok(&["reload"]);
+        server.get(&target).expect_error(404, "BLOB_UNKNOWN");
+        first.release();
+        // Who began under the old rules has it by the old rules.
+        let early = early.join().expect("a client").expect("a head");
+        assert_eq!((early.broken, early.digest), (None, blob.digest));
+    });
 }

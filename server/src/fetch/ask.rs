@@ -48,8 +48,9 @@ pub enum BodyAnswer {
     /// It is in the index now.
     Held,
     Follow(Following),
-    /// A fill runs in another repository's name: prove that yours refers to the digest (R9).
-    NeedProof,
+    /// A fill runs in another repository's name, of a body of this length if that is known: prove
+    /// that yours refers to the digest (R9).
+    NeedProof(Option<u64>),
     /// Neither the store nor staging has room: fetch it for yourself.
     Relay,
     /// No fill runs, and none was wanted.

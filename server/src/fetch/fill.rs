@@ -15,6 +15,7 @@ use crate::mailbox::Message;
 use crate::metrics::Counter;
 use crate::project::{Repository, repository_owner};
 use crate::resume::{Arriving, Course, Opening};
+use crate::upstream::without_account;
 
 /// What is fetched in whose name.
 pub struct Attempt<'a> {
@@ -102,8 +103,6 @@ impl Fetcher {
                 "purged while it was fetched",
             ));
         }
-        // The 200 is the source's proof; it is in the index before anybody can ask for it.
-        self.link(source, digest, &origin).await;
         let ended_by = EndedBy::default();
         let stream = Stream {
             watermark: admitted.fill.watermark(),
@@ -159,8 +158,8 @@ impl Fetcher {
             Ok(()) => {
                 // Before a follower can have all of it.
                 let _ = ended_by.set(arriving.origin().clone());
-                let finished = fill.finish(clock::now()).await;
-                finished.map(drop).map_err(Broken::Store)
+                let finished = self.finish(fill, attempt, arriving.origin()).await;
+                finished.map_err(Broken::Store)
             }
             // Dropping it is what fails it, and its followers with it.
             Err(why) => {
@@ -175,15 +174,28 @@ impl Fetcher {
                 true => Counter::FillsStaged,
                 false => Counter::FillsVerified,
             });
-            tracing::info!(%digest, upstream = %origin, bytes, ms, staged, "fill verified");
+            tracing::info!(%digest, upstream = without_account(origin), bytes, ms, staged, "fill verified");
             return Ok(());
         };
         self.metrics.count(Counter::FillsFailed);
         tracing::warn!(
-            %digest, upstream = %origin, repository = %attempt.source.name, bytes, ms, %error,
+            %digest, upstream = without_account(origin), repository = %attempt.source.name, bytes, ms, %error,
             "fill failed; its followers were cut"
         );
         Err(self.learn(digest, &arriving, &error))
+    }
+
+    /// Only right bytes prove that the source refers to the digest (R9): a 200 may be of a login
+    /// page. The link is in the index before anybody can find the body there.
+    async fn finish(
+        &self,
+        mut fill: Fill<UringDisk>,
+        attempt: &Attempt<'_>,
+        origin: &Arc<str>,
+    ) -> Result<(), FillError> {
+        fill.verify().await?;
+        self.link(attempt.source, attempt.digest, origin).await;
+        fill.finish(clock::now()).await.map(drop)
     }
 
     /// Remembers what the next fill of this digest must not repeat.

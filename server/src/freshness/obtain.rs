@@ -60,7 +60,7 @@ impl Tags {
                         )),
                     };
                 }
-                BodyAnswer::NeedProof => self.link(source, digest, origin).await,
+                BodyAnswer::NeedProof(_) => self.link(source, digest, origin).await,
                 BodyAnswer::Relay | BodyAnswer::Cold => return Ok(()),
                 BodyAnswer::Failed(failure) => return Err(failure),
             }

@@ -55,9 +55,17 @@ impl Sources {
             }
             let asked = self.ask_at((place, &origin), upstream, repository, wanted, &url);
             match asked.await {
-                Ok(response) => return Ok(Answer { origin, response }),
+                Ok(response) => {
+                    return Ok(Answer {
+                        origin,
+                        elsewhere: true,
+                        response,
+                    });
+                }
                 Err(failure) => {
-                    self.log(&origin, repository, &url, &failure);
+                    // A query may be a signature.
+                    let path = url.split('?').next().unwrap_or_default();
+                    self.log(&origin, repository, path, &failure);
                     report = Failure::worse(report, failure);
                 }
             }
