@@ -124,7 +124,7 @@ mod tests {
         let detail = failure.expect("too long").detail;
         assert_eq!(
             &*detail,
-            "http://r sent more than limits.manifest_max (4MiB)"
+            "http://r: sent more than limits.manifest_max (4MiB)"
         );
     }
 }

@@ -105,11 +105,14 @@ impl Row {
         });
     }
 
-    /// An operator finds the reason in the log.
+    /// An operator finds the reason in the log, which is written a little later.
     fn check_log(&self, server: &Entrepot) {
-        let log: Vec<String> = server.log().iter().map(ToString::to_string).collect();
-        let said = log.iter().any(|line| line.contains(self.logged));
-        assert!(said, "{}: {log:#?}", self.name);
+        let wanted = format!("{}: {} in the log", self.name, self.logged);
+        until_within(MENDED_WITHIN, &wanted, || {
+            let log = server.log();
+            let mut lines = log.iter().map(ToString::to_string);
+            lines.any(|line| line.contains(self.logged)).then_some(())
+        });
     }
 
     fn check_cached(&self, answer: &Answer, digest_kept: &str) {
