@@ -71,7 +71,9 @@ fn run(config: Arc<Config>, given: &Given, log: &Guard) -> Result<(), StartError
     start::told(notify::stopping());
     drop(control);
     compactor.stop();
-    running.drain();
+    if !running.drain(config.limits.drain_timeout) {
+        tracing::warn!("the store did not end in time: the next start recovers as after a crash");
+    }
     tracing::info!("stopped");
     Ok(())
 }

@@ -9,8 +9,10 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use entrepot_storage::{OpenError, VolumeState};
+use flume::RecvTimeoutError;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::admin::Admin;
@@ -212,9 +214,15 @@ pub fn compactor(parts: &Parts) -> Result<Running, StartError> {
         .map_err(system("starting the compactor"))
 }
 
+/// How long the store may take to end once `limits.drain_timeout` is over: footers and superblocks
+/// on disks that work take a second. One that hangs must not keep the process: what it leaves is
+/// what a crash leaves.
+const STORE_END_WAIT: Duration = Duration::from_secs(20);
+
 /// The running shards.
 pub struct Shards {
-    threads: Vec<thread::JoinHandle<()>>,
+    /// Hung up by the end of each shard's thread.
+    ended: Vec<flume::Receiver<()>>,
     drains: Vec<flume::Sender<()>>,
 }
 
@@ -226,7 +234,7 @@ pub fn shards(
     metrics: &[Arc<Metrics>],
 ) -> Result<Shards, StartError> {
     let (started, on_started) = flume::unbounded();
-    let (mut threads, mut drains) = (Vec::new(), Vec::new());
+    let (mut ended, mut drains) = (Vec::new(), Vec::new());
     for (index, (mailbox, listeners)) in mailboxes.into_iter().zip(listeners).enumerate() {
         let (drain, on_drain) = flume::bounded(1);
         let seat = Seat {
@@ -238,27 +246,34 @@ pub fn shards(
             drain: on_drain,
         };
         let parts = parts.clone();
+        let (ending, on_end) = flume::bounded(0);
         let thread = thread::Builder::new().name(format!("shard-{index}"));
-        let thread = thread.spawn(move || shard::run(parts, seat));
-        threads.push(thread.map_err(system("starting a shard"))?);
+        let run = move || {
+            let _ending: flume::Sender<()> = ending;
+            shard::run(parts, seat);
+        };
+        thread.spawn(run).map_err(system("starting a shard"))?;
+        ended.push(on_end);
         drains.push(drain);
     }
-    for ring in on_started.iter().take(threads.len()) {
+    for ring in on_started.iter().take(ended.len()) {
         ring.map_err(crate::preflight::ring_error)?;
     }
-    Ok(Shards { threads, drains })
+    Ok(Shards { ended, drains })
 }
 
 impl Shards {
-    /// Has all drain, and waits until they have.
-    pub fn drain(self) {
+    /// Has all drain, which takes `patience` at most, and waits until their part of the store has
+    /// ended, too. False: it has not in time.
+    pub fn drain(self, patience: Duration) -> bool {
         for drain in &self.drains {
             let _ = drain.send(());
         }
-        for thread in self.threads {
-            // A panic aborts the process, so a thread that ended has returned.
-            let _ = thread.join();
-        }
+        let deadline = Instant::now() + patience + STORE_END_WAIT;
+        // A panic aborts the process, so a thread that hung up has returned.
+        self.ended
+            .iter()
+            .all(|ended| ended.recv_deadline(deadline) == Err(RecvTimeoutError::Disconnected))
     }
 }
 

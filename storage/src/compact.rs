@@ -16,9 +16,9 @@ use std::sync::Arc;
 
 use crate::check::Check;
 use crate::disk::bulk::BulkDisk;
+use crate::disk::too_many_files;
 use crate::exchange::{Exchange, Finding, Job, Move, Place, Report, ToOwner, count, offer};
 use crate::record::{BodyEntry, Record};
-use crate::store::too_many_files;
 use crate::survivor::Survivor;
 
 /// Bytes of bodies read in one step, about: bounds how long a step takes.

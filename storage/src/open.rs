@@ -9,15 +9,13 @@ use std::sync::Arc;
 
 use crate::Seconds;
 use crate::budget::Budget;
-use crate::disk::Disk;
+use crate::disk::{Disk, too_many_files};
 use crate::geometry::Geometry;
 use crate::member::{self, Membership, Standing, decide};
 use crate::page::Uuid;
 use crate::recover::{Gathered, Source, gather, merge};
 use crate::segment::parse_file_name;
-use crate::store::{
-    GENERATION_SHIFT, OpenError, OpenFailure, Options, Recovered, Store, too_many_files,
-};
+use crate::store::{GENERATION_SHIFT, OpenError, OpenFailure, Options, Recovered, Store};
 use crate::superblock::{self, Member, Opening, Superblock, SuperblockFile};
 use crate::volume::{Own, VOLUMES_MAX, Volume, VolumeSpec};
 

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-use crate::disk::Disk;
+use crate::disk::{Disk, too_many_files};
 use crate::index::{Flags, IndexedBody};
 use crate::key::ForgetKey;
 use crate::lease::{Bodies, Lease, Place, SegmentFile};
@@ -23,7 +23,7 @@ use crate::recency::Remembered;
 use crate::record::{Kind, Record};
 use crate::scan::{Candidate, Scan, Scanned, scan};
 use crate::segment::{is_small, parse_file_name};
-use crate::store::{GENERATION_SHIFT, Recovered, Store, too_many_files};
+use crate::store::{GENERATION_SHIFT, Recovered, Store};
 use crate::wait::all;
 
 /// Segments of one volume that are read at once: what keeps a drive busy.

@@ -15,7 +15,7 @@ use crate::Seconds;
 use crate::attest::Attest;
 use crate::clock::AgeClock;
 use crate::digest::Digest;
-use crate::disk::Disk;
+use crate::disk::{Disk, too_many_files};
 use crate::evict::{
     Cause, Evicted, Eviction, IDLE_AFTER_S, PIN_MAX_S, Policy, SMALL_IDLE_AFTER_S,
     SMALL_RECORDS_MAX,
@@ -467,12 +467,6 @@ impl<D: Disk> Store<D> {
     fn number(&self, made: &AtomicU64) -> u64 {
         (self.generation << GENERATION_SHIFT) + made.fetch_add(1, Ordering::AcqRel)
     }
-}
-
-/// The process, or the machine, has as many files open as it may: no disk is to blame.
-pub(crate) fn too_many_files(error: &io::Error) -> bool {
-    let number = error.raw_os_error();
-    number.is_some_and(|number| [libc::EMFILE, libc::ENFILE].contains(&number))
 }
 
 /// How a failed create or grow is told to whoever wanted to write. Where there are too many files,

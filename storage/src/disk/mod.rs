@@ -88,3 +88,9 @@ pub trait Disk: Clone + 'static {
     /// Lets the other tasks of this thread run: between the parts of a long walk (R3).
     fn give_way(&self) -> impl Future<Output = ()>;
 }
+
+/// The process, or the machine, has as many files open as it may: no disk is to blame.
+pub(crate) fn too_many_files(error: &io::Error) -> bool {
+    let number = error.raw_os_error();
+    number.is_some_and(|number| [libc::EMFILE, libc::ENFILE].contains(&number))
+}

@@ -17,13 +17,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 
-use super::{Disk, Space};
+use super::{Disk, Space, too_many_files};
 
 /// Threads for what would block a shard. Two, so that a slow unlink does not delay an allocation.
 const HELPERS: usize = 2;
@@ -50,6 +50,9 @@ pub struct UringDisk {
 
 struct Inner {
     path: PathBuf,
+    /// Open for when no more files can be: making room takes a look at the space, and what is
+    /// named already is made durable.
+    directory: Mutex<Option<File>>,
     helpers: flume::Sender<Job>,
     /// Not bounded by itself: it holds at most the files that were open.
     closer: flume::Sender<File>,
@@ -114,6 +117,7 @@ impl UringDisk {
             .spawn(move || closing.iter().for_each(drop))?;
         let inner = Inner {
             path: path.to_owned(),
+            directory: Mutex::new(File::open(path).ok()),
             helpers,
             closer,
         };
@@ -221,7 +225,28 @@ impl Inner {
         Ok((self.file(file), len))
     }
 
+    /// The directory that is there now; the one that was, only while no more files can be opened.
+    fn in_directory<T>(&self, act: impl Fn(&File) -> io::Result<T>) -> io::Result<T> {
+        match File::open(&self.path) {
+            Ok(directory) => act(&directory),
+            Err(error) if too_many_files(&error) => {
+                let kept = self.directory.lock();
+                match &*kept.unwrap_or_else(PoisonError::into_inner) {
+                    Some(directory) => act(directory),
+                    None => Err(error),
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     fn list(&self) -> io::Result<Vec<String>> {
+        // A volume that is opened or comes back may be on another file system.
+        let directory = File::open(&self.path)?;
+        *self
+            .directory
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(directory);
         let mut names = Vec::new();
         for entry in std::fs::read_dir(&self.path)? {
             // A name that is not text is not one of ours.
@@ -409,7 +434,7 @@ impl Disk for UringDisk {
     }
 
     async fn sync_dir(&self) -> io::Result<()> {
-        self.help(|inner| File::open(&inner.path)?.sync_all()).await
+        self.help(|inner| inner.in_directory(File::sync_all)).await
     }
 
     async fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -439,7 +464,7 @@ impl Disk for UringDisk {
     }
 
     async fn space(&self) -> io::Result<Space> {
-        self.help(|inner| space(&File::open(&inner.path)?)).await
+        self.help(|inner| inner.in_directory(space)).await
     }
 
     /// By a timer: a task that wakes itself is the next one that monoio runs, so nobody else
