@@ -8,7 +8,7 @@ use drives::{
     ALL_FAILS, GONE, Machine, NO_FAULTS, NOW, Opened, READ_ONLY, content, digest, process, world,
 };
 use entrepot_storage::disk::sim::Faults;
-use entrepot_storage::{Digest, Disk, FillSpec, ForgetKey, VolumeState};
+use entrepot_storage::{Digest, Disk, ForgetKey, VolumeState};
 
 /// Several of these share a segment.
 fn little(number: u8) -> Vec<u8> {
@@ -35,18 +35,7 @@ impl Machine {
 
 impl Opened {
     async fn put_little(&self, numbers: impl IntoIterator<Item = u8>) {
-        for number in numbers {
-            let content = little(number);
-            let spec = FillSpec {
-                digest: Digest::sha256(&content),
-                length: Some(content.len() as u64),
-                media_type: None,
-            };
-            let mut fill = self.writer.fill(spec).await.expect("admitted");
-            fill.write(content).await.expect("written");
-            fill.finish(NOW).await.expect("verified");
-        }
-        self.commit().await;
+        self.put_bodies(numbers.into_iter().map(little)).await;
     }
 
     async fn forget_little(&self, number: u8) {

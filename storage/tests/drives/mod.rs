@@ -108,8 +108,11 @@ pub fn key(name: &str) -> TagKey {
 
 impl Opened {
     pub async fn put(&self, numbers: impl IntoIterator<Item = u8>) {
-        for number in numbers {
-            let content = content(number);
+        self.put_bodies(numbers.into_iter().map(content)).await;
+    }
+
+    pub async fn put_bodies(&self, bodies: impl Iterator<Item = Vec<u8>>) {
+        for content in bodies {
             let spec = FillSpec {
                 digest: Digest::sha256(&content),
                 length: Some(content.len() as u64),
