@@ -74,12 +74,12 @@ impl Lookup {
 
     /// A small body with its bytes. After a restart the first hit has its owner read and verify
     /// them; `None` when they turned out to be wrong and are gone.
-    pub async fn with_bytes(
+    async fn with_bytes(
         &self,
         digest: &Digest,
         mut body: Body<UringDisk>,
     ) -> Option<Body<UringDisk>> {
-        if body.bytes.is_some() || body.len > self.small_max || self.ram_full.get() {
+        if !self.is_to_be_loaded(&body) {
             return Some(body);
         }
         let (digest, owner) = (*digest, digest_owner(digest, self.post.shards()));
@@ -100,10 +100,17 @@ impl Lookup {
         }
     }
 
+    fn is_to_be_loaded(&self, body: &Body<UringDisk>) -> bool {
+        body.bytes.is_none() && body.len <= self.small_max && !self.ram_full.get()
+    }
+
     /// The body, if it may be served as it is and the repository has a link to it. No message,
     /// no allocation.
     pub fn hit(&self, project: usize, name: &str, digest: &Digest) -> Option<Body<UringDisk>> {
-        let body = self.store.body(digest).filter(|body| !body.unverified)?;
+        let body = self.store.body(digest)?;
+        if body.unverified || self.is_to_be_loaded(&body) {
+            return None;
+        }
         self.is_linked(project, name, digest).then_some(body)
     }
 
@@ -245,6 +252,11 @@ impl Lookup {
             .await?
     }
 
+    /// What the tag names, by the index alone.
+    pub fn fresh(&self, source: &Repository, tag: &str) -> Option<Resolved> {
+        fresh(&self.store, &self.sources, source, tag)
+    }
+
     /// What the tag names: from the index while it is fresh, else by one question upstream.
     pub async fn tag(
         &self,
@@ -252,7 +264,7 @@ impl Lookup {
         tag: &str,
         head: bool,
     ) -> Result<Resolved, Failure> {
-        if let Some(resolved) = fresh(&self.store, &self.sources, source, tag) {
+        if let Some(resolved) = self.fresh(source, tag) {
             return Ok(resolved);
         }
         let owner = self.owner(source);
