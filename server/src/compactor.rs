@@ -18,6 +18,10 @@ use crate::priority::{self, Priority};
 
 /// How often it looks for work when there is none.
 const LOOK: Duration = Duration::from_millis(100);
+/// The same once there was none for a while: a wake of this runtime costs a sleeping core 160 µs.
+const REST: Duration = Duration::from_millis(500);
+/// Looks without work until then.
+const REST_AFTER: u32 = 20;
 
 /// The running thread.
 pub struct Running {
@@ -59,7 +63,6 @@ pub fn start(exchange: Arc<Exchange>, paths: Vec<PathBuf>, rate: u64) -> io::Res
             }
         };
         executor.run(async move {
-            keep_awake();
             let compactor = Compactor::new(exchange.clone(), disks(&paths, rate));
             let _ = started.send(Ok(()));
             work(compactor, &exchange, may_idle, &stopped).await;
@@ -96,6 +99,7 @@ async fn work(
     stop: &AtomicBool,
 ) {
     let mut now = None;
+    let mut idle_looks = 0;
     while !stop.load(Ordering::Relaxed) {
         let wanted = match exchange.urgent() || !may_idle {
             true => Priority::Low,
@@ -105,8 +109,15 @@ async fn work(
             now = Some(wanted);
             give_way(wanted);
         }
-        if !compactor.step().await {
-            sleep(LOOK).await;
+        let awake = keep_awake();
+        let worked = compactor.step().await;
+        drop(awake);
+        if worked {
+            idle_looks = 0;
+        } else {
+            let at_rest = idle_looks >= REST_AFTER && exchange.is_quiet();
+            sleep(if at_rest { REST } else { LOOK }).await;
+            idle_looks = (idle_looks + 1).min(REST_AFTER);
         }
     }
 }

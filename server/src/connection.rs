@@ -4,11 +4,13 @@
 //! parsed, so pipelined requests wait here. Framing that is ambiguous ends the connection (R7);
 //! so does a request body, for which a cache has no use.
 
+use std::mem;
 use std::rc::Rc;
 
 use crate::http::head::{Framing, HeadError, Limits, Parsed, parse_request};
 use crate::metrics::{Counter, Gauge};
-use crate::net::socket::{Phase, Socket};
+use crate::net::socket::Socket;
+use crate::net::watchdog::Phase;
 use crate::oci::error::Code;
 use crate::registry;
 use crate::respond::{Exchange, Gone};
@@ -28,9 +30,20 @@ pub async fn serve(service: Rc<Service>, socket: Rc<Socket>) {
         head_len_max: service.head_len_max,
         ..Limits::default()
     };
-    let mut received = Vec::new();
-    let mut out = Vec::new();
+    let buffers = &service.buffers;
+    let (mut received, mut out) = (Vec::new(), Vec::new());
     loop {
+        if received.is_empty() {
+            // Who asks for nothing holds no buffers.
+            buffers.give(mem::take(&mut received));
+            buffers.give(mem::take(&mut out));
+            socket.enter(Phase::Idle);
+            if socket.readable().await.is_err() || socket.is_cut() {
+                break;
+            }
+            (received, out) = (buffers.take(), buffers.take());
+        }
+        socket.enter(Phase::Head);
         match next_request(&service, &socket, &limits, &mut received, &mut out).await {
             Ok(consumed) => {
                 received.drain(..consumed);
@@ -45,6 +58,8 @@ pub async fn serve(service: Rc<Service>, socket: Rc<Socket>) {
             break;
         }
     }
+    buffers.give(received);
+    buffers.give(out);
     drop(gauge);
 }
 
@@ -60,7 +75,8 @@ impl From<Gone> for End {
     }
 }
 
-/// Reads and answers one request; returns the length of its head.
+/// Reads and answers one request; returns the length of its head. The patience for a head counts
+/// from its first byte, not from each.
 async fn next_request(
     service: &Rc<Service>,
     socket: &Rc<Socket>,
@@ -68,16 +84,10 @@ async fn next_request(
     received: &mut Vec<u8>,
     out: &mut Vec<u8>,
 ) -> Result<usize, End> {
-    let phase = if received.is_empty() {
-        Phase::Idle
-    } else {
-        Phase::Head
-    };
-    socket.enter(phase);
+    if received.is_empty() {
+        receive(socket, received).await?;
+    }
     loop {
-        if received.is_empty() {
-            receive(socket, received).await?;
-        }
         match parse_request(received, limits) {
             Ok(Parsed::Complete(head)) => {
                 socket.enter(Phase::Work);
@@ -109,10 +119,6 @@ async fn receive(socket: &Socket, received: &mut Vec<u8>) -> Result<(), End> {
     received.truncate(start + count);
     if count == 0 || socket.is_cut() {
         return Err(End::Closed);
-    }
-    if start == 0 {
-        // The patience for a head counts from its first byte, not from each.
-        socket.enter(Phase::Head);
     }
     Ok(())
 }

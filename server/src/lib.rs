@@ -48,6 +48,7 @@ pub mod service;
 pub mod shard;
 pub mod source;
 pub mod start;
+pub mod upkeep;
 pub mod upstream;
 pub mod verify;
 pub mod whole;

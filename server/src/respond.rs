@@ -19,7 +19,8 @@ use crate::http::head::{Method, RequestHead, Version};
 use crate::http::range::ContentRange;
 use crate::http::response::ResponseHead;
 use crate::metrics::{Counter, Outcome};
-use crate::net::socket::{Phase, Socket};
+use crate::net::socket::Socket;
+use crate::net::watchdog::Phase;
 use crate::oci::error::{self, Code};
 use crate::service::Service;
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::lookup::Lookup;
 use crate::metrics::Metrics;
+use crate::net::buffers::Buffers;
 use crate::net::warm::Warmer;
 use crate::net::watchdog::Watchdog;
 
@@ -14,6 +15,7 @@ pub struct Service {
     pub metrics: Arc<Metrics>,
     pub warmer: Warmer,
     pub watchdog: Rc<Watchdog>,
+    pub buffers: Buffers,
     pub head_len_max: usize,
     /// Running relays, cold ranges and listings: each holds a body or a part of one in memory.
     pub relays: Rc<Cell<usize>>,

@@ -1,8 +1,8 @@
 //! One shard: a core's thread with its ring, its listener, and the keys it owns.
 //!
 //! Named by `main` only. `run` is the wiring of a shard on one screen; below it are the loops it
-//! starts: accept, mailbox, group commit, watchdog, drain. Nothing in them blocks (R3), and the
-//! mailbox loop starts tasks and awaits none of them (R4).
+//! starts: accept, mailbox, drain; what goes by the clock is in `upkeep`. Nothing in them blocks
+//! (R3), and the mailbox loop starts tasks and awaits none of them (R4).
 
 use std::future::Future;
 use std::io;
@@ -25,11 +25,12 @@ use crate::connection;
 use crate::fetch::{Bounds, Fetcher};
 use crate::foreign::Foreign;
 use crate::freshness::Tags;
-use crate::gate::{self, Board, Gates};
+use crate::gate::{Board, Gates};
 use crate::generation::Current;
 use crate::lookup::Lookup;
 use crate::mailbox::{Mailboxes, Message, Post};
 use crate::metrics::{Metrics, Operations};
+use crate::net::buffers::Buffers;
 use crate::net::socket::{self, Socket};
 use crate::net::warm::Warmer;
 use crate::net::watchdog::{Patience, Watchdog};
@@ -38,16 +39,11 @@ use crate::preflight::RING_ENTRIES;
 use crate::purge;
 use crate::service::Service;
 use crate::source::Sources;
+use crate::upkeep::{self, Upkeep};
 use crate::upstream::{Client, Resolver, Token, TokenAsk, TokenCache, TokenSource, UpstreamError};
 use crate::verify::Checks;
 use crate::whole;
 
-/// A group commit is due this long after the last one (or when it is large).
-const COMMIT_EVERY: Duration = Duration::from_secs(1);
-/// How often the commit loop looks whether a group has grown large.
-const COMMIT_LOOK: Duration = Duration::from_millis(100);
-/// How often the store looks at what is due; most times that is nothing.
-const MAINTAIN_EVERY: Duration = Duration::from_millis(100);
 /// The whole answer to a client that there is no room for.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n\
     Content-Length: 0\r\nConnection: close\r\n\r\n";
@@ -220,6 +216,7 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
         metrics: metrics.clone(),
         warmer: parts.warmer.clone(),
         watchdog: watchdog.clone(),
+        buffers: Buffers::default(),
         head_len_max: config.limits.head_len_max,
         relays: Rc::default(),
         cold: Rc::default(),
@@ -236,10 +233,15 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
             Err(error) => tracing::error!(%error, "a listener could not be shared"),
         }
     }
-    monoio::spawn(sweep(watchdog.clone(), owner.client.clone()));
-    monoio::spawn(commit(writer.clone()));
-    monoio::spawn(maintain(writer.clone()));
-    monoio::spawn(look_at(gates));
+    let upkeep = Upkeep {
+        watchdog,
+        client: owner.client.clone(),
+        gates,
+        fetcher: owner.fetcher.clone(),
+        writer,
+        exchange: parts.store.exchange(),
+    };
+    monoio::spawn(upkeep.run());
     monoio::spawn(receive(seat.mailbox.clone(), owner.clone()));
     let _ = seat.drain.recv_async().await;
     let patience = config.limits.drain_timeout;
@@ -273,10 +275,8 @@ fn admit(
     let Some(taken) = connections.take() else {
         return turn_away(&stream, peer, service);
     };
-    match Socket::new(stream, peer, service.watchdog.tick()) {
+    match Socket::new(stream, peer, &service.watchdog) {
         Ok(socket) => {
-            let socket = Rc::new(socket);
-            service.watchdog.watch(&socket);
             let service = service.clone();
             monoio::spawn(async move {
                 connection::serve(service, socket).await;
@@ -430,47 +430,6 @@ impl TokenSource for TokenMail {
     }
 }
 
-async fn sweep(watchdog: Rc<Watchdog>, client: Rc<Client>) {
-    loop {
-        sleep(Duration::from_secs(1)).await;
-        watchdog.sweep();
-        client.close_idle();
-    }
-}
-
-async fn commit(writer: Rc<Writer<UringDisk>>) {
-    let mut last = Instant::now();
-    loop {
-        sleep(COMMIT_LOOK).await;
-        if last.elapsed() >= COMMIT_EVERY || writer.wants_commit() {
-            commit_once(&writer).await;
-            last = Instant::now();
-        }
-    }
-}
-
-/// Eviction, recency, what the compactor asks: the store knows what is due.
-async fn maintain(writer: Rc<Writer<UringDisk>>) {
-    loop {
-        sleep(MAINTAIN_EVERY).await;
-        writer.maintain(clock::now()).await;
-    }
-}
-
-/// Who waits at a gate goes on, or is told that its time is up.
-async fn look_at(gates: Rc<Gates>) {
-    loop {
-        sleep(gate::LOOK).await;
-        gates.look();
-    }
-}
-
-async fn commit_once(writer: &Writer<UringDisk>) {
-    if let Err(error) = writer.commit(clock::now()).await {
-        tracing::error!(%error, "group commit failed; what it held is fetched again when asked");
-    }
-}
-
 /// Stops accepting, lets requests and fills end until the deadline, makes all durable.
 async fn drain(
     seat: &Seat,
@@ -497,12 +456,12 @@ async fn drain(
     // Others may still ask this shard, until none has a client or a fill.
     drained.idle.arrive().await;
     // The second makes durable what the first wrote: the entries of the first group.
-    commit_once(&owner.writer).await;
-    commit_once(&owner.writer).await;
+    upkeep::commit(&owner.writer).await;
+    upkeep::commit(&owner.writer).await;
     // Tags wait for bodies that another shard makes durable.
     drained.durable.arrive().await;
-    commit_once(&owner.writer).await;
-    commit_once(&owner.writer).await;
+    upkeep::commit(&owner.writer).await;
+    upkeep::commit(&owner.writer).await;
     if let Err(error) = owner.writer.seal_all(clock::now()).await {
         tracing::warn!(%error, "a segment could not be sealed; the next start will");
     }

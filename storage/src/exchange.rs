@@ -223,6 +223,16 @@ impl Exchange {
         self.urgent.load(Ordering::Relaxed)
     }
 
+    /// Nothing waits for the compactor or for an owner.
+    pub fn is_quiet(&self) -> bool {
+        self.jobs.is_empty()
+            && self.answers.is_empty()
+            && self.reports.is_empty()
+            && self.owners.iter().all(ArrayQueue::is_empty)
+            && self.asking.load(Ordering::Relaxed) == 0
+            && !self.urgent()
+    }
+
     pub(crate) fn set_urgent(&self, urgent: bool) {
         self.urgent.store(urgent, Ordering::Relaxed);
     }

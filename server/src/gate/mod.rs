@@ -20,7 +20,7 @@ mod tests;
 pub use board::{Board, FIGURES, Shown};
 pub use breaker::Rules as BreakerRules;
 pub use governor::Lane;
-pub use owner::{Gates, LOOK};
+pub use owner::Gates;
 pub use pass::{
     Enter, Heard, Leave, Name, Pass, Rules, SPARE_WAIT_MAX, Standing, Urgency, WAIT_MAX,
 };

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::mailbox::Post;
 use crate::upstream::UpstreamId;
@@ -13,10 +13,6 @@ use crate::upstream::UpstreamId;
 use super::board::Board;
 use super::one::{Gate, Settled};
 use super::pass::{Enter, Leave, Pass};
-
-/// How often the owner looks whose time is up. Nobody notices a tenth of a second at the end of
-/// a hold.
-pub const LOOK: Duration = Duration::from_millis(100);
 
 pub struct Gates {
     gates: RefCell<HashMap<UpstreamId, Gate>>,
@@ -82,7 +78,12 @@ impl Gates {
         });
     }
 
-    /// For a timer of the shard, every [`LOOK`].
+    /// Whether anybody waits for [`Gates::look`].
+    pub fn has_waiting(&self) -> bool {
+        self.gates.borrow().values().any(|gate| gate.has_waiting())
+    }
+
+    /// For a timer of the shard: ten times a second while somebody waits.
     pub fn look(&self) {
         let now = Instant::now();
         let mut settled = Vec::new();

@@ -12,8 +12,9 @@ use entrepot_storage::disk::uring::UringDisk;
 use rustix::fs::sendfile;
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
-use super::socket::{Phase, Socket};
+use super::socket::Socket;
 use super::warm::{WINDOW_LEN, Warmer};
+use super::watchdog::Phase;
 
 /// Bytes for one `sendfile` call: as fast as 1 MiB, and a hot one holds the shard for 30 µs
 /// instead of 130; 64 KiB costs 10–25 %.

@@ -14,72 +14,50 @@ use std::rc::Rc;
 use monoio::net::TcpStream;
 use socket2::{Domain, Protocol, SockRef, Type};
 
+use super::watchdog::{Phase, Watchdog, Watched};
+
 /// Connections the kernel may hold for a listener before accept, per shard. Restart of a farm
 /// brings thousands at once; the kernel clamps it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// What a connection is waiting for; decides how long it may make no progress.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Between requests: the client's turn, nothing received yet.
-    Idle,
-    /// Part of a request head has arrived.
-    Head,
-    /// We have bytes the client does not take.
-    Send,
-    /// We wait for an upstream or another shard; they have deadlines of their own.
-    Work,
-}
-
-/// A connected, non-blocking TCP socket with the time of its last progress.
+/// A connected, non-blocking TCP socket that its shard's watchdog looks after.
 pub struct Socket {
     stream: TcpStream,
     peer: SocketAddr,
-    phase: Cell<Phase>,
-    /// The shard's `watchdog` counts seconds here.
-    tick: Rc<Cell<u32>>,
-    /// Tick of the last progress.
-    progress: Cell<u32>,
+    watched: Watched,
     cut: Cell<bool>,
 }
 
 impl Socket {
-    /// Takes an accepted stream: no delay, non-blocking.
-    pub fn new(stream: TcpStream, peer: SocketAddr, tick: Rc<Cell<u32>>) -> io::Result<Socket> {
-        let socket = Socket {
-            stream,
-            peer,
-            phase: Cell::new(Phase::Idle),
-            progress: Cell::new(tick.get()),
-            tick,
-            cut: Cell::new(false),
-        };
-        let reference = socket.reference();
+    /// Takes an accepted stream: no delay, non-blocking, watched.
+    pub fn new(
+        stream: TcpStream,
+        peer: SocketAddr,
+        watchdog: &Rc<Watchdog>,
+    ) -> io::Result<Rc<Socket>> {
+        let descriptor = borrow(&stream);
+        let reference = SockRef::from(&descriptor);
         reference.set_tcp_nodelay(true)?;
         reference.set_nonblocking(true)?;
-        Ok(socket)
+        Ok(Rc::new_cyclic(|socket| Socket {
+            watched: watchdog.watch(socket.clone()),
+            stream,
+            peer,
+            cut: Cell::new(false),
+        }))
     }
 
     pub fn peer(&self) -> SocketAddr {
         self.peer
     }
 
-    pub fn phase(&self) -> Phase {
-        self.phase.get()
-    }
-
     /// Enters a phase; its patience starts now.
     pub fn enter(&self, phase: Phase) {
-        self.phase.set(phase);
-        self.progressed();
+        self.watched.enter(phase);
     }
 
     pub fn progressed(&self) {
-        self.progress.set(self.tick.get());
-    }
-
-    pub fn progress(&self) -> u32 {
-        self.progress.get()
+        self.watched.progressed();
     }
 
     /// Ends the connection from outside its task: pending waits resolve, reads return 0.
@@ -105,12 +83,17 @@ impl Socket {
         let _ = self.reference().shutdown(Shutdown::Write);
     }
 
-    /// Waits until something can be read, then reads up to `buffer.len()` bytes; 0 is the end.
+    /// Waits until something can be read, or the client is gone.
+    pub async fn readable(&self) -> io::Result<()> {
+        self.stream.readable(false).await
+    }
+
+    /// Reads up to `buffer.len()` bytes, and waits if there are none yet; 0 is the end.
     pub async fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
-            self.stream.readable(false).await?;
             match io::Read::read(&mut &*self.reference(), buffer) {
-                Err(error) if would_block(&error) => continue,
+                Err(error) if would_block(&error) => self.readable().await?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 other => return other,
             }
         }

@@ -12,7 +12,7 @@ use crate::http::head::Version;
 use crate::http::range::RangeRequest;
 use crate::metrics::{Counter, Gauge};
 use crate::net::sendfile::SendError;
-use crate::net::socket::Phase;
+use crate::net::watchdog::Phase;
 use crate::oci::error::Code;
 use crate::reading::Reading;
 

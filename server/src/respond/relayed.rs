@@ -4,7 +4,7 @@ use super::{Exchange, Facts, Gone, Selection};
 use crate::http::framing::{CHUNK_END, LAST_CHUNK, push_chunk_size};
 use crate::http::head::Version;
 use crate::metrics::Counter;
-use crate::net::socket::Phase;
+use crate::net::watchdog::Phase;
 
 impl Exchange<'_> {
     /// Begins the answer with a selection of a body that others send.

@@ -70,16 +70,21 @@ pub fn executor() -> io::Result<LocalExecutor> {
     Ok(builder.make()?)
 }
 
-/// Inside `executor`: wakes it again and again. It was seen to sleep on when an operation had
-/// ended, and with nothing else to wake it for ever.
-pub fn keep_awake() {
+/// Inside `executor`: wakes it again and again, until this is dropped. It was seen to sleep on when
+/// an operation had ended, and with nothing else to wake it for ever.
+pub struct Awake {
+    _beats: glommio::Task<()>,
+}
+
+pub fn keep_awake() -> Awake {
     let beats = async {
         loop {
             sleep(HEARTBEAT).await;
         }
     };
-    // It ends with the executor.
-    glommio::spawn_local(beats).detach();
+    Awake {
+        _beats: glommio::spawn_local(beats),
+    }
 }
 
 /// Rests inside `executor`.
