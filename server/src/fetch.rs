@@ -29,6 +29,7 @@ use crate::project::Repository;
 use crate::resume::Opening;
 use crate::source::{Search, Sources, Wanted, accept, body_path};
 use crate::upstream::Method;
+use crate::whole::Until;
 
 use fill::{Attempt, Ended};
 use setbacks::Setbacks;
@@ -317,6 +318,7 @@ impl Fetcher {
         let mismatched = |origin: &Arc<str>| self.mismatched(digest, origin);
         let expected = Some(Expected {
             digest,
+            until: Until::Stored,
             mismatched: &mismatched,
         });
         let manifest = sources.manifest(source, &wanted, search, expected).await?;

@@ -16,9 +16,9 @@ use crate::oci::error::Code;
 use crate::project::{Repository, digest_owner};
 use crate::registry::warning;
 use crate::respond::{CacheStatus, Exchange, Gone};
-use crate::source::{Search, Unanswered, Wanted, content_type};
+use crate::source::{Answer, Search, Unanswered, Wanted, content_type};
 use crate::upstream::Method;
-use crate::whole::Whole;
+use crate::whole::{Until, Whole};
 
 /// Listings that may be under way on a shard; each holds a few times its length.
 const LISTINGS_MAX: usize = 32;
@@ -117,7 +117,10 @@ async fn forward(
         ..Search::default()
     };
     let mut answer = sources.first(source, &wanted, search).await?;
-    let collected = sources.whole.collect(&mut answer.response, &answer.origin);
+    let Answer {
+        origin, response, ..
+    } = &mut answer;
+    let collected = sources.whole.collect(response, origin, Until::Sent);
     let whole = collected.await.map_err(|report| Unanswered {
         own: Some(report.clone()),
         report,

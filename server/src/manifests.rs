@@ -14,7 +14,7 @@ use crate::failure::{Failure, FailureKind};
 use crate::jitter::jittered;
 use crate::project::Repository;
 use crate::source::{Answer, Search, Sources, Unanswered, Wanted, check_manifest, content_type};
-use crate::whole::Whole;
+use crate::whole::{Until, Whole};
 
 /// Before the second request to the same upstream. A connection that broke is rarely alone.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -30,6 +30,8 @@ pub struct Manifest {
 /// What is known of a manifest before it is here.
 pub struct Expected<'a> {
     pub digest: Digest,
+    /// What becomes of it.
+    pub until: Until,
     /// Told of an origin that is given up because it sent bytes of another digest.
     pub mismatched: &'a dyn Fn(&Arc<str>),
 }
@@ -52,6 +54,7 @@ impl Sources {
         expected: Option<Expected<'_>>,
     ) -> Result<Manifest, Unanswered> {
         let digest = expected.as_ref().map(|expected| expected.digest);
+        let until = expected.as_ref().map_or(Until::Stored, |named| named.until);
         let mut given_up: Vec<Arc<str>> = Vec::new();
         // Of whom the last answer was, if that is asked once more.
         let mut again: Option<Arc<str>> = None;
@@ -76,7 +79,7 @@ impl Sources {
                 (Err(unanswered), None) => return Err(unanswered),
             };
             let origin = answer.origin.clone();
-            let bad = match self.read(answer, digest).await {
+            let bad = match self.read(answer, digest, until).await {
                 Ok(manifest) => return Ok(manifest),
                 Err(Bad::Refused(failure)) => return Err(failure.into()),
                 Err(bad) => bad,
@@ -98,13 +101,18 @@ impl Sources {
     }
 
     /// Collects and checks an answer.
-    async fn read(&self, answer: Answer, digest: Option<Digest>) -> Result<Manifest, Bad> {
+    async fn read(
+        &self,
+        answer: Answer,
+        digest: Option<Digest>,
+        until: Until,
+    ) -> Result<Manifest, Bad> {
         let Answer {
             origin,
             mut response,
             ..
         } = answer;
-        let collected = self.whole.try_collect(&mut response, &origin).await;
+        let collected = self.whole.try_collect(&mut response, &origin, until).await;
         let whole = match collected.map_err(Bad::Refused)? {
             Ok(whole) => whole,
             Err(failure) => return Err(Bad::Broken(failure)),
