@@ -8,17 +8,21 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use entrepot_storage::Digest;
+use monoio::time::sleep;
 
 use crate::failure::{Failure, FailureKind};
 use crate::fetch::{BodyKind, Fetcher};
+use crate::http::etag;
 use crate::http::range::ContentRange;
+use crate::jitter::jittered;
 use crate::mailbox::Reply;
 use crate::project::Repository;
 use crate::source::{Answer, Search, Sources, Wanted, accept, body_path};
-use crate::upstream::{self, Method};
+use crate::upstream::{self, BodyError, Method, Validator};
 
 /// Bytes of one part. It is collected before it is passed on, so this is what a response holds in
 /// memory, and what upstream sends in vain when its client leaves.
@@ -27,6 +31,11 @@ pub const PART_LEN_MAX: u64 = 1 << 20;
 const PARTS_MAX: usize = 128;
 /// Those of them that nobody waits for yet: the rest of the room is for clients that do.
 const AHEAD_MAX: usize = PARTS_MAX / 2;
+/// Answers of one upstream that a part may be made of. It is short: what breaks more often than
+/// that is broken for good.
+const ANSWERS_MAX: u32 = 4;
+/// Before the next of them. A connection that broke is rarely alone.
+const PAUSE: Duration = Duration::from_millis(50);
 
 pub struct PartAsk {
     pub digest: Digest,
@@ -107,7 +116,8 @@ impl Parts {
         });
     }
 
-    /// The upstreams in their order, without those that answer a range with another one.
+    /// The upstreams in their order, without those that answer a range with another one. One whose
+    /// answer breaks is asked for the rest of it first.
     async fn ask_upstream(
         &self,
         (source, digest, range): &Key,
@@ -115,80 +125,238 @@ impl Parts {
     ) -> Result<Part, Unparted> {
         let kind = BodyKind::Blob;
         let path = body_path(kind, digest);
-        let wanted = Wanted {
-            method: Method::Get,
-            path: &path,
-            accept: accept(kind),
-            range: Some(upstream::Part::between(*range)),
-        };
         let mut passed_over: Vec<Arc<str>> = Vec::new();
         let mut before: Option<Failure> = None;
+        let mut begun: Option<Begun> = None;
         loop {
+            let now = begun.as_ref();
+            let wanted = Wanted {
+                method: Method::Get,
+                path: &path,
+                accept: accept(kind),
+                range: Some(upstream::Part {
+                    if_range: now.and_then(|begun| begun.validator.clone()),
+                    ..upstream::Part::between((Begun::at(now, range.0), range.1))
+                }),
+            };
             let refused = |origin: &Arc<str>| {
-                passed_over.contains(origin) || self.fetcher.is_refused(digest, origin)
+                let another = now.is_some_and(|begun| begun.origin != *origin);
+                another || passed_over.contains(origin) || self.fetcher.is_refused(digest, origin)
             };
             let search = Search {
-                prefer,
-                layer: (kind == BodyKind::Blob).then_some(*digest),
+                prefer: now.map(|begun| &*begun.origin).or(prefer),
+                anew: now.is_some(),
+                layer: Some(*digest),
                 refused: Some(&refused),
                 ..Search::default()
             };
-            let answer = match self.sources.first(source, &wanted, search).await {
-                Ok(answer) => answer,
-                Err(unanswered) => {
+            let answer = match (self.sources.first(source, &wanted, search).await, begun) {
+                (Ok(answer), now) => (answer, now),
+                // The others are asked from the beginning.
+                (Err(unanswered), Some(lost)) => {
+                    passed_over.push(lost.origin);
+                    before.get_or_insert(unanswered.report);
+                    begun = None;
+                    continue;
+                }
+                (Err(unanswered), None) => {
                     let failure = before.unwrap_or(unanswered.report);
                     return Err(Unparted::Failed(failure));
                 }
             };
+            let (answer, now) = answer;
             let origin = answer.origin.clone();
-            match read(answer, *range).await {
-                Ok(part) => return Ok(part),
-                Err(Unparted::NoRanges) => return Err(Unparted::NoRanges),
-                Err(Unparted::Failed(failure)) => {
-                    before = Some(failure);
-                    passed_over.push(origin);
+            let failure = match read(answer, now, *range).await {
+                Ended::Whole(part) => return Ok(part),
+                Ended::NoRanges => return Err(Unparted::NoRanges),
+                Ended::Broken(broken, failure) if self.may_go_on(source, &broken) => {
+                    let at = Begun::at(Some(&broken), range.0);
+                    tracing::debug!(%digest, at, why = &*failure.detail, "a range is gone on with");
+                    begun = Some(broken);
+                    sleep(jittered(PAUSE)).await;
+                    continue;
                 }
-            }
+                Ended::Broken(_, failure) | Ended::Unfit(failure) => failure,
+            };
+            before = Some(failure);
+            passed_over.push(origin);
+            begun = None;
         }
+    }
+
+    fn may_go_on(&self, source: &Repository, begun: &Begun) -> bool {
+        begun.answers < ANSWERS_MAX && self.sources.may_ask_again(source, &begun.origin)
     }
 }
 
-/// Collects an answer that is exactly the range, or as much of it as the body has.
-async fn read(answer: Answer, (start, end): (u64, u64)) -> Result<Part, Unparted> {
+/// What came of a part before its answer broke. All of it is of one upstream and one body: no
+/// digest vouches for a joint.
+struct Begun {
+    origin: Arc<str>,
+    body_len: Option<u64>,
+    validator: Option<Validator>,
+    bytes: Vec<u8>,
+    /// Of how many answers.
+    answers: u32,
+}
+
+impl Begun {
+    /// The first byte that is missing of a part that starts there.
+    fn at(begun: Option<&Begun>, start: u64) -> u64 {
+        start + begun.map_or(0, |begun| begun.bytes.len() as u64)
+    }
+
+    /// Whether an answer is of the same body.
+    fn is_of(&self, body_len: Option<u64>, validator: Option<&Validator>) -> bool {
+        let same_etag = match (&self.validator, validator) {
+            (Some(known), Some(now)) => known == now,
+            _ => true,
+        };
+        self.body_len == body_len && same_etag
+    }
+}
+
+/// How an answer ended.
+enum Ended {
+    Whole(Part),
+    /// Its upstream may bring the rest.
+    Broken(Begun, Failure),
+    /// Its upstream is of no use for this part.
+    Unfit(Failure),
+    NoRanges,
+}
+
+/// Reads an answer that is exactly the rest of the range, or as much of it as the body has.
+async fn read(answer: Answer, begun: Option<Begun>, range: (u64, u64)) -> Ended {
     let Answer {
         origin,
         mut response,
         ..
     } = answer;
-    let failed = |why: &str| {
-        let failure = Failure::of(FailureKind::BadBody, &origin, why);
-        Unparted::Failed(failure)
-    };
-    if response.status == 200 {
-        return Err(Unparted::NoRanges);
+    let failed = |why: &str| Failure::of(FailureKind::BadBody, &origin, why);
+    if response.status == 200 && begun.is_none() {
+        return Ended::NoRanges;
     }
-    let field = response.head.field("content-range");
-    let (len, body_len) = match field.and_then(ContentRange::parse) {
-        Some(ContentRange::Part {
+    let part = response.head.field("content-range");
+    let asked = (Begun::at(begun.as_ref(), range.0), range.1);
+    let Some((len, body_len)) = fits(part.and_then(ContentRange::parse), asked) else {
+        return Ended::Unfit(failed("answered a range with another"));
+    };
+    let etag = response.head.field("etag").and_then(etag::strong);
+    let validator = etag.map(|etag| Validator {
+        origin: origin.clone(),
+        etag: etag.into(),
+    });
+    let mut begun = match begun {
+        Some(begun) if begun.is_of(body_len, validator.as_ref()) => begun,
+        Some(_) => return Ended::Unfit(failed("answered the rest of a range with another body")),
+        None => Begun {
+            origin: origin.clone(),
+            body_len,
+            validator,
+            bytes: Vec::with_capacity(len as usize),
+            answers: 0,
+        },
+    };
+    begun.answers += 1;
+    let whole = begun.bytes.len() + len as usize;
+    loop {
+        let lost = match response.body.read().await {
+            Ok(Some(piece)) if piece.len() > whole - begun.bytes.len() => {
+                return Ended::Unfit(failed("a range is longer than it says"));
+            }
+            Ok(Some(piece)) => {
+                begun.bytes.extend_from_slice(&piece);
+                continue;
+            }
+            // The bytes are all there; what may be missing is the end of a coding.
+            _ if begun.bytes.len() == whole => return Ended::Whole(begun.into()),
+            Ok(None) => failed("a range is cut short"),
+            // It took a whole read timeout; a client waits.
+            Err(error @ (BodyError::Timeout | BodyError::TooSlow | BodyError::TotalTimeout)) => {
+                return Ended::Unfit(failed(&error.to_string()));
+            }
+            Err(error) => failed(&error.to_string()),
+        };
+        return Ended::Broken(begun, lost);
+    }
+}
+
+impl From<Begun> for Part {
+    fn from(begun: Begun) -> Part {
+        Part {
+            bytes: begun.bytes.into(),
+            body_len: begun.body_len,
+            origin: begun.origin,
+        }
+    }
+}
+
+/// Length of an answer, and of the body if it is told, when it begins where it was asked for and
+/// ends there too or with the body (RFC 9110 §15.3.7).
+fn fits(part: Option<ContentRange>, (start, end): (u64, u64)) -> Option<(u64, Option<u64>)> {
+    match part? {
+        ContentRange::Part {
             start: first,
             end: last,
             length,
-        }) if first == start && (last == end || (last < end && length == Some(last))) => {
-            (last - first, length)
+        } if first == start && (last == end || (last < end && length == Some(last))) => {
+            Some((last - first, length))
         }
-        _ => return Err(failed("answered a range with another")),
-    };
-    let bytes = match response.body.collect(len as usize).await {
-        Ok(bytes) => bytes,
-        Err(error) => return Err(failed(&error.to_string())),
-    };
-    if bytes.len() as u64 != len {
-        return Err(failed("a range is cut short"));
+        _ => None,
     }
-    let bytes = Bytes::from(bytes);
-    Ok(Part {
-        bytes,
-        body_len,
-        origin,
-    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Begun, ContentRange, Validator, fits};
+
+    fn part(start: u64, end: u64, length: Option<u64>) -> Option<ContentRange> {
+        Some(ContentRange::Part { start, end, length })
+    }
+
+    #[test]
+    fn only_what_was_asked_for_is_taken() {
+        for (name, part, expected) in [
+            ("all of it", part(60, 80, Some(100)), Some((20, Some(100)))),
+            ("of unknown length", part(60, 80, None), Some((20, None))),
+            ("the end", part(60, 70, Some(70)), Some((10, Some(70)))),
+            ("less than there is", part(60, 70, Some(100)), None),
+            ("less, of unknown length", part(60, 70, None), None),
+            ("another start", part(59, 80, Some(100)), None),
+            ("more", part(60, 81, Some(100)), None),
+            ("no Content-Range", None, None),
+        ] {
+            assert_eq!(fits(part, (60, 80)), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn only_the_rest_of_the_same_body_is_joined() {
+        let etag = |etag: &str| {
+            Some(Validator {
+                origin: "https://a".into(),
+                etag: etag.into(),
+            })
+        };
+        let begun = |validator| Begun {
+            origin: "https://a".into(),
+            body_len: Some(100),
+            validator,
+            bytes: vec![0; 7],
+            answers: 1,
+        };
+        assert_eq!(Begun::at(Some(&begun(None)), 60), 67);
+        assert_eq!(Begun::at(None, 60), 60);
+        for (known, now, len, joined) in [
+            (None, None, Some(100), true),
+            (etag("\"1\""), etag("\"1\""), Some(100), true),
+            (etag("\"1\""), None, Some(100), true),
+            (etag("\"1\""), etag("\"2\""), Some(100), false),
+            (None, None, Some(101), false),
+            (None, None, None, false),
+        ] {
+            assert_eq!(begun(known).is_of(len, now.as_ref()), joined, "{now:?} {len:?}");
+        }
+    }
 }

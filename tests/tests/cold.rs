@@ -247,6 +247,47 @@ fn an_upstream_that_answers_another_range_is_passed_over() {
 }
 
 #[test]
+fn a_range_that_breaks_is_gone_on_with_where_it_broke() {
+    let origin = Origin::start();
+    let blob = origin.blob(&["library/app"], 4 * MIB, 1);
+    let whole = bytes_of(&origin, &blob);
+    let ranged = || json!({"kind": "blob", "range": true});
+    let fields = [("Range", "bytes=1000000-1199999")];
+    for fault in [
+        json!({"truncate_at": "50%"}),
+        json!({"chunked": true, "truncate_at": "50%"}),
+    ] {
+        let server = ruled("pass", &[origin.url()]);
+        origin.fault_times(1, ranged(), fault.clone());
+        let part = server.get_with(&target(&blob), &fields).expect(206);
+        assert!(part.body == whole[1_000_000..1_200_000], "{fault}");
+        let asked = (asked_with_range(&origin), sent(&origin));
+        assert_eq!(asked, (2, (200_000, 0)), "{fault}");
+        origin.clear_log();
+    }
+
+    // But not for ever.
+    let server = ruled("pass", &[origin.url()]);
+    origin.fault(ranged(), json!({"truncate_at": "50%"}));
+    server.get_with(&target(&blob), &fields).expect(502);
+    assert_eq!(asked_with_range(&origin), 4);
+}
+
+#[test]
+fn what_is_gone_on_with_is_of_the_same_body() {
+    let origin = Origin::start();
+    let server = ruled("pass", &[origin.url()]);
+    let blob = origin.blob(&["library/app"], 4 * MIB, 1);
+    let ranged = || json!({"kind": "blob", "range": true});
+    origin.fault_times(1, ranged(), json!({"truncate_at": "50%"}));
+    let other = json!({"drop_headers": ["ETag"], "set_headers": {"ETag": "\"another\""}});
+    origin.fault(ranged(), other);
+    let fields = [("Range", "bytes=1000000-1199999")];
+    server.get_with(&target(&blob), &fields).expect(502);
+    assert_eq!(asked_with_range(&origin), 2);
+}
+
+#[test]
 fn an_upstream_without_ranges_is_asked_for_the_whole_once() {
     let origin = Origin::start();
     let server = ruled("pass", &[origin.url()]);

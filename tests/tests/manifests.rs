@@ -149,8 +149,8 @@ fn many_long_ones_at_once_are_bounded_and_leave_room_to_other_upstreams() {
             held.digest
         })
         .collect();
-    let halted = json!({"kind": "manifest", "method": "GET"});
-    origin.fault(halted.clone(), json!({"halt_at": "90%"}));
+    let gets = json!({"kind": "manifest", "method": "GET"});
+    origin.fault(gets, json!({"halt_at": "90%"}));
     let statuses: Vec<u16> = std::thread::scope(|scope| {
         let ask = |digest: &String| {
             let target = manifest(digest);
