@@ -8,6 +8,8 @@
 //! body has a right to it of its own: where one source is refused, the rest is asked for in the
 //! name of the next (R9).
 
+mod rest;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,6 +27,8 @@ use crate::project::Repository;
 use crate::source::{Answer, Refused, Search, Sources, Wanted, body_path};
 use crate::upstream::{Body, BodyError, Method, Part, Response, Validator, without_account};
 use crate::whole::Whole;
+
+use rest::{Unfit, rest};
 
 /// Attempts in a row that brought less than `PROGRESS_LEN`; then the body is given up. With the
 /// pauses between them about three seconds: longer than a proxy takes to restart, shorter than
@@ -86,17 +90,6 @@ enum Lost {
     Broken(#[from] BodyError),
     #[error("the answer ended {0} bytes before the body")]
     Short(u64),
-}
-
-/// Why an answer can't be the rest of what has arrived.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-enum Unfit {
-    #[error("a 206 of another part than was asked for")]
-    Part,
-    #[error("a body of another length")]
-    Length,
-    #[error("a body of another ETag")]
-    Etag,
 }
 
 pub struct Arriving<'a> {
@@ -376,36 +369,6 @@ impl<'a> Arriving<'a> {
     }
 }
 
-/// What an answer to "the rest from `at`" is: how much of it is known already, and the length of
-/// the whole.
-fn rest(
-    status: u16,
-    part: Option<ContentRange>,
-    length: Option<u64>,
-    at: u64,
-) -> Result<(u64, Option<u64>), Unfit> {
-    match (status, part) {
-        (200, _) if length.is_some_and(|length| length < at) => Err(Unfit::Length),
-        (200, _) => Ok((at, length)),
-        (
-            206,
-            Some(ContentRange::Part {
-                start,
-                end,
-                length: total,
-            }),
-        ) => {
-            let whole = start == at && total.is_some_and(|total| total == end);
-            let honest = length.is_none_or(|length| length == end - start);
-            match whole && honest {
-                true => Ok((0, total)),
-                false => Err(Unfit::Part),
-            }
-        }
-        _ => Err(Unfit::Part),
-    }
-}
-
 fn validator(origin: &Arc<str>, response: &Response) -> Option<Validator> {
     let etag = etag::strong(response.head.field("etag")?)?;
     Some(Validator {
@@ -421,72 +384,7 @@ fn pause(fruitless: u32) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::{ContentRange, Duration, FRUITLESS_MAX, PAUSE_MAX, PAUSE_MIN, Unfit, pause, rest};
-
-    fn part(start: u64, end: u64, length: Option<u64>) -> Option<ContentRange> {
-        Some(ContentRange::Part { start, end, length })
-    }
-
-    #[test]
-    fn only_the_rest_of_the_body_is_joined() {
-        for (name, status, part, length, expected) in [
-            (
-                "the rest",
-                206,
-                part(60, 100, Some(100)),
-                Some(40),
-                Ok((0, Some(100))),
-            ),
-            (
-                "the rest, in chunks",
-                206,
-                part(60, 100, Some(100)),
-                None,
-                Ok((0, Some(100))),
-            ),
-            ("the whole", 200, None, Some(100), Ok((60, Some(100)))),
-            ("the whole, in chunks", 200, None, None, Ok((60, None))),
-            ("too short to skip", 200, None, Some(59), Err(Unfit::Length)),
-            (
-                "another start",
-                206,
-                part(59, 100, Some(100)),
-                Some(41),
-                Err(Unfit::Part),
-            ),
-            (
-                "another end",
-                206,
-                part(60, 99, Some(100)),
-                Some(39),
-                Err(Unfit::Part),
-            ),
-            (
-                "of unknown length",
-                206,
-                part(60, 100, None),
-                Some(40),
-                Err(Unfit::Part),
-            ),
-            (
-                "a length that lies",
-                206,
-                part(60, 100, Some(100)),
-                Some(41),
-                Err(Unfit::Part),
-            ),
-            ("no Content-Range", 206, None, Some(40), Err(Unfit::Part)),
-            (
-                "nothing",
-                206,
-                Some(ContentRange::Unsatisfied { length: 100 }),
-                Some(0),
-                Err(Unfit::Part),
-            ),
-        ] {
-            assert_eq!(rest(status, part, length, 60), expected, "{name}");
-        }
-    }
+    use super::{Duration, FRUITLESS_MAX, PAUSE_MAX, PAUSE_MIN, pause};
 
     #[test]
     fn pauses_grow_to_their_bound() {
