@@ -13,19 +13,20 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use entrepot_storage::disk::uring::UringDisk;
 use entrepot_storage::{Digest, Store, Watermark, Writer};
+use monoio::time::sleep;
 
-pub use ask::{BodyAnswer, BodyAsk, BodyKind, Bounds, EndedBy, Following};
+pub use ask::{BodyAnswer, BodyAsk, BodyKind, Bounds, EndedBy, Following, Sought};
 
 use crate::access::is_linked;
-use crate::failure::Failure;
-use crate::mailbox::Post;
+use crate::failure::{Failure, FailureKind};
+use crate::mailbox::{Message, Post};
 use crate::manifests::Expected;
 use crate::metrics::{Counter, Gauge, Metrics};
-use crate::project::Repository;
+use crate::project::{Repository, repository_owner};
 use crate::resume::Opening;
 use crate::source::{Search, Sources, Wanted, accept, body_path};
 use crate::upstream::Method;
@@ -37,6 +38,10 @@ use setbacks::Setbacks;
 /// Sources that one fill may ask in the names of. More than one is rare, and each that is refused
 /// costs upstream a request; a fill that sixteen are refused for will not be had by a seventeenth.
 const SOURCES_MAX: usize = 16;
+
+/// How long an ask that has something older waits for a head with others who have not: the time of
+/// a slow answer, and not that of a hold.
+const SPARE_WAIT: Duration = Duration::from_secs(3);
 
 struct Stream {
     watermark: Arc<Watermark<UringDisk>>,
@@ -55,6 +60,8 @@ struct Running {
     /// Asks that wait for upstream's head.
     waiting: RefCell<Vec<BodyAsk>>,
     stream: RefCell<Option<Stream>>,
+    /// All who wait have something older: no hold of an upstream is waited for.
+    spare: Cell<bool>,
     /// Its digest was purged while upstream was asked.
     stopped: Cell<bool>,
 }
@@ -68,6 +75,7 @@ impl Running {
         Rc::new(Running {
             source: RefCell::new(ask.source.clone()),
             sources: RefCell::new(vec![ask.source.clone()]),
+            spare: Cell::new(ask.sought.spare),
             waiting: RefCell::new(vec![ask]),
             stream: RefCell::default(),
             stopped: Cell::new(false),
@@ -150,45 +158,62 @@ impl Fetcher {
 
     /// Answers an ask, now or when upstream's head has arrived.
     pub fn body(self: &Rc<Self>, ask: BodyAsk) {
-        if self.store.body(&ask.digest).is_some() {
+        let Sought {
+            digest,
+            kind,
+            fills,
+            ..
+        } = ask.sought;
+        if self.store.body(&digest).is_some() {
             return answer(&ask, BodyAnswer::Held);
         }
-        let running = self.running.borrow().get(&(ask.digest, ask.kind)).cloned();
+        let running = self.running.borrow().get(&(digest, kind)).cloned();
         match running {
             Some(running) => self.join(&running, ask),
-            None if !ask.fills => answer(&ask, BodyAnswer::Cold),
-            None if self.setbacks.has_outgrown(&ask.digest) => answer(&ask, BodyAnswer::Relay),
+            None if !fills => answer(&ask, BodyAnswer::Cold),
+            None if self.setbacks.has_outgrown(&digest) => answer(&ask, BodyAnswer::Relay),
             None => self.start(ask),
         }
     }
 
-    fn join(&self, running: &Running, ask: BodyAsk) {
-        let (len, origin) = match &*running.stream.borrow() {
-            Some(stream) => (stream.watermark.len(), Some(stream.origin.clone())),
-            None => (None, None),
-        };
-        // A reload may have taken its upstream, or the login, away.
-        let project = self.sources.project(ask.source.project);
-        let trusted = origin.is_none_or(|origin| project.trusts(&origin));
-        let own = trusted && ask.source == *running.source.borrow();
-        if !ask.proven && !own {
-            return answer(&ask, BodyAnswer::NeedProof(len));
-        }
+    fn join(&self, running: &Rc<Running>, ask: BodyAsk) {
         let followers = match &*running.stream.borrow() {
             Some(stream) => stream.watermark.followers(),
             None => running.waiting.borrow().len(),
         };
         if followers >= self.bounds.followers_max {
-            return answer(
-                &ask,
-                BodyAnswer::Failed(Failure::busy("followers of one fill")),
-            );
+            let busy = Failure::busy("followers of one fill");
+            return answer(&ask, BodyAnswer::Failed(busy));
+        }
+        if let Some(stream) = &*running.stream.borrow() {
+            return answer(&ask, self.place(running, stream, &ask, true));
+        }
+        if !ask.sought.fills && !ask.proven {
+            // It gets what it wants sooner by itself.
+            return answer(&ask, BodyAnswer::NeedProof(None));
+        }
+        if ask.sought.spare && !running.spare.get() {
+            monoio::spawn(give_up_waiting(running.clone()));
+        }
+        running.waiting.borrow_mut().push(ask);
+    }
+
+    /// A place at the fill for who may see its bytes (R9).
+    fn place(
+        &self,
+        running: &Running,
+        stream: &Stream,
+        ask: &BodyAsk,
+        collapsed: bool,
+    ) -> BodyAnswer {
+        // A reload may have taken its upstream, or the login, away.
+        let project = self.sources.project(ask.source.project);
+        let own = ask.source == *running.source.borrow() && project.trusts(&stream.origin);
+        if !ask.proven && !own {
+            return BodyAnswer::NeedProof(stream.watermark.len());
         }
         running.may_go_on_as(&ask.source);
-        match &*running.stream.borrow() {
-            Some(stream) => answer(&ask, follow(stream, true)),
-            None => running.waiting.borrow_mut().push(ask),
-        }
+        follow(stream, collapsed)
     }
 
     fn start(self: &Rc<Self>, ask: BodyAsk) {
@@ -201,7 +226,7 @@ impl Fetcher {
         let Some(taken) = self.bounds.fills.take() else {
             return answer(&ask, BodyAnswer::Failed(Failure::busy("fills")));
         };
-        let (digest, kind) = (ask.digest, ask.kind);
+        let (digest, kind) = (ask.sought.digest, ask.sought.kind);
         let running = Running::new(ask);
         self.running
             .borrow_mut()
@@ -219,34 +244,44 @@ impl Fetcher {
         });
     }
 
-    /// Tries the askers' sources until one is answered, then fills.
+    /// Tries the askers' sources until one is answered, then fills. Of those who want no fill of
+    /// their own none is tried.
     async fn run(&self, digest: Digest, kind: BodyKind, running: &Running) {
         loop {
             let next = {
                 let waiting = running.waiting.borrow();
-                waiting
-                    .first()
-                    .map(|ask| (ask.source.clone(), ask.prefer.clone()))
+                let first = waiting.iter().find(|ask| ask.sought.fills);
+                first.map(|ask| {
+                    let same = |other: &&BodyAsk| other.source == ask.source;
+                    let spare = waiting.iter().filter(same).all(|other| other.sought.spare);
+                    (ask.source.clone(), ask.sought.prefer.clone(), spare)
+                })
             };
-            let Some((source, prefer)) = next else { return };
+            let Some((source, prefer, spare)) = next else {
+                for ask in running.waiting.take() {
+                    answer(&ask, BodyAnswer::Cold);
+                }
+                return;
+            };
             running.source.replace(source.clone());
+            running.spare.set(spare);
             running.stopped.set(false);
             let attempt = Attempt {
                 digest,
                 kind,
                 source: &source,
                 prefer: prefer.as_deref(),
+                spare,
                 resumes: true,
             };
             let Err(failure) = self.fetch(attempt, running).await else {
                 return;
             };
-            // Those who asked in this name fail; a proven joiner's source is tried next (R9).
-            let (refused, others) = running
-                .waiting
-                .take()
-                .into_iter()
-                .partition(|ask: &BodyAsk| ask.source == source);
+            // Those who asked in this name fail, but for who would have waited longer; the source
+            // of another is tried next (R9).
+            let refused =
+                |ask: &BodyAsk| ask.source == source && (ask.sought.spare || !spare);
+            let (refused, others) = running.waiting.take().into_iter().partition(refused);
             running.waiting.replace(others);
             for ask in refused {
                 answer(&ask, BodyAnswer::Failed(failure.clone()));
@@ -306,6 +341,7 @@ impl Fetcher {
         };
         let search = Search {
             prefer: attempt.prefer,
+            spare: attempt.spare,
             layer: (kind == BodyKind::Blob).then_some(digest),
             refused: Some(&|origin| self.setbacks.is_refused(&digest, origin)),
             ..Search::default()
@@ -329,6 +365,34 @@ impl Fetcher {
     fn mismatched(&self, digest: Digest, origin: &Arc<str>) {
         self.metrics.count(Counter::WrongDigests);
         self.setbacks.refuse(digest, origin.clone());
+    }
+}
+
+/// Tells the repository's owner of a manifest that is held, and that the repository may see: it may
+/// know a tag that names it.
+pub async fn tell_verified(sources: &Sources, post: &Post, source: &Repository, digest: Digest) {
+    let project = sources.project(source.project).name.clone();
+    let owner = repository_owner(&project, &source.name, post.shards());
+    let source = source.clone();
+    let message = |reply| Message::Verified {
+        source,
+        digest,
+        reply,
+    };
+    post.tell(owner, message).await;
+}
+
+/// Sends away those who have something older, when the others have waited this long for an
+/// upstream's head: it may be held for longer than they should wait.
+async fn give_up_waiting(running: Rc<Running>) {
+    sleep(SPARE_WAIT).await;
+    let waiting = running.waiting.take().into_iter();
+    let (spare, others) = waiting.partition(|ask: &BodyAsk| ask.sought.spare);
+    running.waiting.replace(others);
+    for ask in spare {
+        let why = "others wait for the same of its upstream, which has not answered yet";
+        let failure = Failure::new(FailureKind::RateLimited, why);
+        answer(&ask, BodyAnswer::Failed(failure));
     }
 }
 

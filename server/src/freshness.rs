@@ -158,7 +158,7 @@ impl Tags {
         let cached = cached(&self.store, &self.sources, source, tag);
         let outcome = match (!now).then(|| self.fresh_named(key)).flatten() {
             Some((record, remote)) => {
-                let settled = self.settle_on(key, record, remote).await;
+                let settled = self.settle_on(key, cached.as_ref(), record, remote).await;
                 settled.map_err(Unanswered::from)
             }
             None => self.revalidate(key, cached.as_ref()).await,
@@ -190,6 +190,11 @@ impl Tags {
         age_s < allowed.as_secs() && self.store.body(&cached.digest).is_some()
     }
 
+    /// Whether the cached copy may stand in for what an upstream holds back.
+    fn is_spare(&self, source: &Repository, cached: &TagRecord) -> bool {
+        self.may_stand_in(source, cached, &Failure::new(FailureKind::RateLimited, ""))
+    }
+
     async fn revalidate(
         &self,
         key: &Key,
@@ -201,7 +206,7 @@ impl Tags {
         };
         let search = || Search {
             came_from: cached.map(|cached| &*cached.origin),
-            spare: stands_in(&Failure::new(FailureKind::RateLimited, "")),
+            spare: cached.is_some_and(|cached| self.is_spare(source, cached)),
             stands_in: Some(&stands_in),
             ..Search::default()
         };
@@ -255,7 +260,7 @@ impl Tags {
         }
         let remote = remote(&answer);
         drop(answer.response);
-        self.settle_on(key, record, remote).await
+        self.settle_on(key, cached, record, remote).await
     }
 
     /// The tag names another digest. Whoever only asked what it names is told; whoever pulls gets
@@ -263,6 +268,7 @@ impl Tags {
     async fn settle_on(
         &self,
         key: &Key,
+        cached: Option<&TagRecord>,
         record: TagRecord,
         remote: Option<Remote>,
     ) -> Result<Resolved, Failure> {
@@ -273,7 +279,9 @@ impl Tags {
             self.remember(source, tag, record, remote);
             return Ok(resolved);
         }
-        self.obtain(source, record.digest, &record.origin).await?;
+        let spare = cached.is_some_and(|cached| self.is_spare(source, cached));
+        self.obtain(source, record.digest, &record.origin, spare)
+            .await?;
         self.put(source, tag, record).await;
         Ok(resolved)
     }

@@ -12,7 +12,7 @@ use entrepot_storage::{Body, Digest, Store};
 
 use crate::access::{ProofAsk, Proven, is_linked};
 use crate::failure::Failure;
-use crate::fetch::{BodyAnswer, BodyAsk, BodyKind, Following};
+use crate::fetch::{BodyAnswer, BodyKind, Following, Sought, tell_verified};
 use crate::freshness::{Resolved, TagAsk, fresh};
 use crate::mailbox::{Message, Post};
 use crate::project::{Repository, digest_owner, repository_owner};
@@ -35,15 +35,6 @@ pub enum Found {
     Relay,
     /// No fill runs that may be joined, and none was wanted.
     Cold,
-}
-
-/// What is looked for.
-struct Ask {
-    digest: Digest,
-    kind: BodyKind,
-    prefer: Option<Arc<str>>,
-    /// False: a fill that runs is joined, and none is started.
-    fills: bool,
 }
 
 pub struct Lookup {
@@ -145,36 +136,37 @@ impl Lookup {
         kind: BodyKind,
         prefer: Option<Arc<str>>,
     ) -> Result<Found, Failure> {
-        let ask = Ask {
+        let sought = Sought {
             digest,
             kind,
             prefer,
             fills: true,
+            spare: false,
         };
-        self.find(source, &ask).await
+        self.find(source, &sought).await
     }
 
     /// A blob of which a range is wanted; it is filled if the project's rule says so.
     pub async fn ranged(&self, source: &Repository, digest: Digest) -> Result<Found, Failure> {
         let projects = self.sources.projects();
-        let ask = Ask {
+        let sought = Sought {
             digest,
             kind: BodyKind::Blob,
             prefer: None,
             fills: projects.get(source.project).fills_cold(),
+            spare: false,
         };
-        self.find(source, &ask).await
+        self.find(source, &sought).await
     }
 
-    async fn find(&self, source: &Repository, ask: &Ask) -> Result<Found, Failure> {
-        let Ask {
+    async fn find(&self, source: &Repository, sought: &Sought) -> Result<Found, Failure> {
+        let Sought {
             digest,
             kind,
             fills,
             ..
-        } = *ask;
-        let owner = digest_owner(&digest, self.post.shards());
-        let mut asked = false;
+        } = *sought;
+        let (mut asked, mut proved) = (false, false);
         for _ in 0..ROUNDS_MAX {
             let proven = self.is_linked(source.project, &source.name, &digest);
             if let Some(body) = self.store.body(&digest) {
@@ -182,6 +174,9 @@ impl Lookup {
                     continue;
                 }
                 if proven {
+                    if proved && kind == BodyKind::Manifest {
+                        tell_verified(&self.sources, &self.post, source, digest).await;
+                    }
                     match self.with_bytes(&digest, body).await {
                         Some(body) => return Ok(Found::Held { body, asked }),
                         None => continue,
@@ -191,24 +186,10 @@ impl Lookup {
                 if !self.prove(source, digest, kind, len).await?.linked {
                     return Ok(Found::Relay);
                 }
+                proved = true;
                 continue;
             }
-            let prefer = ask.prefer.clone();
-            let answer = self
-                .post
-                .ask(owner, |reply| {
-                    let source = source.clone();
-                    Message::Body(BodyAsk {
-                        digest,
-                        kind,
-                        source,
-                        proven,
-                        prefer,
-                        fills,
-                        reply,
-                    })
-                })
-                .await?;
+            let answer = sought.ask(&self.post, source, proven).await?;
             asked = true;
             match answer {
                 BodyAnswer::Held => {}
@@ -219,6 +200,7 @@ impl Lookup {
                     if !self.prove(source, digest, kind, len).await?.linked {
                         return Ok(Found::Relay);
                     }
+                    proved = true;
                 }
                 BodyAnswer::Relay => return Ok(Found::Relay),
                 BodyAnswer::Cold => return Ok(Found::Cold),

@@ -8,9 +8,9 @@ use entrepot_storage::{Digest, Follower, Watermark};
 
 use crate::allowance::Allowance;
 use crate::failure::Failure;
-use crate::mailbox::Reply;
+use crate::mailbox::{Message, Post, Reply};
 use crate::oci::error::Code;
-use crate::project::Repository;
+use crate::project::{Repository, digest_owner};
 
 /// How a body is asked for, which decides upstream's path and the checks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -29,18 +29,47 @@ impl BodyKind {
     }
 }
 
-/// A connection wants a body that it did not find in the index.
-pub struct BodyAsk {
+/// What is wanted of the owner of a digest.
+#[derive(Clone)]
+pub struct Sought {
     pub digest: Digest,
     pub kind: BodyKind,
-    /// In whose name upstream is asked.
-    pub source: Repository,
-    /// True when the source has a link to the digest.
-    pub proven: bool,
     /// Origin to ask first, where the tag came from.
     pub prefer: Option<Arc<str>>,
     /// False: a fill that runs is joined, and none is started.
     pub fills: bool,
+    /// Something older may stand in: no hold of an upstream is waited for.
+    pub spare: bool,
+}
+
+impl Sought {
+    /// Asks the owner in a repository's name; `proven`: it has a link to the digest.
+    pub async fn ask(
+        &self,
+        post: &Post,
+        source: &Repository,
+        proven: bool,
+    ) -> Result<BodyAnswer, Failure> {
+        let owner = digest_owner(&self.digest, post.shards());
+        let ask = |reply| {
+            Message::Body(BodyAsk {
+                sought: self.clone(),
+                source: source.clone(),
+                proven,
+                reply,
+            })
+        };
+        post.ask(owner, ask).await
+    }
+}
+
+/// A body is wanted that is not in the index.
+pub struct BodyAsk {
+    pub sought: Sought,
+    /// In whose name upstream is asked.
+    pub source: Repository,
+    /// True when the source has a link to the digest.
+    pub proven: bool,
     pub reply: Reply<BodyAnswer>,
 }
 

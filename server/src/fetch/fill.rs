@@ -7,7 +7,9 @@ use bytes::Bytes;
 use entrepot_storage::disk::uring::UringDisk;
 use entrepot_storage::{Digest, Fill, FillError, FillSpec, LinkRecord, Proof};
 
-use super::{BodyAnswer, BodyKind, EndedBy, Fetcher, Running, Stream, answer, follow};
+use super::{
+    BodyAnswer, BodyKind, EndedBy, Fetcher, Running, Stream, answer, tell_verified,
+};
 use crate::access::link_key;
 use crate::clock;
 use crate::failure::{Failure, FailureKind};
@@ -24,6 +26,8 @@ pub struct Attempt<'a> {
     pub source: &'a Repository,
     /// Origin to ask first.
     pub prefer: Option<&'a str>,
+    /// Something older may stand in for it: no hold of an upstream is waited for.
+    pub spare: bool,
     /// False when the bytes must come in one answer.
     pub resumes: bool,
 }
@@ -114,7 +118,8 @@ impl Fetcher {
         };
         // The first ask started this; the others found it running.
         for (position, ask) in running.waiting.take().into_iter().enumerate() {
-            answer(&ask, follow(&stream, position > 0));
+            let place = self.place(running, &stream, &ask, position > 0);
+            answer(&ask, place);
         }
         running.stream.replace(Some(stream));
         let staged = admitted.staged;
@@ -122,25 +127,14 @@ impl Fetcher {
         match moved.await {
             Ok(()) => {
                 if !staged && kind == BodyKind::Manifest {
-                    self.verified(source, digest).await;
+                    for source in self.proven(running, &digest) {
+                        tell_verified(&self.sources, &self.post, &source, digest).await;
+                    }
                 }
                 Ok(Ended::Settled)
             }
             Err(ended) => Ok(ended),
         }
-    }
-
-    /// Tells the repository's owner, who may know a tag that names this manifest.
-    async fn verified(&self, source: &Repository, digest: Digest) {
-        let project = self.sources.project(source.project).name.clone();
-        let owner = repository_owner(&project, &source.name, self.post.shards());
-        let source = source.clone();
-        let message = |reply| Message::Verified {
-            source,
-            digest,
-            reply,
-        };
-        self.post.tell(owner, message).await;
     }
 
     /// Moves all bytes and verifies them. An error says whether another fill may do better.

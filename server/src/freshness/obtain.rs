@@ -8,23 +8,30 @@ use super::Tags;
 use crate::access::{is_linked, link_key};
 use crate::clock;
 use crate::failure::{Failure, FailureKind};
-use crate::fetch::{BodyAnswer, BodyAsk, BodyKind};
-use crate::mailbox::Message;
-use crate::project::{Repository, digest_owner};
+use crate::fetch::{BodyAnswer, BodyKind, Sought};
+use crate::project::Repository;
 
 /// Attempts to get a changed tag's manifest while proofs and fills cross each other.
 const OBTAIN_ATTEMPTS: usize = 4;
 
 impl Tags {
-    /// Makes sure that the manifest is verified, and held when there is room.
+    /// Makes sure that the manifest is verified, and held when there is room. `spare`: the one that
+    /// the tag named before may stand in for it.
     pub(super) async fn obtain(
         &self,
         source: &Repository,
         digest: Digest,
         origin: &Arc<str>,
+        spare: bool,
     ) -> Result<(), Failure> {
         let project = self.sources.project(source.project);
-        let owner = digest_owner(&digest, self.post.shards());
+        let sought = Sought {
+            digest,
+            kind: BodyKind::Manifest,
+            prefer: Some(origin.clone()),
+            fills: true,
+            spare,
+        };
         for _ in 0..OBTAIN_ATTEMPTS {
             let mut proven = is_linked(&self.store, &project, &source.name, &digest);
             if !proven && self.store.body(&digest).is_some() {
@@ -32,23 +39,7 @@ impl Tags {
                 self.link(source, digest, origin).await;
                 proven = true;
             }
-            let (kind, prefer) = (BodyKind::Manifest, Some(origin.clone()));
-            let answer = self
-                .post
-                .ask(owner, |reply| {
-                    let source = source.clone();
-                    Message::Body(BodyAsk {
-                        digest,
-                        kind,
-                        source,
-                        proven,
-                        prefer,
-                        fills: true,
-                        reply,
-                    })
-                })
-                .await?;
-            match answer {
+            match sought.ask(&self.post, source, proven).await? {
                 BodyAnswer::Held if proven => return Ok(()),
                 BodyAnswer::Held => {}
                 BodyAnswer::Follow(mut following) => {
