@@ -279,8 +279,7 @@ impl Fetcher {
             };
             // Those who asked in this name fail, but for who would have waited longer; the source
             // of another is tried next (R9).
-            let refused =
-                |ask: &BodyAsk| ask.source == source && (ask.sought.spare || !spare);
+            let refused = |ask: &BodyAsk| ask.source == source && (ask.sought.spare || !spare);
             let (refused, others) = running.waiting.take().into_iter().partition(refused);
             running.waiting.replace(others);
             for ask in refused {

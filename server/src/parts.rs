@@ -356,7 +356,11 @@ mod tests {
             (None, None, Some(101), false),
             (None, None, None, false),
         ] {
-            assert_eq!(begun(known).is_of(len, now.as_ref()), joined, "{now:?} {len:?}");
+            assert_eq!(
+                begun(known).is_of(len, now.as_ref()),
+                joined,
+                "{now:?} {len:?}"
+            );
         }
     }
 }

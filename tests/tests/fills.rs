@@ -103,7 +103,10 @@ fn who_comes_before_the_head_proves_itself_by_what_the_head_says() {
     origin.fault(json!({"kind": "blob", "method": "HEAD"}), nameless);
     thread::scope(|scope| {
         let pull = |name: &str| {
-            let (addr, target) = (server.addr(), blob_target(&format!("dh/team/{name}"), &blob));
+            let (addr, target) = (
+                server.addr(),
+                blob_target(&format!("dh/team/{name}"), &blob),
+            );
             scope.spawn(move || get_hashed(addr, &target).expect("a head"))
         };
         let one = pull("one");
@@ -180,9 +183,11 @@ fn a_range_that_is_passed_on_begins_no_fill_after_another_was_refused() {
 #[test]
 fn what_is_passed_on_is_asked_of_the_next_when_it_is_wrong_and_then_linked() {
     let (first, second) = (Origin::start(), Origin::start());
-    let config = Config::new()
-        .project("known", "", &[second.url()])
-        .project("both", "", &[first.url(), second.url()]);
+    let config = Config::new().project("known", "", &[second.url()]).project(
+        "both",
+        "",
+        &[first.url(), second.url()],
+    );
     let server = Setup::new(&config).start();
     let mut blob = first.blob(&["team/two"], 500_000, 1);
     let mut manifest = manifest_of(&first, &["team/two"]);
@@ -194,10 +199,7 @@ fn what_is_passed_on_is_asked_of_the_next_when_it_is_wrong_and_then_linked() {
         origin.fault(json!({"method": "HEAD"}), says_nothing);
     }
     first.fault(gets_of_blobs(), json!({"flip_at": 100}));
-    for (path, held, of) in [
-        ("blobs", &blob, &second),
-        ("manifests", &manifest, &first),
-    ] {
+    for (path, held, of) in [("blobs", &blob, &second), ("manifests", &manifest, &first)] {
         let target = |name: &str| format!("/v2/{name}/{path}/{}", held.digest);
         server.get(&target("known/team/one")).expect(200);
         server.wait_committed();

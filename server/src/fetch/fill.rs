@@ -7,9 +7,7 @@ use bytes::Bytes;
 use entrepot_storage::disk::uring::UringDisk;
 use entrepot_storage::{Digest, Fill, FillError, FillSpec, LinkRecord, Proof};
 
-use super::{
-    BodyAnswer, BodyKind, EndedBy, Fetcher, Running, Stream, answer, tell_verified,
-};
+use super::{BodyAnswer, BodyKind, EndedBy, Fetcher, Running, Stream, answer, tell_verified};
 use crate::access::link_key;
 use crate::clock;
 use crate::failure::{Failure, FailureKind};
