@@ -21,7 +21,7 @@ pub(crate) struct Attest {
     /// Superblocks written since the start: each has its own number, so that of two the one that
     /// was written later is known (`Superblock::change`).
     written: AtomicU64,
-    /// How often a volume ceased to have every small record, or had them all again.
+    /// How often a volume ceased to have every small record, had them all again, or came back.
     changes: AtomicU64,
     /// Of these, those that the superblocks of all volumes that are online know of.
     told: AtomicU64,
@@ -37,7 +37,8 @@ impl Attest {
         1 + self.written.fetch_add(1, Ordering::AcqRel)
     }
 
-    fn all_told(&self) -> bool {
+    /// Whether the superblocks say what is so.
+    pub(crate) fn all_told(&self) -> bool {
         self.told.load(Ordering::Acquire) == self.changes.load(Ordering::Acquire)
     }
 }
@@ -108,6 +109,9 @@ impl<D: Disk> Store<D> {
 
     /// As the superblocks name them.
     pub(crate) fn members(&self) -> Vec<Member> {
+        // With the lock: of two that become the only one that is complete, one after the other,
+        // each could be looked at while it is the other, and a start that finds none empties all.
+        let _changes = self.offline_changes();
         let missing = self.missing();
         let known = self.volumes.iter().filter_map(|volume| volume.member());
         known.chain(missing.iter().copied()).collect()
@@ -128,9 +132,26 @@ impl<D: Disk> Shared<D> {
     }
 
     /// Says on every volume that is online which ones have all small records.
-    pub(crate) async fn write_superblocks(&self) {
+    async fn write_superblocks(&self) {
+        let _turn = self.store.attest.turn.turn().await;
+        self.write_all().await;
+    }
+
+    /// A volume that comes back takes writes from now on, and counts when its superblock says what
+    /// the others say: a round that passed over it while it was offline has not told it. What of
+    /// it could not be read, it is not `whole` without.
+    pub(crate) async fn put_online(&self, number: u8, whole: bool) {
         let attest = &self.store.attest;
         let _turn = attest.turn.turn().await;
+        // Before it is online: nobody is to find that all is told.
+        attest.changed();
+        self.store.volume(number).go_online(whole);
+        self.write_all().await;
+    }
+
+    /// Within a turn.
+    async fn write_all(&self) {
+        let attest = &self.store.attest;
         let changes = attest.changes.load(Ordering::Acquire);
         let mut all = true;
         for (number, volume) in (0..).zip(&self.store.volumes) {
@@ -161,26 +182,15 @@ impl<D: Disk> Shared<D> {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
-    use crate::disk::sim::{Executor, Random, SimDisk, SimWorld, Step};
-    use crate::store::Options;
-    use crate::volume::VolumeSpec;
+    use crate::bring_back::tests::process;
+    use crate::disk::sim::SimDisk;
 
     /// With the store of two new volumes.
-    fn with_store(look: impl FnOnce(&Store<SimDisk>) + 'static) {
-        let world = SimWorld::with_drives(Random::new(7), &[64 << 20; 2]);
-        let executor = Executor::new(Random::new(7));
-        let volume = |drive| VolumeSpec {
-            disk: SimDisk::of_drive(&world, &executor, drive),
-            capacity: 32 << 20,
-        };
-        let volumes = (0..2).map(volume).collect();
-        executor.spawn(async move {
-            let options = Options::new(1, [1; 16]);
-            let opened = Store::open(volumes, options, 1_800_000_000).await;
-            look(&opened.expect("a new store").0);
-        });
-        while executor.step(&world) != Step::Idle {}
+    fn with_store(look: impl FnOnce(&Store<SimDisk>)) {
+        look(&process(2).store);
     }
 
     #[test]
@@ -203,6 +213,28 @@ mod tests {
             assert!(!store.has_all_records(1, begun) && !store.volume(1).complete());
             let begun = store.volume(1).lacking();
             assert!(store.has_all_records(1, begun) && store.volume(1).complete());
+        });
+    }
+
+    /// Two volumes are by turns the only one that is complete.
+    #[test]
+    fn no_superblock_says_that_no_volume_is_complete() {
+        const LOOKS: usize = 20_000;
+        with_store(|store| {
+            thread::scope(|scope| {
+                let looks = scope.spawn(|| {
+                    let found = |_| store.members().iter().any(|member| member.complete);
+                    (0..LOOKS).all(found)
+                });
+                while !looks.is_finished() {
+                    for (whole, other) in [(0, 1), (1, 0)] {
+                        assert!(store.reached(&[(whole, true), (other, false)]));
+                        let lacking = store.volume(other).lacking();
+                        assert!(store.has_all_records(other, lacking));
+                    }
+                }
+                assert!(looks.join().expect("no panic"));
+            });
         });
     }
 }

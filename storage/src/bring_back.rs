@@ -24,6 +24,9 @@ use crate::volume::{Own, Volume};
 use crate::wait::{Walk, detached};
 use crate::writer::{Shared, Writer};
 
+#[cfg(test)]
+pub(crate) mod tests;
+
 /// Written and read to see whether the disk does either.
 const PROBE: &str = "PROBE";
 
@@ -42,8 +45,18 @@ pub enum BringBackError {
     Unknown,
     #[error("the volume is online")]
     Online,
-    #[error("not all that was under way on it has ended since it went offline")]
+    /// Each writer notices in its next `maintain`, which may wait for what hangs.
+    #[error(
+        "not all shards have noticed yet that the volume is offline: try again in a few seconds; \
+             if that does not help, its disk does not answer: restart the server"
+    )]
     Busy,
+    /// It is not known what of it is still to be written.
+    #[error(
+        "a compaction of the volume has not ended: try again in a few seconds; if that does not \
+             help, its disk does not answer: restart the server"
+    )]
+    Compacting,
     #[error("only the writer of shard 0 can do this")]
     NotHere,
     #[error(transparent)]
@@ -101,8 +114,7 @@ impl<D: Disk> Shared<D> {
             walk.rest(self.tasks()).await;
         }
         let unreadable = gathered.unreadable;
-        volume.go_online(unreadable.is_empty());
-        self.write_superblocks().await;
+        self.put_online(number, unreadable.is_empty()).await;
         Ok(BroughtBack { bodies, unreadable })
     }
 
@@ -111,10 +123,13 @@ impl<D: Disk> Shared<D> {
     fn all_ended(&self, volume: u8) -> Result<(), BringBackError> {
         let changes = *self.store.offline_changes();
         let noticed = self.store.losers.load(std::sync::atomic::Ordering::Acquire);
-        if noticed < changes * self.store.owners as u64 || self.compacts(volume) {
+        if noticed < changes * self.store.owners as u64 {
             return Err(BringBackError::Busy);
         }
-        Ok(())
+        match self.compacts(volume) {
+            true => Err(BringBackError::Compacting),
+            false => Ok(()),
+        }
     }
 
     /// Makes sure whose volume it is, and lists what is to be looked through.

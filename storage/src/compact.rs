@@ -35,6 +35,8 @@ pub struct Compactor<B: BulkDisk> {
     /// By the number of their volume.
     disks: Vec<B>,
     work: Option<Work<B>>,
+    /// The job that it took and has not reported.
+    job: Option<u64>,
     /// Where one more failed read means that the body is lost.
     suspects: Vec<Place>,
     entries_max: usize,
@@ -98,12 +100,13 @@ struct Body {
 impl<B: BulkDisk> Compactor<B> {
     /// `disks`: one of each volume, in their order.
     pub fn new(exchange: Arc<Exchange>, disks: Vec<B>) -> Compactor<B> {
-        exchange.set_attended(true);
+        exchange.attend();
         exchange.ask_for(0);
         Compactor {
             exchange,
             disks,
             work: None,
+            job: None,
             suspects: Vec::new(),
             entries_max: ENTRIES_MAX,
         }
@@ -114,7 +117,7 @@ impl<B: BulkDisk> Compactor<B> {
     pub async fn step(&mut self) -> bool {
         let mut work = match self.work.take() {
             Some(work) => work,
-            None => match self.exchange.jobs.pop() {
+            None => match self.next_job() {
                 Some(job) => Work::new(job, std::mem::take(&mut self.suspects), self.entries_max),
                 None => return false,
             },
@@ -127,6 +130,7 @@ impl<B: BulkDisk> Compactor<B> {
             Stage::Tell(..) => {
                 let told = work.tell(&self.exchange);
                 if told.done {
+                    self.job = None;
                     self.suspects = work.suspects;
                 } else {
                     self.work = Some(work);
@@ -144,11 +148,26 @@ impl<B: BulkDisk> Compactor<B> {
         self.work = Some(work);
         progress
     }
+
+    fn next_job(&mut self) -> Option<Job> {
+        self.give_up_lost();
+        let job = self.exchange.jobs.pop()?;
+        self.job = Some(job.number);
+        Some(job)
+    }
+
+    /// A job whose work was dropped.
+    fn give_up_lost(&mut self) {
+        if let Some(lost) = self.job.take() {
+            self.exchange.give_up(lost);
+        }
+    }
 }
 
 impl<B: BulkDisk> Drop for Compactor<B> {
     fn drop(&mut self) {
-        self.exchange.set_attended(false);
+        self.give_up_lost();
+        self.exchange.leave();
     }
 }
 
@@ -190,9 +209,11 @@ impl<B: BulkDisk> Work<B> {
             // It was something else: no source is to blame.
             unread.clear();
         }
-        let kind = match transient(error) {
-            true => io::ErrorKind::Interrupted,
-            false => error.kind(),
+        let kind = match error.kind() {
+            // Nothing is known of the bytes, but of the disk.
+            kind @ io::ErrorKind::TimedOut => kind,
+            _ if transient(error) => io::ErrorKind::Interrupted,
+            kind => kind,
         };
         self.conclude(exchange, Report::Failed { job, unread, kind });
     }
@@ -267,11 +288,15 @@ impl<B: BulkDisk> Work<B> {
     }
 }
 
-/// An error that says nothing of the bytes that were to be read, nor of their disk.
+/// An error that says nothing of the bytes that were to be read, nor, but for `TimedOut`, of their
+/// disk.
 pub(crate) fn transient(error: &io::Error) -> bool {
     let kind = matches!(
         error.kind(),
-        io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory
+        io::ErrorKind::Interrupted
+            | io::ErrorKind::WouldBlock
+            | io::ErrorKind::OutOfMemory
+            | io::ErrorKind::TimedOut
     );
     kind || too_many_files(error) || error.raw_os_error() == Some(libc::ENOBUFS)
 }

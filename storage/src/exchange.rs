@@ -5,7 +5,7 @@
 //! to the copies. Nobody waits for room: what does not fit is offered again at the next turn.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_queue::ArrayQueue;
 
@@ -28,8 +28,8 @@ pub struct Exchange {
     urgent: AtomicBool,
     /// The job whose questions are to be answered; 0: none.
     asking: AtomicU64,
-    /// There is a compactor: without one a job would only keep its segments.
-    attended: AtomicBool,
+    /// Compactors there are: without one a job would only keep its segments.
+    attending: AtomicUsize,
 }
 
 /// Bytes and events since the start.
@@ -213,7 +213,7 @@ impl Exchange {
             counters: Counters::default(),
             urgent: AtomicBool::new(false),
             asking: AtomicU64::new(0),
-            attended: AtomicBool::new(false),
+            attending: AtomicUsize::new(0),
         })
     }
 
@@ -238,11 +238,28 @@ impl Exchange {
     }
 
     pub(crate) fn attended(&self) -> bool {
-        self.attended.load(Ordering::Relaxed)
+        self.attending.load(Ordering::Relaxed) > 0
     }
 
-    pub(crate) fn set_attended(&self, attended: bool) {
-        self.attended.store(attended, Ordering::Relaxed);
+    /// A compactor has come.
+    pub(crate) fn attend(&self) {
+        self.attending.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It goes, and nobody takes the jobs that wait.
+    pub(crate) fn leave(&self) {
+        self.attending.fetch_sub(1, Ordering::Relaxed);
+        while let Some(job) = self.jobs.pop() {
+            self.give_up(job.number);
+        }
+    }
+
+    /// Nobody goes on with this job, and no disk is to blame.
+    pub(crate) fn give_up(&self, job: u64) {
+        let (unread, kind) = (Vec::new(), std::io::ErrorKind::Interrupted);
+        let report = Report::Failed { job, unread, kind };
+        let told = self.reports.push(report);
+        told.expect("room for one report of each job");
     }
 
     /// From now on answers to another job's questions are of no use.

@@ -7,7 +7,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::Pending;
-use crate::budget::Purpose;
 use crate::compact::Compactor;
 use crate::digest::Digest;
 use crate::disk::sim::{Ending, Executor, Faults, Random, SimDisk, SimWorld, Step};
@@ -365,12 +364,9 @@ fn the_questions_of_a_compactor_that_is_gone_are_not_answered() {
             process.step().await;
         }
         process.compactor.replace(process.new_compactor());
-        // The old one said when it went that there is none.
-        process.store.exchange().set_attended(true);
-        process.planner().reclaim.pending.borrow_mut().clear();
-        let budget = &process.store.volume(0).budget;
-        budget.give_back(budget.survivors(), Purpose::Survivors);
-        process.later(60);
+        // The job of the old one ends, and its victims are left alone for a while.
+        process.planner().plan_reclaim().await;
+        process.later(1000);
         process.planner().plan_reclaim().await;
         while inbox(0) + inbox(1) < 4 {
             process.step().await;
