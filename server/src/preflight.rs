@@ -35,6 +35,12 @@ const COMPACTOR_LEN: u64 = 5 << 20;
 /// Files beside client connections and most segments: upstream connections, rings, listeners, the
 /// log, and the segments of a small store.
 const FILES_RESERVED: u64 = 1_024;
+/// Of these, for segments in any case: a small store full of layers.
+const SEGMENT_FILES_MIN: u64 = 512;
+/// A fill has an upstream connection, and a staging file if the store is full.
+const FILES_PER_FILL: u64 = 2;
+
+const _: () = assert!(SEGMENT_FILES_MIN < FILES_RESERVED);
 /// With fewer client connections than this a server is not worth starting.
 const CONNECTIONS_MIN: u64 = 64;
 
@@ -146,6 +152,8 @@ pub enum Fatal {
 pub struct Passed {
     /// `limits.connections_max`, or what the limit of open files leaves of it.
     pub connections_max: usize,
+    /// Files that the store may have open, so that clients and upstreams find some left.
+    pub segment_files: u64,
     /// Of the file system of each of the store's paths; `None`: it is away, and others are not.
     pub file_system_lens: Vec<Option<u64>>,
 }
@@ -174,16 +182,18 @@ pub fn run(config: &Config, rings: usize) -> Result<Passed, Fatal> {
     let lens = file_system_lens.iter().flatten();
     let capacities: Vec<u64> = lens.map(|len| config.store.capacity.bytes(*len)).collect();
     let segments = segments_max(&capacities, config.store.solo_min);
-    if let Some(wanted) = files_lacking(files, connections_max, segments) {
+    let segment_files = segment_files(files, connections_max, config.limits.fills_max);
+    if segments > segment_files {
         tracing::warn!(
             open_files = files,
-            wanted,
+            wanted = (files - segment_files.min(files)).saturating_add(segments),
             "full of layers of a few MiB the store has more segments than may be open, and evicts \
              the oldest before its capacity is used: raise LimitNOFILE= or store.solo_min"
         );
     }
     Ok(Passed {
         connections_max,
+        segment_files,
         file_system_lens,
     })
 }
@@ -287,10 +297,11 @@ fn connections(files: u64, wanted: usize) -> Result<usize, Fatal> {
     }
 }
 
-/// How many open files connections and segments may come to, if that is more than `files`.
-fn files_lacking(files: u64, connections: usize, segments: u64) -> Option<u64> {
-    let wanted = (FILES_RESERVED + connections as u64).saturating_add(segments);
-    (files < wanted).then_some(wanted)
+/// What connections and fills leave of `files` for segments.
+fn segment_files(files: u64, connections: usize, fills: usize) -> u64 {
+    let others = FILES_RESERVED - SEGMENT_FILES_MIN + fills as u64 * FILES_PER_FILL;
+    let left = files.saturating_sub(connections as u64 + others);
+    left.max(SEGMENT_FILES_MIN)
 }
 
 /// The shards' listeners share their port by SO_REUSEPORT, with which a second server would
@@ -463,9 +474,10 @@ mod tests {
         assert_eq!(connections(u64::MAX, 16_384).expect("enough"), 16_384);
         assert_eq!(connections(4_096, 16_384).expect("fewer"), 3_072);
         assert_eq!(connections(1_034, 10).expect("few wanted"), 10);
-        assert_eq!(files_lacking(524_288, 16_384, 262_144), None);
-        assert_eq!(files_lacking(65_536, 16_384, 262_144), Some(279_552));
-        assert_eq!(files_lacking(u64::MAX, 16_384, u64::MAX), None);
+        assert_eq!(segment_files(524_288, 16_384, 1_024), 505_344);
+        assert_eq!(segment_files(65_536, 16_384, 1_024), 46_592);
+        assert_eq!(segment_files(4_096, 3_072, 1_024), 512);
+        assert!(segment_files(u64::MAX, 16_384, 1_024) > 1 << 40);
     }
 
     #[test]

@@ -62,6 +62,8 @@ pub(crate) struct Budget {
     pinned: AtomicU64,
     evicting: AtomicBool,
     staging: AtomicU64,
+    /// Open ones, with a name or without.
+    files: AtomicU64,
     pub(crate) wish: Wish,
 }
 
@@ -99,6 +101,7 @@ impl Budget {
             pinned: AtomicU64::new(0),
             evicting: AtomicBool::new(false),
             staging: AtomicU64::new(0),
+            files: AtomicU64::new(0),
             wish: Wish::none(),
         }
     }
@@ -180,6 +183,19 @@ impl Budget {
     /// How many bytes of unlinked files must go so that bodies are admitted.
     pub(crate) fn crowded_by(&self) -> u64 {
         (self.used() + 1).saturating_sub(self.bodies_max())
+    }
+
+    /// Open files, staging files and unlinked ones that are still read included.
+    pub(crate) fn files(&self) -> u64 {
+        self.files.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn file_opened(&self) {
+        self.files.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn file_closed(&self) {
+        self.files.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// A file of which nothing is dead as long as it is written.

@@ -100,6 +100,7 @@ impl<D: Disk> SegmentFile<D> {
     }
 
     fn at(stage: Stage, file: D::File, place: Place, charged: u64, budget: Arc<Budget>) -> Self {
+        budget.file_opened();
         SegmentFile {
             file,
             id: place.id,
@@ -304,6 +305,7 @@ impl<D: Disk> Drop for SegmentFile<D> {
     fn drop(&mut self) {
         let counts = self.counts.get_mut();
         let counts = counts.unwrap_or_else(PoisonError::into_inner);
+        self.budget.file_closed();
         match counts.stage {
             Stage::Staging => return self.budget.release_staging(counts.charged),
             Stage::Open => self.budget.pin(counts.charged, Counted::Open),

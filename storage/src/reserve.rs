@@ -204,6 +204,9 @@ impl<D: Disk> Shared<D> {
     async fn try_create_on(&self, volume: u8, draft: &Draft) -> Result<Rc<Segment<D>>, Refusal> {
         let (disk, purpose) = (self.disk(volume), purpose(draft.class));
         let budget = &self.store.volume(volume).budget;
+        if purpose == Purpose::Bodies && self.store.files_over() > 0 {
+            return Err(Refusal::Full);
+        }
         self.store
             .allocate(disk, volume, draft.len, purpose)
             .await?;

@@ -24,6 +24,10 @@ const CLOSE_WAITS_MAX: usize = 4;
 /// it is a walk over the index, and each fill of a full store would begin one.
 const NO_ROOM_S: Age = 1;
 
+/// Where there are too many files, one part in this many goes at once: the next files are made
+/// without a walk over the index.
+const FILES_PARTS: u64 = 256;
+
 /// A sealed segment and what this writer has in it.
 struct Holding<D: Disk> {
     file: Arc<SegmentFile<D>>,
@@ -72,7 +76,7 @@ impl<D: Disk> Shared<D> {
             .iter()
             .map(|(id, held)| ((held.small, held.newest), held.file.charged(), *id))
             .collect();
-        let Some(going) = oldest(sizes, len) else {
+        let Some(going) = oldest(sizes, len, self.files_due()) else {
             return false;
         };
         held.retain(|id, _| going.contains(id));
@@ -86,6 +90,14 @@ impl<D: Disk> Shared<D> {
         }
         self.closed(volume, len).await;
         freed >= len
+    }
+
+    /// How many files are to go, if there are as many as there may be.
+    fn files_due(&self) -> u64 {
+        match self.store.files_over() {
+            0 => 0,
+            over => over + self.store.files_max / FILES_PARTS,
+        }
     }
 
     /// Has every owner help to make room for bodies on this volume, in time.
@@ -162,13 +174,14 @@ impl<D: Disk> Shared<D> {
     }
 }
 
-/// Of {(small, newest), bytes, id}, the ids of the first that make `len` bytes together: without
-/// small bodies before those with, and the longest unused first.
-fn oldest(mut sizes: Vec<((bool, Age), u64, u64)>, len: u64) -> Option<Vec<u64>> {
+/// Of {(small, newest), bytes, id}, the ids of the first that make `len` bytes together, and of
+/// `files` if there are as many: without small bodies before those with, and the longest unused
+/// first.
+fn oldest(mut sizes: Vec<((bool, Age), u64, u64)>, len: u64, files: u64) -> Option<Vec<u64>> {
     sizes.sort_unstable();
     let (mut bytes, mut ids) = (0, Vec::new());
     for (_, size, id) in sizes {
-        if bytes >= len {
+        if bytes >= len && ids.len() as u64 >= files {
             break;
         }
         bytes += size;
@@ -188,9 +201,11 @@ mod tests {
             ((false, 10), 10, 2),
             ((true, 5), 10, 3),
         ];
-        assert_eq!(oldest(sizes.clone(), 1), Some(vec![2]));
-        assert_eq!(oldest(sizes.clone(), 11), Some(vec![2, 1]));
-        assert_eq!(oldest(sizes.clone(), 30), Some(vec![2, 1, 3]));
-        assert_eq!(oldest(sizes, 31), None, "nothing is given for nothing");
+        assert_eq!(oldest(sizes.clone(), 1, 0), Some(vec![2]));
+        assert_eq!(oldest(sizes.clone(), 11, 0), Some(vec![2, 1]));
+        assert_eq!(oldest(sizes.clone(), 30, 0), Some(vec![2, 1, 3]));
+        assert_eq!(oldest(sizes.clone(), 1, 2), Some(vec![2, 1]));
+        assert_eq!(oldest(sizes.clone(), 1, 4), Some(vec![2, 1, 3]));
+        assert_eq!(oldest(sizes, 31, 0), None, "nothing is given for nothing");
     }
 }

@@ -73,6 +73,9 @@ pub struct Options {
     pub small_records_max: u64,
     /// How long a lease may hold a file that is unlinked.
     pub pin_max: Seconds,
+    /// Files of all volumes that may be open when one more is made for bodies: each segment is
+    /// one, and what it takes nobody else of the process has.
+    pub files_max: u64,
 }
 
 impl Options {
@@ -91,6 +94,7 @@ impl Options {
             policy: Policy::default(),
             small_records_max: SMALL_RECORDS_MAX,
             pin_max: PIN_MAX_S,
+            files_max: u64::MAX,
         }
     }
 }
@@ -249,6 +253,7 @@ pub struct Store<D: Disk> {
     pub(crate) uncommitted: Uncommitted,
     pub(crate) exchange: Arc<Exchange>,
     pub(crate) scrub_every: Seconds,
+    pub(crate) files_max: u64,
     /// When it was opened, as it was told.
     pub(crate) opened: Seconds,
     pub(crate) forgets: Forgets,
@@ -322,6 +327,7 @@ impl<D: Disk> Store<D> {
             forgets: Forgets::default(),
             exchange: Exchange::new(plan.uuid, options.shards),
             scrub_every: options.scrub_every,
+            files_max: options.files_max,
             owners: options.shards.max(1),
             attest: Attest::default(),
             offline_changes: Mutex::default(),

@@ -64,6 +64,13 @@ impl<D: Disk> Store<D> {
         }
     }
 
+    /// How many files must go before one more may be made for bodies.
+    pub(crate) fn files_over(&self) -> u64 {
+        let files = self.volumes.iter().map(|volume| volume.budget.files());
+        let files: u64 = files.sum();
+        (files + 1).saturating_sub(self.files_max)
+    }
+
     /// The longest file of bodies that any volume can ever hold.
     pub(crate) fn bodies_max(&self) -> u64 {
         let max = |volume: &Volume<D>| volume.budget.bodies_max();

@@ -34,12 +34,26 @@ struct Process {
     now: Cell<u64>,
 }
 
-/// Opens a store, with its compactor at work.
-async fn open(disk: &SimDisk, executor: &Executor, capacity: u64, shards: usize) -> Process {
+fn options(shards: usize) -> Options {
     let mut options = Options::new(shards, [3; 16]);
     options.segment_len = Some(SEGMENT_LEN);
     options.small_max = 0;
     options.scrub_every = 0;
+    options
+}
+
+/// Opens a store, with its compactor at work.
+async fn open(disk: &SimDisk, executor: &Executor, capacity: u64, shards: usize) -> Process {
+    open_with(disk, executor, capacity, options(shards)).await
+}
+
+async fn open_with(
+    disk: &SimDisk,
+    executor: &Executor,
+    capacity: u64,
+    options: Options,
+) -> Process {
+    let shards = options.shards;
     let disk = disk.clone();
     let volumes = vec![VolumeSpec {
         disk: disk.clone(),
@@ -290,5 +304,35 @@ fn a_small_store_is_not_filled_with_what_cannot_be_evicted() {
             writer.commit(process.now.get()).await.expect("no faults");
         }
         assert!(!writer.wants_commit());
+    });
+}
+
+#[test]
+fn a_store_of_as_many_files_as_may_be_open_makes_room_for_another() {
+    const FILES_MAX: u64 = 40;
+    /// Open segments of small records, of which there is always one more.
+    const SMALL_MAX: u64 = 4;
+    process(&world(), |disk, executor| async move {
+        let options = Options {
+            solo_min: Some(16 << 10),
+            files_max: FILES_MAX,
+            ..options(2)
+        };
+        let process = open_with(&disk, &executor, 32 * MIB, options).await;
+        let mut refused = 0;
+        for number in 0..200 {
+            refused += u64::from(process.put(small(number)).await.is_err());
+            process.maintain(2).await;
+            let segments = process.usage().segments;
+            assert!(
+                segments <= FILES_MAX + SMALL_MAX,
+                "{segments} after {number}"
+            );
+        }
+        assert!(refused < 10, "{refused}");
+        let bodies = process.usage().bodies;
+        assert!(bodies > FILES_MAX / 2, "too much was evicted: {bodies}");
+        let last = Digest::sha256(&small(199));
+        assert!(process.store.body(&last).is_some());
     });
 }

@@ -31,7 +31,7 @@ pub fn open(config: &Config, passed: &Passed, shards: usize) -> Result<Opened, S
         });
         volumes.collect::<Vec<_>>()
     };
-    let options = options(config, shards)?;
+    let options = options(config, passed, shards)?;
     let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
         .with_entries(RING_ENTRIES)
         .enable_timer()
@@ -68,7 +68,7 @@ fn capacities(config: &Config, passed: &Passed) -> Vec<u64> {
     lens.iter().map(len_of).collect()
 }
 
-fn options(config: &Config, shards: usize) -> Result<Options, StartError> {
+fn options(config: &Config, passed: &Passed, shards: usize) -> Result<Options, StartError> {
     let mut uuid = [0; 16];
     rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty())
         .map_err(|errno| system("drawing the store's uuid")(errno.into()))?;
@@ -81,6 +81,7 @@ fn options(config: &Config, shards: usize) -> Result<Options, StartError> {
         idle_after: config.store.idle_after.as_secs(),
         small_idle_after: config.store.small_idle_after.as_secs(),
         pin_max: config.store.pin_max.as_secs(),
+        files_max: passed.segment_files,
         ..Options::new(shards, uuid)
     })
 }
