@@ -45,9 +45,11 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    /// A file system that the kernel made read-only takes no write until somebody repaired it.
+    /// A file system that the kernel made read-only takes no write until somebody repaired it, and
+    /// for a disk that does not answer every group would wait.
     pub(crate) fn disk_failed(&self, number: u8, error: &io::Error) {
-        if error.kind() == io::ErrorKind::ReadOnlyFilesystem {
+        let at_once = [io::ErrorKind::ReadOnlyFilesystem, io::ErrorKind::TimedOut];
+        if at_once.contains(&error.kind()) {
             self.take_offline(number);
         }
     }

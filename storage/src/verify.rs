@@ -61,7 +61,10 @@ impl<D: Disk> Shared<D> {
         let sound = match self.sound(digest, &found).await {
             Ok(sound) => sound,
             // It may be asked for again.
-            Err(error) if transient(&error) => return false,
+            Err(error) if transient(&error) => {
+                self.store.disk_failed(found.lease.file.volume, &error);
+                return false;
+            }
             Err(_) => {
                 let volume = found.lease.file.volume;
                 self.store.read_failed(volume, self.now.get());

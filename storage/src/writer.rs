@@ -336,11 +336,13 @@ impl<D: Disk> Shared<D> {
         let len = usize::try_from(lease.len()).ok()?;
         let disk = self.disk(lease.file.volume);
         let read = disk.read(lease.file(), lease.offset(), len).await;
-        if read.as_ref().is_err_and(transient) {
-            return None;
-        }
-        if read.is_err() {
-            self.store.read_failed(lease.file.volume, self.now.get());
+        if let Err(error) = &read {
+            let volume = lease.file.volume;
+            if transient(error) {
+                self.store.disk_failed(volume, error);
+                return None;
+            }
+            self.store.read_failed(volume, self.now.get());
         }
         let bytes = Bytes::from(read.unwrap_or_default());
         let mut hasher = Hasher::new(digest.algorithm());

@@ -16,6 +16,10 @@ const ALL_READS_FAIL: Faults = Faults {
     read: 1000,
     ..NO_FAULTS
 };
+const HANGS: Faults = Faults {
+    hangs: true,
+    ..NO_FAULTS
+};
 
 fn small_bytes(machine: &Machine, drive: usize) -> u64 {
     let files = machine.world.drive_files(drive);
@@ -333,6 +337,29 @@ fn a_read_only_file_system_is_offline_at_once() {
         opened.writer.maintain(NOW).await;
         assert!(!opened.has(3));
         opened.put([7]).await;
+    });
+}
+
+#[test]
+fn a_disk_that_does_not_answer_is_offline_at_once_and_keeps_its_bodies() {
+    let world = world(2);
+    process(&world, |machine| async move {
+        let opened = machine.open(&[0, 1], 1).await;
+        opened.put(0..8).await;
+        machine.world.set_drive_faults(1, HANGS);
+        // Asked of a body there it says nothing; of the other disk's it is not asked.
+        let mut number = 0;
+        while opened.states()[1] == VolumeState::Online {
+            opened.writer.suspect(&digest(number)).await;
+            number += 1;
+        }
+        opened.writer.maintain(NOW).await;
+        // The other has all that is durable from now on.
+        opened.tag("meanwhile", 0, NOW).await;
+        opened.forget(7).await;
+        machine.world.set_drive_faults(1, NO_FAULTS);
+        opened.writer.bring_back(1).await.expect("it answers again");
+        assert_eq!(opened.present(0..8), [0, 1, 2, 3, 4, 5, 6]);
     });
 }
 

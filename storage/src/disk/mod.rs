@@ -3,7 +3,8 @@
 //! Called by the store and by nobody else. The verbs promise as little as disks do: a write that
 //! completed may be lost, or be torn at 512-byte sectors, until a `sync` of its file that began
 //! after it has succeeded; a name may be lost until `sync_dir`. After a failed `sync` nothing is
-//! known of what was not synced before (it is never retried).
+//! known of what was not synced before (it is never retried). What answers `TimedOut` may yet be
+//! done.
 //!
 //! Futures are not `Send`: a disk is cloned once per shard and used there. Files may be read and
 //! dropped on any thread. `SimDisk` breaks everything that is not promised here.
@@ -16,6 +17,7 @@ use bytes::Bytes;
 pub mod bulk;
 pub mod direct;
 pub mod sim;
+mod threads;
 pub mod uring;
 
 /// Room of the file system that holds the store.

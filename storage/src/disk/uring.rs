@@ -5,7 +5,8 @@
 //! directory syncs, and closing, since the last close of an unlinked large file takes long (R3).
 //!
 //! An operation runs as a task of its own that owns the buffer and keeps the file open until the
-//! kernel is done with both, whoever stops waiting (R2).
+//! kernel is done with both, whoever stops waiting (R2). What takes longer than `PATIENCE` has
+//! failed for whoever waits for it.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -18,17 +19,13 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 
+use super::threads::{PATIENCE, Threads, closer};
 use super::{Disk, Space, too_many_files};
 
-/// Threads for what would block a shard. Two, so that a slow unlink does not delay an allocation.
-const HELPERS: usize = 2;
-/// Requests that wait for a helper; who sends more waits, writeback hints are dropped.
-const HELP_QUEUE_MAX: usize = 1024;
 /// One read of a larger range: bounds the buffer the kernel has at a time.
 const READ_LEN_MAX: usize = 4 << 20;
 /// `EAGAIN` of a ring operation on a regular file is transient; more of it in a row is an error.
@@ -39,8 +36,6 @@ const GIVE_WAY: Duration = Duration::from_millis(1);
 const FILE_MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o700;
 const LOCK_NAME: &str = "LOCK";
-
-type Job = Box<dyn FnOnce() + Send>;
 
 /// A directory on a file system of this machine. Clones share the helpers.
 #[derive(Clone)]
@@ -53,7 +48,9 @@ struct Inner {
     /// Open for when no more files can be: making room takes a look at the space, and what is
     /// named already is made durable.
     directory: Mutex<Option<File>>,
-    helpers: flume::Sender<Job>,
+    threads: Threads,
+    /// An operation that takes longer is given up by whoever waits for it.
+    patience: Duration,
     /// Not bounded by itself: it holds at most the files that were open.
     closer: flume::Sender<File>,
 }
@@ -102,24 +99,16 @@ impl UringDisk {
     /// The same without a look at it: a directory that is away fails every operation, and may
     /// come back, on another file system even.
     pub fn at(path: &Path) -> io::Result<UringDisk> {
-        let (helpers, jobs) = flume::bounded::<Job>(HELP_QUEUE_MAX);
-        for number in 0..HELPERS {
-            let jobs = jobs.clone();
-            let name = format!("disk-{number}");
-            thread::Builder::new()
-                .name(name)
-                .spawn(move || jobs.iter().for_each(|job| job()))?;
-        }
-        let (closer, closing) = flume::unbounded::<File>();
-        let name = "disk-close".to_owned();
-        thread::Builder::new()
-            .name(name)
-            .spawn(move || closing.iter().for_each(drop))?;
+        UringDisk::with_patience(path, PATIENCE)
+    }
+
+    fn with_patience(path: &Path, patience: Duration) -> io::Result<UringDisk> {
         let inner = Inner {
             path: path.to_owned(),
             directory: Mutex::new(File::open(path).ok()),
-            helpers,
-            closer,
+            threads: Threads::start()?,
+            patience,
+            closer: closer()?,
         };
         Ok(UringDisk {
             inner: Arc::new(inner),
@@ -130,24 +119,23 @@ impl UringDisk {
         &self.inner.path
     }
 
-    /// Has a helper do `work`, which goes on to its end in any case.
+    /// Has a helper do `work`.
     async fn help<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Inner) -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
-        let (answer, answered) = flume::bounded(1);
         let inner = Arc::clone(&self.inner);
-        let job: Job = Box::new(move || {
-            // Nobody may be waiting any more.
-            let _ = answer.send(work(&inner));
-        });
-        let gone = || io::Error::other("the helpers of the disk are gone");
-        self.inner
-            .helpers
-            .send_async(job)
-            .await
-            .map_err(|_| gone())?;
-        answered.recv_async().await.map_err(|_| gone())?
+        let work = move || work(&inner);
+        self.inner.threads.run(self.inner.patience, work).await
+    }
+
+    /// Has the ring of this thread do `work`, which goes on to its end in any case (R2).
+    async fn ring<T: 'static>(
+        &self,
+        work: impl Future<Output = io::Result<T>> + 'static,
+    ) -> io::Result<T> {
+        let done = monoio::time::timeout(self.inner.patience, monoio::spawn(work)).await;
+        done.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -421,16 +409,17 @@ impl Disk for UringDisk {
     }
 
     async fn read(&self, file: &UringFile, offset: u64, len: usize) -> io::Result<Vec<u8>> {
-        monoio::spawn(read_up_to(file.share(), offset, len)).await
+        self.ring(read_up_to(file.share(), offset, len)).await
     }
 
     async fn write(&self, file: &UringFile, offset: u64, bytes: Bytes) -> io::Result<()> {
-        monoio::spawn(write_all(file.share(), offset, bytes)).await
+        self.ring(write_all(file.share(), offset, bytes)).await
     }
 
     async fn sync(&self, file: &UringFile) -> io::Result<()> {
         let file = file.share();
-        monoio::spawn(async move { ring_file(&file)?.sync_data().await }).await
+        self.ring(async move { ring_file(&file)?.sync_data().await })
+            .await
     }
 
     async fn sync_dir(&self) -> io::Result<()> {
@@ -452,15 +441,14 @@ impl Disk for UringDisk {
             return;
         };
         let file = file.share();
-        let job: Job = Box::new(move || {
+        let hint = move || {
             let fd = file.shared.file.as_raw_fd();
             // SAFETY: sync_file_range(2) takes a descriptor, which `file` keeps open during the
             // call, and numbers; it touches no memory of ours. Its result is of no use: errors
             // are reported by the sync of the group.
             unsafe { libc::sync_file_range(fd, offset, len, libc::SYNC_FILE_RANGE_WRITE) };
-        });
-        // A hint: the helpers may have better things to do.
-        let _ = self.inner.helpers.try_send(job);
+        };
+        self.inner.threads.hint(hint);
     }
 
     async fn space(&self) -> io::Result<Space> {
@@ -471,5 +459,39 @@ impl Disk for UringDisk {
     /// would be.
     async fn give_way(&self) {
         monoio::time::sleep(GIVE_WAY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// Reading a pipe that nobody writes to hangs as a disk does that does not answer.
+    #[test]
+    fn a_read_that_hangs_is_given_up_and_goes_on() {
+        let name = format!("entrepot-patience-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let disk = UringDisk::open(&path).expect("a directory");
+        let short = Duration::from_millis(50);
+        let hasty = UringDisk::with_patience(&path, short).expect("threads");
+        let made = Command::new("mkfifo").arg(path.join("pipe")).status();
+        assert!(made.expect("mkfifo").success());
+        let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
+            .enable_timer()
+            .build()
+            .expect("io_uring is available");
+        let (given_up, left) = runtime.block_on(async {
+            let (file, _) = disk.open("pipe").await.expect("both its ends");
+            let given_up = hasty.read(&file, 0, 4).await;
+            let bytes = Bytes::from_static(b"takeleft");
+            disk.write(&file, 0, bytes).await.expect("it has room");
+            (given_up, disk.read(&file, 0, 4).await)
+        });
+        std::fs::remove_dir_all(&path).expect("removed");
+        let kind = given_up.map_err(|error| error.kind());
+        assert_eq!(kind, Err(io::ErrorKind::TimedOut));
+        assert_eq!(left.expect("more is there"), b"left");
     }
 }

@@ -78,6 +78,14 @@ impl Drive {
         if let Err(error) = self.refuse(&effect, random) {
             return Applied::Answer(Err(error));
         }
+        // The lock is the process's own.
+        if self.faults.hangs && effect.operation() != Operation::Lock {
+            self.injected.count(Fault::Hung);
+            if random.chance(500) {
+                let _ = self.apply(effect, random);
+            }
+            return Applied::Answer(Err(io::ErrorKind::TimedOut.into()));
+        }
         let applied = match effect {
             Effect::Write {
                 file,
@@ -113,7 +121,13 @@ impl Drive {
             self.injected.count(Fault::ReadOnly);
             return Err(io::ErrorKind::ReadOnlyFilesystem.into());
         }
-        let opens = [Operation::Create, Operation::Anonymous, Operation::Open];
+        let opens = [
+            Operation::Create,
+            Operation::Anonymous,
+            Operation::Open,
+            Operation::List,
+            Operation::Space,
+        ];
         if opens.contains(&effect.operation())
             && self
                 .injected

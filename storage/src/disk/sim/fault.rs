@@ -19,7 +19,7 @@ pub struct Faults {
     pub full: u64,
     /// A create or grow that meets a quota.
     pub quota: u64,
-    /// A create or open when the process has as many files as it may.
+    /// What opens a file, or the directory, when the process has as many files as it may.
     pub files: u64,
     /// Writes that reach the cache in two strokes, with everything else in between.
     pub short: u64,
@@ -39,6 +39,8 @@ pub struct Faults {
     pub read_only: bool,
     /// Everything fails: the drive is not there.
     pub gone: bool,
+    /// Nothing is answered in time; some of it is done all the same.
+    pub hangs: bool,
 }
 
 impl Faults {
@@ -61,6 +63,7 @@ impl Faults {
         decay_small: false,
         read_only: false,
         gone: false,
+        hangs: false,
     };
 }
 
@@ -80,6 +83,7 @@ pub enum Fault {
     UnlinkFailed,
     ReadOnly,
     Gone,
+    Hung,
     StorageFull,
     QuotaExceeded,
     TooManyFiles,
@@ -97,7 +101,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Fault; 20] = [
+    pub const ALL: [Fault; 21] = [
         Fault::ReadFailed,
         Fault::WriteFailed,
         Fault::SyncFailed,
@@ -105,6 +109,7 @@ impl Fault {
         Fault::UnlinkFailed,
         Fault::ReadOnly,
         Fault::Gone,
+        Fault::Hung,
         Fault::StorageFull,
         Fault::QuotaExceeded,
         Fault::TooManyFiles,
@@ -131,6 +136,7 @@ impl Fault {
                 | Fault::UnlinkFailed
                 | Fault::ReadOnly
                 | Fault::Gone
+                | Fault::Hung
         )
     }
 }
