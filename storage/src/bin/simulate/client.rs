@@ -49,6 +49,10 @@ pub struct Process {
     pub repaired: Cell<Faults>,
     /// The store began without any drive that had every small record.
     pub anew: Cell<bool>,
+    /// Some of its segments could not be read when it was brought back last.
+    pub in_part: Cell<bool>,
+    /// It took several attempts.
+    pub reluctant: Cell<bool>,
     /// It ends before anything was mended.
     pub hurried: Cell<bool>,
     /// The time that maintenance was told last.
@@ -221,7 +225,7 @@ impl Process {
             Kind::PutTag => self.put_tag(),
             Kind::LookAtTags => self.look_at_tags(),
             Kind::PutLink => self.put_link(),
-            Kind::ForgetBody => self.forget_body().await,
+            Kind::ForgetBody => self.forget_body(self.pick_content()).await,
             Kind::ForgetTag => self.forget_tag().await,
             Kind::ForgetLink => self.forget_link().await,
             Kind::Commit => {
@@ -405,8 +409,7 @@ impl Process {
         }
     }
 
-    async fn forget_body(&self) {
-        let content = self.pick_content();
+    pub async fn forget_body(&self, content: usize) {
         let digest = self.digest(content);
         let purged_away = self.kept_offline(content);
         let fills = self.model.borrow_mut().forget_begins(content);

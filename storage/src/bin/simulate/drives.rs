@@ -13,15 +13,23 @@ const ALWAYS: u64 = 1000;
 const ATTEMPTS: usize = 8;
 
 impl Process {
-    /// From now on a drive is not there, or takes no write. Only one of several may.
+    /// From now on a drive is not there, does not answer, or takes no write. Only one of several
+    /// may.
     pub fn break_drive(&self) {
-        if self.drives().len() < 2 || self.broken.replace(true) {
-            return;
+        if self.drives().len() > 1 && !self.broken.replace(true) {
+            self.take_turn();
+            self.stop_working();
         }
-        self.take_turn();
+    }
+
+    pub fn stop_working(&self) {
         let kinds = [
             Faults {
                 gone: true,
+                ..Faults::NONE
+            },
+            Faults {
+                hangs: true,
                 ..Faults::NONE
             },
             Faults {
@@ -95,13 +103,17 @@ impl Process {
                 if self.anew.get() {
                     counts.count(Done::BroughtBackAnew);
                 }
-                if !brought.unreadable.is_empty() {
+                let in_part = !brought.unreadable.is_empty();
+                self.in_part.set(in_part);
+                if in_part {
                     counts.count(Done::BroughtBackInPart);
                 }
                 counts.add_to(Done::BodiesBroughtBack, brought.bodies);
+                drop(counts);
+                self.break_again().await;
                 true
             }
-            Err(BringBackError::Busy) => false,
+            Err(BringBackError::Busy | BringBackError::Compacting) => false,
             Err(BringBackError::Online) => true,
             Err(BringBackError::Volume(error)) => {
                 assert!(failed || self.may_be_full(), "not brought back: {error}");

@@ -89,6 +89,8 @@ const COMPACT: usize = 18;
 const BREAK: usize = 22;
 const MEND: usize = 23;
 
+/// No run has so many files.
+const FILES_MANY: u64 = 100_000;
 /// No run takes so long.
 const IDLE_AFTER_MAX: u64 = 100_000;
 
@@ -183,7 +185,8 @@ impl Plan {
     /// Whether a refusal for lack of space is to be expected.
     pub fn may_be_full(&self) -> bool {
         let refuses = |errors: &Faults| errors.full > 0 || errors.quota > 0;
-        self.tight || self.errors.iter().any(refuses)
+        let few_files = self.options.files_max < FILES_MANY;
+        self.tight || few_files || self.errors.iter().any(refuses)
     }
 
     pub fn breaks(&self) -> bool {
@@ -276,6 +279,9 @@ impl Plan {
             capacity,
             options,
         };
+        if apart.chance(80) {
+            plan.options.files_max = 12 + apart.below(40);
+        }
         // Of a superblock that is harmed the older copy may stand, and tell of other turns.
         if drives > 1 && plan.media == Media::Sound && plan.harms == 0 && turns.chance(900) {
             plan.takes_turns(turns);

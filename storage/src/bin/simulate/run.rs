@@ -351,6 +351,8 @@ impl Run {
                 broken: Cell::new(broken),
                 repaired: Cell::new(repaired),
                 anew: Cell::new(false),
+                in_part: Cell::new(false),
+                reluctant: Cell::new(false),
                 hurried: Cell::new(false),
                 compactor: RefCell::new(Some(compactor)),
                 moved,

@@ -81,8 +81,9 @@ pub const ALL: [Step; 27] = [
 ];
 
 /// What some run must meet.
-const INJECTED: [Fault; 18] = [
+const INJECTED: [Fault; 19] = [
     Fault::Gone,
+    Fault::Hung,
     Fault::ReadFailed,
     Fault::WriteFailed,
     Fault::SyncFailed,
@@ -240,6 +241,10 @@ pub enum Done {
     BroughtBackAnew,
     /// Some segments could not be read then.
     BroughtBackInPart,
+    /// And everything was purged.
+    PurgedInPart,
+    /// One that was just brought back stopped to work, and the process ended after some purges.
+    BrokenAgain,
     BroughtBack,
     BodiesBroughtBack,
     /// Bodies purged that a volume had which was offline.
@@ -252,7 +257,7 @@ pub enum Done {
     SuperblockRefused,
 }
 
-const DONE: [Done; 17] = [
+const DONE: [Done; 19] = [
     Done::RepositoryForgotten,
     Done::ProjectForgotten,
     Done::DriveBroken,
@@ -264,6 +269,8 @@ const DONE: [Done; 17] = [
     Done::BegunAnew,
     Done::BroughtBackAnew,
     Done::BroughtBackInPart,
+    Done::PurgedInPart,
+    Done::BrokenAgain,
     Done::BroughtBack,
     Done::BodiesBroughtBack,
     Done::PurgedOffline,

@@ -16,6 +16,14 @@ use super::steps::Done;
 const ROUNDS: usize = 30;
 /// Reads that fail, of a thousand, where a drive comes back badly.
 const BADLY: u64 = 60;
+/// And where it mostly does not come back at all.
+const WORSE: u64 = 500;
+/// Attempts until somebody sees to it.
+const ATTEMPTS_MAX: usize = 4;
+/// Times that a drive goes and returns until some of it can't be read.
+const RETURNS_MAX: usize = 10;
+/// Bodies that are purged when it is broken again.
+const PURGED_AGAIN: usize = 4;
 
 impl Run {
     /// Whether the only drive that had every small record is not there at the next start.
@@ -102,12 +110,27 @@ impl Process {
         }
     }
 
-    /// Some segments may not be readable just then.
+    /// Some segments may not be readable just then, or so many that it fails again and again.
     pub async fn bring_back_badly(&self) -> Result<BroughtBack, BringBackError> {
+        if !self.plan.turns {
+            return self.bring_back_with(0).await;
+        }
+        let reluctant = self.chance(200);
+        self.reluctant.set(reluctant);
+        for _ in 0..if reluctant { ATTEMPTS_MAX } else { 0 } {
+            if let Ok(brought) = self.bring_back_with(WORSE).await {
+                return Ok(brought);
+            }
+        }
+        let read = if self.chance(400) { BADLY } else { 0 };
+        self.bring_back_with(read).await
+    }
+
+    /// While so many reads of a thousand fail.
+    async fn bring_back_with(&self, read: u64) -> Result<BroughtBack, BringBackError> {
         let drive = self.stale.get();
-        let badly = self.plan.turns && !self.broken.get() && self.chance(300);
+        let badly = read > 0 && !self.broken.get();
         if badly {
-            let read = BADLY;
             let faults = self.repaired.get();
             self.world
                 .set_drive_faults(drive, Faults { read, ..faults });
@@ -118,6 +141,49 @@ impl Process {
             self.world.set_drive_faults(drive, self.repaired.get());
         }
         outcome
+    }
+
+    /// A drive that was just brought back stops to work again, misses purges, and the process
+    /// ends: its superblock was written more often than those of the others, and before them.
+    pub async fn break_again(&self) {
+        let may = self.reluctant.take() && !self.anew.get() && self.operations_left.get() > 0;
+        if !may || self.broken.get() || self.chance(400) {
+            return;
+        }
+        self.broken.set(true);
+        self.stop_working();
+        for _ in 0..PURGED_AGAIN {
+            self.forget_body(self.pick_content()).await;
+        }
+        self.hurried.set(true);
+        self.operations_left.set(0);
+        self.counts.borrow_mut().count(Done::BrokenAgain);
+    }
+
+    /// A drive goes and returns until some of its segments can't be read then, and everything is
+    /// purged: no other segment keeps the forget records.
+    async fn come_back_in_part(&self) {
+        for _ in 0..RETURNS_MAX {
+            if self.in_part.get() {
+                return self.purge_all().await;
+            }
+            self.break_drive();
+            self.forget_body(self.pick_content()).await;
+            self.maintain().await;
+            self.mend_drive().await;
+        }
+    }
+
+    async fn purge_all(&self) {
+        let count = self.model.borrow().contents.len();
+        for content in 0..count {
+            self.forget_body(content).await;
+        }
+        for writer in &self.writers {
+            // What fails here shows in what is not found out.
+            let _ = writer.seal_all(self.now()).await;
+        }
+        self.counts.borrow_mut().count(Done::PurgedInPart);
     }
 
     /// At the end of a process, with nobody else about. Whether all drives have everything.
@@ -135,6 +201,9 @@ impl Process {
             return false;
         }
         self.mend_drive().await;
+        if self.chance(300) {
+            self.come_back_in_part().await;
+        }
         for _ in 0..ROUNDS {
             self.round().await;
             let volumes = self.store.volumes();
