@@ -1,7 +1,7 @@
 //! A drive that stops to work while a process runs, is repaired, and is brought back.
 
 use entrepot_storage::disk::sim::Faults;
-use entrepot_storage::{BringBackError, VolumeState};
+use entrepot_storage::{BringBackError, BroughtBack, VolumeState};
 
 use super::client::Process;
 use super::plan::Media;
@@ -98,18 +98,7 @@ impl Process {
         let failed = errors() > before || self.plan.media != Media::Sound;
         match outcome {
             Ok(brought) => {
-                let mut counts = self.counts.borrow_mut();
-                counts.count(Done::BroughtBack);
-                if self.anew.get() {
-                    counts.count(Done::BroughtBackAnew);
-                }
-                let in_part = !brought.unreadable.is_empty();
-                self.in_part.set(in_part);
-                if in_part {
-                    counts.count(Done::BroughtBackInPart);
-                }
-                counts.add_to(Done::BodiesBroughtBack, brought.bodies);
-                drop(counts);
+                self.note_brought(&brought);
                 self.break_again().await;
                 true
             }
@@ -121,5 +110,19 @@ impl Process {
             }
             Err(error) => panic!("not brought back: {error}"),
         }
+    }
+
+    fn note_brought(&self, brought: &BroughtBack) {
+        let in_part = !brought.unreadable.is_empty();
+        self.in_part.set(in_part);
+        let mut counts = self.counts.borrow_mut();
+        counts.count(Done::BroughtBack);
+        if self.anew.get() {
+            counts.count(Done::BroughtBackAnew);
+        }
+        if in_part {
+            counts.count(Done::BroughtBackInPart);
+        }
+        counts.add_to(Done::BodiesBroughtBack, brought.bodies);
     }
 }

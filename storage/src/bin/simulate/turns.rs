@@ -122,7 +122,7 @@ impl Process {
                 return Ok(brought);
             }
         }
-        let read = if self.chance(400) { BADLY } else { 0 };
+        let read = if self.chance(600) { BADLY } else { 0 };
         self.bring_back_with(read).await
     }
 
@@ -201,7 +201,7 @@ impl Process {
             return false;
         }
         self.mend_drive().await;
-        if self.chance(300) {
+        if self.chance(500) {
             self.come_back_in_part().await;
         }
         for _ in 0..ROUNDS {
