@@ -8,9 +8,11 @@
 mod ask;
 mod fill;
 mod setbacks;
+mod stop;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -62,8 +64,10 @@ struct Running {
     stream: RefCell<Option<Stream>>,
     /// All who wait have something older: no hold of an upstream is waited for.
     spare: Cell<bool>,
-    /// Its digest was purged while upstream was asked.
+    /// Its digest was purged.
     stopped: Cell<bool>,
+    /// From the verified end on, until its link and then the body can be found.
+    linking: RefCell<Option<flume::Receiver<Infallible>>>,
 }
 
 /// A manifest and a blob of one digest are asked for at different places of an upstream: one
@@ -79,6 +83,7 @@ impl Running {
             waiting: RefCell::new(vec![ask]),
             stream: RefCell::default(),
             stopped: Cell::new(false),
+            linking: RefCell::default(),
         })
     }
 
@@ -87,6 +92,10 @@ impl Running {
         if sources.len() < SOURCES_MAX && !sources.contains(source) {
             sources.push(source.clone());
         }
+    }
+
+    fn leaves(&self, which: impl Fn(&Repository) -> bool) {
+        self.sources.borrow_mut().retain(|source| !which(source));
     }
 }
 
@@ -139,16 +148,6 @@ impl Fetcher {
     /// Running fills fail at their next piece.
     pub fn abort(&self) {
         self.aborting.set(true);
-    }
-
-    /// A purge: whoever asked for the digest until now does not get it into the store. Fills that
-    /// have room already are the store's to stop.
-    pub fn stop(&self, digest: &Digest) {
-        for kind in [BodyKind::Manifest, BodyKind::Blob] {
-            if let Some(running) = self.running.borrow().get(&(*digest, kind)) {
-                running.stopped.set(true);
-            }
-        }
     }
 
     /// Whether the origin sent wrong bytes for the digest a moment ago.
@@ -209,6 +208,8 @@ impl Fetcher {
         // A reload may have taken its upstream, or the login, away.
         let project = self.sources.project(ask.source.project);
         let own = ask.source == *running.source.borrow() && project.trusts(&stream.origin);
+        // One that was purged since then has to prove itself like others.
+        let own = own && running.sources.borrow().contains(&ask.source);
         if !ask.proven && !own {
             return BodyAnswer::NeedProof(stream.watermark.len());
         }
@@ -265,6 +266,7 @@ impl Fetcher {
             };
             running.source.replace(source.clone());
             running.spare.set(spare);
+            running.may_go_on_as(&source);
             running.stopped.set(false);
             let attempt = Attempt {
                 digest,
@@ -279,6 +281,7 @@ impl Fetcher {
             };
             // Those who asked in this name fail, but for who would have waited longer; the source
             // of another is tried next (R9).
+            running.leaves(|of| *of == source);
             let refused = |ask: &BodyAsk| ask.source == source && (ask.sought.spare || !spare);
             let (refused, others) = running.waiting.take().into_iter().partition(refused);
             running.waiting.replace(others);

@@ -7,9 +7,9 @@ use serde_json::json;
 
 use entrepot_tests::deadline::until_true;
 use entrepot_tests::entrepot::{Config, Entrepot, Setup};
-use entrepot_tests::http::get_hashed;
+use entrepot_tests::http::{Connection, get_hashed};
 use entrepot_tests::origin::Origin;
-use entrepot_tests::sha256::digest;
+use entrepot_tests::sha256::{Hash, digest};
 use entrepot_tests::temp::TempDir;
 use entrepot_tests::world::World;
 
@@ -93,6 +93,74 @@ fn a_running_fill_is_stopped_and_commits_nothing() {
     assert_eq!(server.metric("entrepot_store_bodies", &[]), 0.0);
     let body = server.get(&target).expect(200).body;
     assert_eq!(digest(&body), blob.digest, "a later pull fetches it anew");
+}
+
+/// Their links come with their ends, so nothing in the index names whose they are.
+#[test]
+fn running_fills_of_a_purged_repository_are_stopped() {
+    for purge in [["repository", "dh/library/app"], ["project", "dh"]] {
+        let origin = Origin::start();
+        let server = Entrepot::before(origin.url());
+        let blob = origin.blob(&["library/app"], 8 << 20, 1);
+        let target = blob_target("library/app", &blob.digest);
+        origin.fault_times(1, json!({"kind": "blob"}), json!({"halt_at": "50%"}));
+        std::thread::scope(|scope| {
+            let pull = scope.spawn(|| get_hashed(server.addr(), &target));
+            origin.wait(json!({"kind": "blob", "state": "halted"}), 1);
+            server.ask_ok(&["purge", purge[0], purge[1]]);
+            origin.release();
+            let cut = pull.join().expect("no panic").expect("a head");
+            assert!(
+                cut.broken.is_some(),
+                "{purge:?}: a purged body is completed"
+            );
+        });
+        until_true("the fill has ended", || {
+            server.metric("entrepot_fills_running", &[]) == 0.0
+        });
+        assert_eq!(server.metric("entrepot_store_bodies", &[]), 0.0);
+        assert!(!is_held(&origin, &server, &target), "{purge:?}");
+    }
+}
+
+/// What is fetched for two repositories is not taken from the one by a purge of the other, whoever
+/// began; who was purged has to prove anew that it is his.
+#[test]
+fn a_purge_leaves_a_fill_to_another_repository() {
+    for (first, second, purged) in [
+        ("team/b", "team/a", "team/a"),
+        ("team/a", "team/b", "team/a"),
+    ] {
+        let origin = Origin::start();
+        let server = Entrepot::before(origin.url());
+        let blob = origin.blob(&[first, second], 8 << 20, 1);
+        let matching = json!({"kind": "blob", "method": "GET"});
+        origin.fault_times(1, matching, json!({"halt_at": "50%"}));
+        let clients = [first, second].map(|repository| {
+            let mut client = Connection::open(server.addr());
+            client.request("GET", &blob_target(repository, &blob.digest), &[]);
+            let head = client.read_head().expect("a head while the body comes");
+            assert_eq!(head.status, 200, "{repository}: {}", head.raw);
+            (client, head)
+        });
+        server.ask_ok(&["purge", "repository", &format!("dh/{purged}")]);
+        origin.release();
+        for (mut client, head) in clients {
+            let mut hash = Hash::default();
+            let read = client.read_body("GET", &head, &mut |bytes| hash.update(bytes));
+            assert_eq!((read, hash.digest()), (Ok(()), blob.digest.clone()));
+        }
+        until_true("the fill has ended", || {
+            server.metric("entrepot_fills_running", &[]) == 0.0
+        });
+        let theirs = blob_target("team/b", &blob.digest);
+        let own = blob_target(purged, &blob.digest);
+        origin.go_down();
+        server.get(&theirs).expect(200);
+        assert_eq!(server.get(&own).status(), 502, "begun by {first}");
+        origin.come_back();
+        assert!(is_held(&origin, &server, &own), "with a proof of its own");
+    }
 }
 
 #[test]

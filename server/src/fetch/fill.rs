@@ -121,7 +121,7 @@ impl Fetcher {
         }
         running.stream.replace(Some(stream));
         let staged = admitted.staged;
-        let moved = self.transfer(attempt, arriving, admitted, &ended_by);
+        let moved = self.transfer(attempt, arriving, admitted, (running, &ended_by));
         match moved.await {
             Ok(()) => {
                 if !staged && kind == BodyKind::Manifest {
@@ -141,7 +141,7 @@ impl Fetcher {
         attempt: &Attempt<'_>,
         mut arriving: Arriving<'_>,
         admitted: Admitted,
-        ended_by: &EndedBy,
+        (running, ended_by): (&Running, &EndedBy),
     ) -> Result<(), Ended> {
         let started = Instant::now();
         let Admitted { mut fill, staged } = admitted;
@@ -150,7 +150,7 @@ impl Fetcher {
             Ok(()) => {
                 // Before a follower can have all of it.
                 let _ = ended_by.set(arriving.origin().clone());
-                let finished = self.finish(fill, attempt, arriving.origin()).await;
+                let finished = self.finish(fill, attempt, running, arriving.origin()).await;
                 finished.map_err(Broken::Store)
             }
             // Dropping it is what fails it, and its followers with it.
@@ -178,15 +178,23 @@ impl Fetcher {
     }
 
     /// Only right bytes prove that the source refers to the digest (R9): a 200 may be of a login
-    /// page. The link is in the index before anybody can find the body there.
+    /// page. The link is in the index before anybody can find the body there. A purge that came
+    /// before it leaves none, and one that comes now waits for it.
     async fn finish(
         &self,
         mut fill: Fill<UringDisk>,
         attempt: &Attempt<'_>,
+        running: &Running,
         origin: &Arc<str>,
     ) -> Result<(), FillError> {
         fill.verify().await?;
-        self.link(attempt.source, attempt.digest, origin).await;
+        // No await from the end of the verification on.
+        let purged = running.stopped.get() || !running.sources.borrow().contains(attempt.source);
+        let (_linking, linked) = flume::bounded(1);
+        running.linking.replace(Some(linked));
+        if !purged {
+            self.link(attempt.source, attempt.digest, origin).await;
+        }
         fill.finish(clock::now()).await.map(drop)
     }
 

@@ -61,13 +61,16 @@ pub enum Step {
         scope: Scope,
         tag: Box<str>,
     },
-    /// Say which digests the tags, listings and links in the scope lead to.
+    /// Say which digests the tags, listings and links in the scope lead to, and which are being
+    /// fetched for it.
     Named(Scope),
-    /// Say which of these digests something outside of the scope leads to.
+    /// Say which of these digests something outside of the scope leads to, or is being fetched for.
     NamedElsewhere {
         digests: Arc<HashSet<Digest>>,
         besides: Scope,
     },
+    /// Leave no link in the scope when fills end that go on for others.
+    Fills(Scope),
     /// Forget everything on disk that is named in the scope, also what is not in the index any more.
     Scope(Scope),
     /// Forget tags, listings, links and statistics.
@@ -161,6 +164,7 @@ impl Purger {
             digests.retain(|digest| !elsewhere.digests.contains(digest));
         }
         let mut purged = self.bodies(&digests)?;
+        self.all(|| Step::Fills(scope.clone()))?;
         let owner = slice_owner(scope.slice(), self.mailboxes.shards());
         let first = vec![(owner, Step::Scope(scope.clone()))];
         purged += self.some(first)?.purged;

@@ -92,6 +92,11 @@ impl Owner {
                     ..Done::default()
                 })
             }
+            Step::Fills(scope) => {
+                let within = |project: &str, repository: &str| scope.holds(project, repository);
+                self.fetcher.leave(within).await;
+                Ok(Done::default())
+            }
             Step::Scope(scope) => {
                 let purged = counted(&self.names(&scope).await);
                 self.writer.forget(ForgetKey::Scope(scope)).await?;
@@ -111,7 +116,7 @@ impl Owner {
         let mut done = Done::default();
         for group in digests.chunks(GROUP_KEYS) {
             for digest in group {
-                self.fetcher.stop(digest);
+                self.fetcher.stop(digest).await;
                 let held = self.store.body(digest).is_some();
                 done.purged.bodies += u64::from(held);
             }
@@ -211,14 +216,17 @@ impl Owner {
         keys
     }
 
-    /// The digests that tags, listings and links of some repositories lead to.
+    /// The digests that tags, listings and links of some repositories lead to, and those that are
+    /// being fetched for them.
     async fn led_to(
         &self,
         slices: Range<usize>,
         from: impl Fn(&str, &str) -> bool,
         which: impl Fn(&Digest) -> bool,
     ) -> HashSet<Digest> {
-        let mut digests = HashSet::new();
+        // First: the link of one that ends meanwhile may be where the walk has been.
+        let fetched = self.fetcher.fetched_for(&from).into_iter();
+        let mut digests: HashSet<Digest> = fetched.filter(&which).collect();
         for slice in slices {
             self.store.each_tag(slice, |key, record| {
                 if which(&record.digest) && from(&key.project, &key.repository) {
