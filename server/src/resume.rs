@@ -230,6 +230,7 @@ impl<'a> Arriving<'a> {
                 return Err(why);
             }
             sleep(jittered(pause(self.fruitless))).await;
+            let asked = Instant::now();
             match self.ask_again().await {
                 Ok(status) => {
                     self.course.metrics.count(Counter::FillResumes);
@@ -241,12 +242,19 @@ impl<'a> Arriving<'a> {
                     return Ok(());
                 }
                 Err(failure) => {
-                    // One that never answers takes as long as one that sends too little.
-                    self.slow += u32::from(failure.kind == FailureKind::Timeout);
+                    // One that never answers takes as long as one that sends too little; one that
+                    // can't be reached, or is not asked, does not.
+                    let timeout = failure.kind == FailureKind::Timeout;
+                    self.slow += u32::from(timeout && asked.elapsed() >= self.patience() / 2);
                     why = failure.detail.to_string();
                 }
             }
         }
+    }
+
+    /// How long an upstream may send nothing.
+    fn patience(&self) -> Duration {
+        self.course.sources.read_timeout(&self.source)
     }
 
     /// Whether the answer that ended was worth its request, and its origin is asked first again.
@@ -266,15 +274,17 @@ impl<'a> Arriving<'a> {
     /// Asks for the rest in the name that it was asked for in so far, and where that gets no answer
     /// in those of the others. Answers the status of what will be read from now on.
     async fn ask_again(&mut self) -> Result<u16, Failure> {
-        let mut failed = match self.ask_as(self.source.clone()).await {
+        let asked = self.source.clone();
+        let mut failed = match self.ask_as(asked.clone()).await {
             Ok(status) => return Ok(status),
             Err(failure) => failure,
         };
-        let asked = self.source.clone();
-        for other in (self.course.proven)() {
-            if other == asked {
-                continue;
-            }
+        // It has no link before the end, and was answered the body itself.
+        let began = self.course.source;
+        let mut others = (self.course.proven)();
+        others.retain(|other| other != began);
+        others.insert(0, began.clone());
+        for other in others.into_iter().filter(|other| *other != asked) {
             match self.ask_as(other).await {
                 Ok(status) => return Ok(status),
                 Err(failure) => failed = Failure::worse(failed, failure),

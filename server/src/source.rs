@@ -187,6 +187,14 @@ impl Sources {
         named.is_some_and(|(upstream, _)| self.client.may_retry(*upstream))
     }
 
+    /// The shortest `read_timeout` of the repository's upstreams.
+    pub fn read_timeout(&self, repository: &Repository) -> Duration {
+        let project = self.project(repository.project);
+        let upstreams = project.upstreams.iter();
+        let shortest = upstreams.map(|(id, _)| self.client.read_timeout(*id)).min();
+        shortest.unwrap_or_default()
+    }
+
     /// The first answer, in the order of the search. What upstreams refuse for their rate limit
     /// alone they are asked for once more, within `WAIT_MAX`.
     pub async fn first(

@@ -264,6 +264,30 @@ fn a_stalled_upstream_is_left_for_the_next() {
     });
 }
 
+/// Who can't be reached for a moment costs no `read_timeout`, and may be back at the next attempt.
+#[test]
+fn timeouts_that_take_no_time_do_not_end_a_body() {
+    let origin = Origin::start();
+    let blob = origin.blob(&[REPOSITORY], STREAMED_LEN, 1);
+    let matching = json!({"kind": "blob", "method": "GET"});
+    origin.fault_times(1, matching, json!({"halt_at": "50%"}));
+    let keys = format!(
+        "url = \"{}\"\nconnect_timeout = \"100ms\"\nbreaker = {{ failures = 1000 }}",
+        origin.url()
+    );
+    let config = Config::new().project("dh", "default = true", &[]);
+    let server = Setup::new(&config.upstream("dh", &keys)).start();
+    std::thread::scope(|scope| {
+        scope.spawn(|| expect_whole(server.addr(), &blob));
+        origin.wait(json!({"kind": "blob", "state": "halted"}), 1);
+        let attempts = || server.metric("entrepot_upstream_requests_total", &["GET"]);
+        let before = attempts();
+        origin.call("stop-accepting", json!({}));
+        until_true("a third attempt", || attempts() >= before + 3.0);
+        origin.call("resume-listening", json!({}));
+    });
+}
+
 /// Unknown at first, the length is known from the first answer that says it.
 #[test]
 fn a_body_of_unknown_length_is_gone_on_with() {

@@ -121,6 +121,34 @@ fn a_refused_source_fails_when_nobody_has_a_proof_of_his_own() {
     assert_eq!(gets(&origin, "team/two").len(), 0, "only a HEAD can prove");
 }
 
+/// It has no link before the end, but its own upstream sent it the beginning.
+#[test]
+fn a_fill_returns_to_the_source_that_it_began_in() {
+    let origin = Origin::start();
+    let blob = origin.blob(&["team/one", "team/two"], STREAMED_LEN, 1);
+    let of = |repository: &str, range: bool| {
+        json!({"kind": "blob", "method": "GET",
+            "repository": repository, "range": range})
+    };
+    origin.fault_times(1, of("team/one", true), json!({"status": 403}));
+    origin.fault(
+        of("team/one", false),
+        json!({"halt_at": "50%", "truncate_at": "60%"}),
+    );
+    origin.fault_times(1, of("team/two", true), json!({"truncate_at": "50%"}));
+    origin.fault(of("team/two", true), json!({"status": 403}));
+    let config = Config::new().project("near", "", &[origin.url()]);
+    let server = Setup::new(&config).start();
+    let leading = Client::of(&server, "near/team/one", &blob);
+    origin.wait(json!({"kind": "blob", "state": "halted"}), 1);
+    let joined = Client::of(&server, "near/team/two", &blob);
+    origin.release();
+    leading.expect_whole(&blob);
+    joined.expect_whole(&blob);
+    assert_eq!(gets(&origin, "team/one").len(), 3);
+    assert_eq!(gets(&origin, "team/two").len(), 2);
+}
+
 fn target(blob: &Held) -> String {
     format!("/v2/dh/library/app/blobs/{}", blob.digest)
 }

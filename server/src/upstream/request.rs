@@ -123,6 +123,11 @@ impl Client {
         self.known.borrow()[id.0].upstream.gate()
     }
 
+    /// How long an upstream may send nothing.
+    pub fn read_timeout(&self, id: UpstreamId) -> Duration {
+        self.known.borrow()[id.0].upstream.config.read_timeout
+    }
+
     /// Closes connections that were idle too long; for an occasional timer of the shard.
     pub fn close_idle(&self) {
         self.pool.close_old();
