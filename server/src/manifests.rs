@@ -40,7 +40,9 @@ pub struct Expected<'a> {
 enum Bad {
     Broken(Failure),
     Mismatched(Failure),
-    /// It would be the same the next time, or there is no room for it.
+    /// It would be the same the next time; another upstream may have the manifest.
+    Unlike(Failure),
+    /// It would be the same everywhere, or there is no room for it.
     Refused(Failure),
 }
 
@@ -85,7 +87,8 @@ impl Sources {
                 Err(bad) => bad,
             };
             let second = again.as_ref() == Some(&origin);
-            if !second && self.may_ask_again(repository, &origin) {
+            let unlike = matches!(bad, Bad::Unlike(_));
+            if !second && !unlike && self.may_ask_again(repository, &origin) {
                 again = Some(origin);
                 sleep(jittered(PAUSE)).await;
             } else {
@@ -95,7 +98,10 @@ impl Sources {
                 again = None;
                 given_up.push(origin);
             }
-            let (Bad::Broken(failure) | Bad::Mismatched(failure) | Bad::Refused(failure)) = bad;
+            let (Bad::Broken(failure)
+            | Bad::Mismatched(failure)
+            | Bad::Unlike(failure)
+            | Bad::Refused(failure)) = bad;
             failed = Some(failure);
         }
     }
@@ -113,7 +119,11 @@ impl Sources {
             ..
         } = answer;
         let collected = self.whole.try_collect(&mut response, &origin, until).await;
-        let whole = match collected.map_err(Bad::Refused)? {
+        let refused = |failure: Failure| match failure.kind {
+            FailureKind::Busy => Bad::Refused(failure),
+            _ => Bad::Unlike(failure),
+        };
+        let whole = match collected.map_err(refused)? {
             Ok(whole) => whole,
             Err(failure) => return Err(Bad::Broken(failure)),
         };
@@ -132,7 +142,9 @@ impl Sources {
                 whole,
                 media_type,
             }),
-            Err(failure) => Err(Bad::Refused(failure)),
+            // The digest is right: nobody has another document of it.
+            Err(failure) if digest.is_some() => Err(Bad::Refused(failure)),
+            Err(failure) => Err(Bad::Unlike(failure)),
         }
     }
 }

@@ -98,6 +98,35 @@ fn a_manifest_that_breaks_twice_is_asked_of_the_next_upstream() {
     }
 }
 
+/// A proxy that wants a login first answers everything with its page.
+#[test]
+fn an_upstream_that_answers_a_tag_with_no_manifest_does_not_hide_the_next() {
+    for (nth, fault) in [
+        json!({"html": true}),
+        json!({"status": 200, "body": "{}", "headers": {"Content-Type": "application/json"}}),
+        json!({"status": 200, "body": " ".repeat(5 << 20),
+            "headers": {"Content-Type": "application/json"}}),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (first, second) = (Origin::start(), Origin::start());
+        let image = image(&[&first, &second], nth as u64);
+        first.fault(get_manifests(), fault);
+        first.fault(
+            json!({"kind": "manifest", "method": "HEAD"}),
+            json!({"html": true}),
+        );
+        let server = before(&[&first, &second]);
+        let answer = server.get(&target("1")).expect(200);
+        assert_eq!(digest(&answer.body), image.digest, "{nth}");
+        assert_eq!(gets(&first), 1, "{nth}: it would say the same again");
+        // Alone it is a clean error, and the same one as ever.
+        let alone = before(&[&first]).get(&target("1"));
+        assert_eq!((alone.status(), alone.broken), (502, None), "{nth}");
+    }
+}
+
 /// An upstream whose every manifest breaks is not sent twice as many requests.
 #[test]
 fn manifests_that_always_break_are_asked_again_from_the_budget_of_retries() {
