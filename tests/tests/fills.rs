@@ -25,10 +25,9 @@ fn blob_target(name: &str, blob: &Held) -> String {
 /// The same manifest in each of some repositories, as their tag 1.
 fn manifest_of(origin: &Origin, repositories: &[&str]) -> Held {
     let text = json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": []}).to_string();
-    let held = repositories
-        .iter()
-        .map(|repository| origin.manifest(repository, OCI_MANIFEST, &text, &["1"]));
-    held.last().expect("a repository")
+    let put = |repository: &&str| origin.manifest(repository, OCI_MANIFEST, &text, &["1"]);
+    let mut held: Vec<Held> = repositories.iter().map(put).collect();
+    held.pop().expect("a repository")
 }
 
 fn gets_of_blobs() -> Value {
