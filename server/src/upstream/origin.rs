@@ -207,33 +207,52 @@ const SECRETS_V4: [Ipv4Addr; 3] = [
 ];
 
 fn may_tell_secrets(address: IpAddr) -> bool {
-    let v4 = match address {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(address) => embedded(address),
-    };
-    let v4 = v4.is_some_and(|v4| v4.is_link_local() || SECRETS_V4.contains(&v4));
-    let IpAddr::V6(address) = address else {
-        return v4;
-    };
-    // fd00:ec2::254 is unique local, and Amazon's.
-    v4 || address.is_unicast_link_local() || address.segments()[..2] == [0xfd00, 0xec2]
+    let tells = |v4: Ipv4Addr| v4.is_link_local() || SECRETS_V4.contains(&v4);
+    match address {
+        IpAddr::V4(address) => tells(address),
+        // fd00:ec2::254 is unique local, and Amazon's.
+        IpAddr::V6(address) => {
+            address.is_unicast_link_local()
+                || address.segments()[..2] == [0xfd00, 0xec2]
+                || embedded(address).is_some_and(tells)
+                || behind_local_nat64(address).any(tells)
+        }
+    }
 }
 
-/// The IPv4 address that an IPv6 one leads to: by itself (RFC 4291 §2.5.5), behind NAT64
-/// (RFC 6052 §2.1, RFC 8215) or 6to4 (RFC 3056 §2).
+/// The IPv4 address that an IPv6 one leads to: by itself (RFC 4291 §2.5.5), behind the NAT64 that
+/// all have (RFC 6052 §2.1) or 6to4 (RFC 3056 §2).
 fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let (high, low) = match address.segments() {
         // Neither the unspecified address nor the loopback one is meant so.
         [0, 0, 0, 0, 0, 0, 0, _] => return None,
         [0, 0, 0, 0, 0, 0 | 0xffff, high, low] => (high, low),
         [0x64, 0xff9b, 0, 0, 0, 0, high, low] => (high, low),
-        [0x64, 0xff9b, 1, _, _, _, high, low] => (high, low),
         [0x2002, high, low, ..] => (high, low),
         _ => return None,
     };
     let [a, b] = high.to_be_bytes();
     let [c, d] = low.to_be_bytes();
     Some(Ipv4Addr::new(a, b, c, d))
+}
+
+/// What is below it is for a network's own NAT64 (RFC 8215).
+const LOCAL_NAT64: [u16; 3] = [0x64, 0xff9b, 1];
+/// Where the IPv4 address is behind prefixes of 48, 56, 64 and 96 bits, in bytes (RFC 6052 §2.2).
+const BEHIND_NAT64: [[usize; 4]; 4] = [
+    [6, 7, 9, 10],
+    [7, 9, 10, 11],
+    [9, 10, 11, 12],
+    [12, 13, 14, 15],
+];
+
+/// The IPv4 addresses that an address of the network's own NAT64 may lead to: how long the prefix
+/// is, only the network knows.
+fn behind_local_nat64(address: Ipv6Addr) -> impl Iterator<Item = Ipv4Addr> {
+    let local = address.segments()[..3] == LOCAL_NAT64;
+    let bytes = address.octets();
+    let places = BEHIND_NAT64.into_iter().filter(move |_| local);
+    places.map(move |place| Ipv4Addr::from(place.map(|at| bytes[at])))
 }
 
 /// Whether an address belongs to the public internet (IANA special-purpose registries).
@@ -262,8 +281,8 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
 
 fn is_public_v6(address: Ipv6Addr) -> bool {
     match address.segments() {
-        // Local use, whatever is behind it (RFC 8215).
-        [0x64, 0xff9b, 1, ..] => false,
+        // Local use, whatever is behind it.
+        [a, b, c, ..] if [a, b, c] == LOCAL_NAT64 => false,
         [0, 0, 0, 0, 0, 0xffff, ..] | [0x64, 0xff9b, ..] | [0x2002, ..] => {
             embedded(address).is_some_and(is_public_v4)
         }
@@ -434,7 +453,14 @@ mod tests {
             ("fd00:ec2::254", Reach::Anywhere),
             ("::169.254.169.254", Reach::Anywhere),
             ("64:ff9b::169.254.169.254", Reach::Anywhere),
+            // RFC 6052 §2.2, of prefixes of 96, 48, 56 and 64 bits.
             ("64:ff9b:1::169.254.169.254", Reach::Anywhere),
+            ("64:ff9b:1:a9fe:a9:fe00::", Reach::Anywhere),
+            ("64:ff9b:1:77a9:fe:a9fe::", Reach::Anywhere),
+            ("64:ff9b:1:7777:a9:fea9:fe00::", Reach::Anywhere),
+            ("64:ff9b:1:6464:64:c800::", Reach::Anywhere),
+            ("64:ff9b:1:a00:0:100::", Reach::Private),
+            ("64:ff9b:1:101:1:100::", Reach::Private),
             ("2002:a9fe:a9fe::1", Reach::Anywhere),
             ("64:ff9b::10.0.0.1", Reach::Private),
             ("2002:a00:1::", Reach::Private),
