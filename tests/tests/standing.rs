@@ -81,6 +81,22 @@ fn an_upstream_without_its_token_service_is_given_up() {
     origin.call("faults/clear", json!({"id": hang}));
 }
 
+/// It is up, and so is the registry: what is public there, say, needs no token.
+#[test]
+fn an_upstream_whose_token_service_talks_nonsense_is_not_given_up() {
+    let origin = Origin::start_with(&["--auth", "token"]);
+    origin.image("library/app", "1", 1);
+    let nonsense = json!({"status": 200, "body": "<html>"});
+    let fault = origin.fault(json!({"listener": "token"}), nonsense);
+    let server = before(origin.url(), BREAKER);
+    for _ in 0..5 {
+        server.get(TAG).expect(502);
+        assert_eq!(breaker(&server), 0.0);
+    }
+    origin.call("faults/clear", json!({"id": fault}));
+    server.get(TAG).expect(200);
+}
+
 /// Who we are there is no part of its name.
 #[test]
 fn an_upstream_with_a_login_is_given_up_too() {

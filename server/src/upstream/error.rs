@@ -131,8 +131,11 @@ impl UpstreamError {
         match self {
             E::Busy | E::RequestTarget | E::Token(TokenError::Busy) => Blame::Us,
             E::Redirect(_) | E::DeniedElsewhere { .. } | E::Realm(_) => Blame::Elsewhere,
-            // Whom it refuses, and how often, it says while it is up.
-            E::Token(TokenError::Status(..=499) | TokenError::Limited { .. }) => Blame::Elsewhere,
+            // It is up: it says whom it refuses and how often, or talks nonsense.
+            E::Token(reason) if reason.is_answer() => Blame::Elsewhere,
+            E::TokenService(reason) if reason.class() == FailureClass::ServerError => {
+                Blame::Elsewhere
+            }
             E::Token(_) | E::TokenService(_) => Blame::Upstream,
             E::Names { origin: at, .. }
             | E::Connect { origin: at, .. }

@@ -114,6 +114,19 @@ impl TokenError {
             _ => FailureClass::ServerError,
         }
     }
+
+    /// Whether it answered, if not with a token: another question may be answered with one.
+    pub(super) fn is_answer(&self) -> bool {
+        match self {
+            TokenError::Status(status) => *status < 500,
+            TokenError::Limited { .. }
+            | TokenError::Malformed
+            | TokenError::NoToken
+            | TokenError::InvalidToken
+            | TokenError::Body(BodyError::Chunked(_) | BodyError::TooLong) => true,
+            TokenError::Body(_) | TokenError::Busy => false,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -8,7 +8,8 @@ use super::origin::{Origin, answer};
 use super::{FIRST, Request, Shard, get, run, upstream, with_credentials};
 use crate::config;
 use crate::upstream::{
-    Blame, FailureClass, RealmError, TokenError, TrustRoots, Upstream, UpstreamError, counts_for,
+    Blame, BodyError, FailureClass, RealmError, TokenError, TrustRoots, Upstream, UpstreamError,
+    counts_for,
 };
 
 const BASIC: &str = "Authorization: Basic dXNlcjpwYXNz\r\n";
@@ -469,6 +470,39 @@ fn token_services_that_fail() {
         // A service without GET may have POST.
         let asked = if reply.contains(" 404 ") { 2 } else { 1 };
         assert_eq!(service.tokens.heads().len(), asked, "{reply}");
+    }
+}
+
+#[test]
+fn a_token_service_that_talks_nonsense_is_no_failure_of_its_registry() {
+    let origin = || "https://auth.example".to_owned();
+    let before_its_answer = |reason| UpstreamError::TokenService(Box::new(reason));
+    for (error, blame) in [
+        (TokenError::Malformed.into(), Blame::Elsewhere),
+        (TokenError::NoToken.into(), Blame::Elsewhere),
+        (TokenError::InvalidToken.into(), Blame::Elsewhere),
+        (TokenError::Status(404).into(), Blame::Elsewhere),
+        (
+            TokenError::Body(BodyError::TooLong).into(),
+            Blame::Elsewhere,
+        ),
+        (
+            before_its_answer(UpstreamError::Interim { origin: origin() }),
+            Blame::Elsewhere,
+        ),
+        (TokenError::Status(503).into(), Blame::Upstream),
+        (
+            TokenError::Body(BodyError::Truncated).into(),
+            Blame::Upstream,
+        ),
+        (
+            before_its_answer(UpstreamError::Closed { origin: origin() }),
+            Blame::Upstream,
+        ),
+        (TokenError::Busy.into(), Blame::Us),
+    ] {
+        let error: UpstreamError = error;
+        assert_eq!(error.blames("https://r.example"), blame, "{error}");
     }
 }
 
