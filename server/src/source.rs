@@ -444,7 +444,7 @@ impl Round {
 /// What an answer says to the gate. What a place says that it led to is not about the upstream,
 /// which has answered.
 fn heard(response: &Response, failure: Option<Failure>) -> Heard {
-    let own = response.hops == 0;
+    let own = response.own;
     let field = |name| response.head.field(name).filter(|_| own);
     let wait = field("retry-after")
         .and_then(|value| rate_limit::retry_after(value, clock::now()))

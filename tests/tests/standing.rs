@@ -173,6 +173,32 @@ fn a_place_that_a_registry_leads_to_is_not_the_registry() {
     server.get(&target).expect(200);
 }
 
+/// What it says after a redirect to itself it says of itself.
+#[test]
+fn a_registry_that_leads_to_itself_is_held_and_given_up_for_what_it_says_there() {
+    let origin = Origin::start();
+    let blob = origin.blob(&["library/app"], 1_000, 1);
+    let path = format!("/v2/library/app/blobs/{}", blob.digest);
+    let target = format!("/v2/dh/library/app/blobs/{}", blob.digest);
+    let limited = json!({"status": 429, "headers": {"Retry-After": "120"}});
+    for (said, status, held, open) in [
+        (limited, 429, 1.0, 0.0),
+        (json!({"status": 500}), 502, 0.0, 2.0),
+    ] {
+        origin.clear_faults();
+        origin.fault(json!({"contains": "?again"}), said);
+        let again = json!({"redirect": format!("{path}?again")});
+        origin.fault(json!({"kind": "blob"}), again);
+        let server = before(origin.url(), BREAKER);
+        for _ in 0..3 {
+            server.get(&target).expect(status);
+        }
+        let metric = |name: &str| server.metric(name, &[]);
+        assert_eq!(metric("entrepot_upstream_held_lanes"), held, "{status}");
+        assert_eq!(breaker(&server), open, "{status}");
+    }
+}
+
 #[test]
 fn the_limit_of_a_token_service_is_passed_on_with_its_time() {
     let origin = Origin::start_with(&["--auth", "token"]);

@@ -281,6 +281,8 @@ pub struct Response {
     pub body: Body,
     /// Redirects followed.
     pub hops: u8,
+    /// The upstream itself said it, and not what it led to.
+    pub own: bool,
 }
 
 /// What one shard's client did; read from anywhere, written by its shard only.

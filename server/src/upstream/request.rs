@@ -208,7 +208,8 @@ impl Client {
             sent = Some(granted);
             (hop, answer) = self.follow(known, request, sent.as_ref(), deadline).await?;
         }
-        settle(request.method, &hop, answer)
+        let own = hop.target.origin == known.upstream.config.url;
+        settle(request.method, &hop, own, answer)
     }
 
     /// One authorization, any redirects.
@@ -268,8 +269,8 @@ fn begin(known: &Known, request: &Request) -> Result<(Hop, Reach), RedirectError
     }
 }
 
-/// What the caller sees of a final answer.
-fn settle(method: Method, hop: &Hop, answer: Answer) -> Result<Response, UpstreamError> {
+/// What the caller sees of a final answer; `own`: of the upstream's origin.
+fn settle(method: Method, hop: &Hop, own: bool, answer: Answer) -> Result<Response, UpstreamError> {
     let Answer {
         head,
         framing,
@@ -315,6 +316,7 @@ fn settle(method: Method, hop: &Hop, answer: Answer) -> Result<Response, Upstrea
         length,
         body,
         hops: hop.hops,
+        own,
     })
 }
 

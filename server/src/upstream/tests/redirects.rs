@@ -36,6 +36,7 @@ fn another_port_gets_no_authorization() {
         for _ in 0..2 {
             let mut response = shard.send(request.clone()).await.expect("an answer");
             assert_eq!((response.status, response.hops), (206, 1));
+            assert!(!response.own, "the storage said it");
             assert_eq!(response.body.collect(100).await, Ok(b"bytes".to_vec()));
         }
         // 401 and 307 were read to their ends, so their connection served on.
@@ -66,6 +67,7 @@ fn the_same_origin_keeps_its_authorization() {
         assert_eq!(shard.get("/a/b/c").await, (200, "landed".to_owned()));
         let response = shard.send(head("/x")).await.expect("an answer");
         assert_eq!((response.status, response.hops), (200, 1));
+        assert!(response.own, "the registry itself said it");
     });
     assert!(
         registry
