@@ -6,30 +6,26 @@
 //! the gate of its upstream; while a rate limit is the only thing between a client and an answer,
 //! it waits there.
 
+mod ask;
 mod elsewhere;
+mod heard;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use entrepot_storage::{Digest, Seconds};
 
 use crate::clock;
 use crate::failure::{Failure, FailureKind};
 use crate::fetch::BodyKind;
-use crate::gate::{
-    Board, Enter, Gates, Heard, Lane, Name, Pass, SPARE_WAIT_MAX, Shown, Standing, Urgency,
-    WAIT_MAX,
-};
-use crate::http::rate_limit;
+use crate::gate::{Board, Name, Refusal, SPARE_WAIT_MAX, Shown, Urgency, WAIT_MAX};
 use crate::http::upstream_head::ResponseHead;
-use crate::mailbox::{Message, Post};
+use crate::mailbox::Post;
 use crate::oci::manifest;
 use crate::project::{ProjectRef, Projects, Repository};
-use crate::upstream::{
-    Blame, Client, Method, Part, Request, Response, UpstreamId, counts_for, without_account,
-};
+use crate::upstream::{Client, Method, Part, Response, UpstreamId, counts_for, without_account};
 use crate::whole;
 
 /// What is asked of an upstream, below `/v2/<repository>/`.
@@ -254,7 +250,7 @@ impl Sources {
         for (upstream, origin) in std::mem::take(&mut round.upstreams) {
             let source = (upstream, &origin);
             let asked = self.ask(source, repository, wanted, search, round);
-            let Refusal { error, holds } = match asked.await {
+            let Refusal { failure, holds } = match asked.await {
                 Ok(response) => {
                     return Some(Answer {
                         origin,
@@ -264,16 +260,16 @@ impl Sources {
                 }
                 Err(refusal) => refusal,
             };
-            self.log(&origin, repository, wanted.path, &error);
+            self.log(&origin, repository, wanted.path, &failure);
             let own = search.came_from(&origin);
-            let gone = matches!(error.kind, FailureKind::NotFound | FailureKind::Denied);
-            let last = own && !gone && search.stands_in.is_none_or(|may| may(&error));
+            let gone = matches!(failure.kind, FailureKind::NotFound | FailureKind::Denied);
+            let last = own && !gone && search.stands_in.is_none_or(|may| may(&failure));
             // Refused after it was waited for, the wait would be too long.
-            let refused = round.urgency == Urgency::Patient && error.status.is_none();
+            let refused = round.urgency == Urgency::Patient && failure.status.is_none();
             if holds && !search.spare && !refused {
                 held.push((upstream, origin));
             }
-            round.note(error, own);
+            round.note(failure, own);
             if last {
                 break;
             }
@@ -299,122 +295,6 @@ impl Sources {
             );
         }
     }
-
-    async fn ask(
-        &self,
-        (upstream, origin): (UpstreamId, &Arc<str>),
-        repository: &Repository,
-        wanted: &Wanted<'_>,
-        search: &Search<'_>,
-        round: &Round,
-    ) -> Result<Response, Refusal> {
-        if search.refused.is_some_and(|refused| refused(origin)) {
-            let place = without_account(origin);
-            let why = format!(
-                "{place} is passed over for {}: its last answer was of no use",
-                wanted.path
-            );
-            return Err(Failure::new(FailureKind::BadBody, why).into());
-        }
-        let cached = search.came_from.is_some() || search.anew;
-        let source = (upstream, origin);
-        let mut pass = self
-            .enter(source, repository, wanted, cached, round)
-            .await?;
-        let request = Request {
-            method: wanted.method,
-            repository: repository.name.to_string(),
-            path_and_query: format!("/v2/{}/{}", repository.name, wanted.path),
-            elsewhere: None,
-            accept: wanted.accept,
-            range: wanted.range.clone().map(|part| Part {
-                if_range: part.if_range.filter(|known| known.origin == *origin),
-                ..part
-            }),
-        };
-        let mut response = match self.client.send(upstream, &request).await {
-            Ok(response) => response,
-            Err(error) => {
-                let failure = Failure::upstream(origin, &error);
-                pass.heard(Heard {
-                    standing: standing(&failure, error.blames(origin)),
-                    failure: Some(failure.clone()),
-                    holds: false,
-                    wait: None,
-                    budget: None,
-                });
-                return Err(failure.into());
-            }
-        };
-        let good = response.status == 200 || (response.status == 206 && wanted.range.is_some());
-        let retry_after = response.head.field("retry-after");
-        let failure = (!good).then(|| Failure::status(origin, response.status, retry_after));
-        let heard = heard(&response, failure.clone());
-        let holds = heard.holds;
-        pass.heard(heard);
-        match failure {
-            Some(error) => {
-                // Its words are not needed; its connection is.
-                response.body.drain().await;
-                Err(Refusal { error, holds })
-            }
-            None => {
-                response.body.keep(pass);
-                Ok(response)
-            }
-        }
-    }
-
-    /// Waits for leave to send one request.
-    async fn enter(
-        &self,
-        (upstream, origin): (UpstreamId, &Arc<str>),
-        repository: &Repository,
-        wanted: &Wanted<'_>,
-        cached: bool,
-        round: &Round,
-    ) -> Result<Pass, Refusal> {
-        let project = self.project(repository.project).name.clone();
-        let namer = self.board.namer();
-        let question = namer.question(&project, &repository.name, wanted.method, wanted.path);
-        let owner = Gates::owner(upstream, self.post.shards());
-        let enter = |reply| {
-            Message::Enter(Enter {
-                upstream,
-                name: Name {
-                    project: project.clone(),
-                    origin: without_account(origin).into(),
-                },
-                rules: self.client.gate(upstream),
-                lane: Lane::of(wanted.method, wanted.path),
-                question: (!cached).then_some(question),
-                urgency: round.urgency,
-                deadline: round.deadline,
-                reply,
-            })
-        };
-        let entered = self.post.ask(owner, enter).await?;
-        entered.map_err(|error| Refusal {
-            holds: error.kind == FailureKind::RateLimited,
-            error,
-        })
-    }
-}
-
-/// Why one upstream gave no answer.
-struct Refusal {
-    error: Failure,
-    /// It is held for a while: waiting for it may help.
-    holds: bool,
-}
-
-impl From<Failure> for Refusal {
-    fn from(error: Failure) -> Refusal {
-        Refusal {
-            error,
-            holds: false,
-        }
-    }
 }
 
 /// Once round the upstreams of a search.
@@ -438,55 +318,6 @@ impl Round {
                 report: Failure::worse(before.report, error),
             },
         });
-    }
-}
-
-/// What an answer says to the gate. What a place says that it led to is not about the upstream,
-/// which has answered.
-fn heard(response: &Response, failure: Option<Failure>) -> Heard {
-    let own = response.own;
-    let field = |name| response.head.field(name).filter(|_| own);
-    let wait = field("retry-after")
-        .and_then(|value| rate_limit::retry_after(value, clock::now()))
-        .map(Duration::from_secs);
-    let budget = match (field("ratelimit-limit"), field("ratelimit-remaining")) {
-        (Some(limit), Some(remaining)) => rate_limit::budget(limit, remaining),
-        _ => None,
-    };
-    let blame = if own {
-        Blame::Upstream
-    } else {
-        Blame::Elsewhere
-    };
-    let standing = failure
-        .as_ref()
-        .map_or(Standing::Answers, |failure| standing(failure, blame));
-    Heard {
-        standing,
-        failure,
-        holds: own && holds(response.status, wait),
-        wait,
-        budget,
-    }
-}
-
-/// RFC 6585 §4, RFC 9110 §10.2.3.
-fn holds(status: u16, wait: Option<Duration>) -> bool {
-    status == 429 || (matches!(status, 502..=504) && wait.is_some())
-}
-
-fn standing(failure: &Failure, blame: Blame) -> Standing {
-    let fails = match (failure.kind, failure.status) {
-        (FailureKind::Unreachable | FailureKind::Timeout, _) => true,
-        (FailureKind::ServerError, status) => {
-            status.is_none_or(|status| matches!(status, 500 | 502..=504))
-        }
-        _ => false,
-    };
-    match (blame, fails) {
-        (Blame::Us, _) => Standing::Unknown,
-        (Blame::Upstream, true) => Standing::Fails,
-        (Blame::Upstream, false) | (Blame::Elsewhere, _) => Standing::Answers,
     }
 }
 

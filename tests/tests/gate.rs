@@ -256,6 +256,28 @@ fn a_busy_upstream_that_names_a_time_is_left_alone_until_then() {
     assert_eq!(origin.count("kind=blob"), 1);
 }
 
+/// That another upstream is asked meanwhile, and lacks it, is no reason not to wait.
+#[test]
+fn who_comes_while_a_busy_upstream_is_left_alone_waits_although_there_is_another() {
+    let (busy, other) = (Origin::start(), Origin::start());
+    let blobs: Vec<Held> = (0..4)
+        .map(|seed| busy.blob(&["library/app"], 1_000, seed))
+        .collect();
+    let config = Config::new().project("dh", "default = true", &[busy.url(), other.url()]);
+    let server = Setup::new(&config).args(&["--shards", "2"]).start();
+    let unavailable = json!({"status": 503, "headers": {"Retry-After": "3"}});
+    busy.fault_times(1, json!({"kind": "blob"}), unavailable);
+    let clients = pull_in_threads(&server, &blobs[..1]);
+    until_true("its lane is held", || {
+        server.metric("entrepot_upstream_held_lanes", &[]) == 1.0
+    });
+    let later = pull_in_threads(&server, &blobs[1..]);
+    for client in clients.into_iter().chain(later) {
+        client.join().expect("no client sees it");
+    }
+    assert_eq!(busy.count("kind=blob"), 5, "only the first asked twice");
+}
+
 /// Ids are never given twice, so those of former configurations must not pile up.
 #[test]
 fn the_metrics_know_the_upstreams_of_now_and_no_others() {

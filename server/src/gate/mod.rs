@@ -22,5 +22,5 @@ pub use breaker::Rules as BreakerRules;
 pub use governor::Lane;
 pub use owner::Gates;
 pub use pass::{
-    Enter, Heard, Leave, Name, Pass, Rules, SPARE_WAIT_MAX, Standing, Urgency, WAIT_MAX,
+    Enter, Heard, Leave, Name, Pass, Refusal, Rules, SPARE_WAIT_MAX, Standing, Urgency, WAIT_MAX,
 };

@@ -9,11 +9,11 @@ use super::board::{Figure, Levels};
 use super::breaker::{self, Breaker, Change};
 use super::governor::{self, Governor, Lane};
 use super::negative::{Namer, Negatives};
-use super::pass::{Enter, Heard, Leave, Name, Probes, Rules, Standing, Urgency};
+use super::pass::{Enter, Heard, Leave, Name, Probes, Refusal, Rules, Standing, Urgency};
 use super::permits::Permits;
 
 /// An ask and what became of it; sent on by the owner, who alone can make a pass.
-pub type Settled = (Enter, Result<Grant, Failure>);
+pub type Settled = (Enter, Result<Grant, Refusal>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant {
@@ -25,7 +25,7 @@ pub struct Grant {
 enum Verdict {
     Go(Grant),
     Wait(Why),
-    Refuse(Failure),
+    Refuse(Refusal),
 }
 
 /// What an ask waits for.
@@ -66,11 +66,11 @@ impl Gate {
         self.rules = ask.rules;
         match self.verdict(&ask, now) {
             Verdict::Go(grant) => settled.push((ask, Ok(grant))),
-            Verdict::Refuse(failure) => self.refuse(ask, failure, settled),
+            Verdict::Refuse(refusal) => self.refuse(ask, refusal, settled),
             Verdict::Wait(_) => {
                 if let Err(ask) = self.permits.queue(ask) {
                     let failure = Failure::busy(&format!("waiting for {}", self.name.origin));
-                    self.refuse(ask, failure, settled);
+                    self.refuse(ask, failure.into(), settled);
                 }
             }
         }
@@ -96,10 +96,10 @@ impl Gate {
             }
             match self.verdict(&ask, now) {
                 Verdict::Go(grant) => settled.push((ask, Ok(grant))),
-                Verdict::Refuse(failure) => self.refuse(ask, failure, settled),
+                Verdict::Refuse(refusal) => self.refuse(ask, refusal, settled),
                 Verdict::Wait(why) if ask.deadline <= now => {
-                    let failure = self.waited(why, &ask, now);
-                    self.refuse(ask, failure, settled);
+                    let refusal = self.waited(why, &ask, now);
+                    self.refuse(ask, refusal, settled);
                 }
                 // There was room for it before.
                 Verdict::Wait(_) => drop(self.permits.queue(ask)),
@@ -136,16 +136,16 @@ impl Gate {
         }
     }
 
-    fn refuse(&self, ask: Enter, failure: Failure, settled: &mut Vec<Settled>) {
+    fn refuse(&self, ask: Enter, refusal: Refusal, settled: &mut Vec<Settled>) {
         self.levels.add(Figure::Refused, 1);
-        settled.push((ask, Err(failure)));
+        settled.push((ask, Err(refusal)));
     }
 
     fn verdict(&mut self, ask: &Enter, now: Instant) -> Verdict {
         let known = ask.question.as_ref();
         if let Some(known) = known.and_then(|question| self.negatives.get(question, now)) {
             self.levels.add(Figure::NegativeAnswers, 1);
-            return Verdict::Refuse(known.clone());
+            return Verdict::Refuse(known.clone().into());
         }
         let patient = ask.urgency == Urgency::Patient;
         let breaker = match self.breaker.verdict(now) {
@@ -281,21 +281,22 @@ impl Gate {
     }
 
     /// What the breaker refuses with: the failure it knows, and when it may be different.
-    fn given_up(&self, left: Duration) -> Failure {
+    fn given_up(&self, left: Duration) -> Refusal {
         let seconds = whole_seconds(left);
         let (kind, last) = match self.breaker.last() {
             Some(failure) => (failure.kind, &*failure.detail),
             None => (FailureKind::Unreachable, &*self.name.origin),
         };
         let detail = format!("{last}; not asked again for {seconds} s");
-        Failure {
+        let failure = Failure {
             retry_after_s: Some(seconds),
             ..Failure::new(kind, detail)
-        }
+        };
+        failure.into()
     }
 
     /// What a held lane refuses with: as the upstream did, and until when.
-    fn held(&self, lane: Lane, left: Duration) -> Failure {
+    fn held(&self, lane: Lane, left: Duration) -> Refusal {
         let seconds = whole_seconds(left);
         let origin = &self.name.origin;
         let (kind, said) = match self.governor.said(lane) {
@@ -303,18 +304,22 @@ impl Gate {
             None => (FailureKind::RateLimited, &**origin),
         };
         let detail = format!("{said}; asked again in {seconds} s");
-        Failure {
+        let failure = Failure {
             retry_after_s: Some(seconds),
             ..Failure::new(kind, detail)
+        };
+        Refusal {
+            failure,
+            holds: true,
         }
     }
 
     /// What an ask is refused with that waited until its deadline.
-    fn waited(&self, why: Why, ask: &Enter, now: Instant) -> Failure {
+    fn waited(&self, why: Why, ask: &Enter, now: Instant) -> Refusal {
         match why {
             Why::Permit => {
                 let max = self.rules.connections_max;
-                Failure::busy(&format!("{max} connections to {}", self.name.origin))
+                Failure::busy(&format!("{max} connections to {}", self.name.origin)).into()
             }
             Why::Probe => self.given_up(Duration::ZERO),
             Why::Lane => match self.governor.verdict(ask.lane, now) {

@@ -57,7 +57,25 @@ pub struct Enter {
     pub urgency: Urgency,
     /// It is answered by then, give or take a look of the owner.
     pub deadline: Instant,
-    pub reply: Reply<Result<Pass, Failure>>,
+    pub reply: Reply<Result<Pass, Refusal>>,
+}
+
+/// Why a request is not let through, or was sent and gave no answer.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    pub failure: Failure,
+    /// The upstream wants to be left alone for a while, and nothing else is in the way: it may
+    /// help to wait.
+    pub holds: bool,
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Refusal {
+        Refusal {
+            failure,
+            holds: false,
+        }
+    }
 }
 
 /// What an answer says of the upstream itself.

@@ -11,7 +11,9 @@ use super::breaker;
 use super::governor::Lane;
 use super::negative::Question;
 use super::one::{Gate, Grant, Settled};
-use super::pass::{Enter, Heard, Leave, Name, Pass, Probes, Rules, Standing, Urgency, WAIT_MAX};
+use super::pass::{
+    Enter, Heard, Leave, Name, Pass, Probes, Refusal, Rules, Standing, Urgency, WAIT_MAX,
+};
 use super::permits::WAITING_MAX;
 
 const RULES: Rules = Rules {
@@ -27,7 +29,7 @@ const RULES: Rules = Rules {
 const EVEN: f64 = 0.5;
 const UPSTREAM: UpstreamId = UpstreamId(7);
 
-type Replies = flume::Receiver<Result<Pass, Failure>>;
+type Replies = flume::Receiver<Result<Pass, Refusal>>;
 
 /// A gate, the time at it, and the clients before it.
 struct World {
@@ -84,7 +86,7 @@ impl World {
         }
     }
 
-    fn enter(&mut self, ask: Enter) -> Option<Result<Grant, Failure>> {
+    fn enter(&mut self, ask: Enter) -> Option<Result<Grant, Refusal>> {
         let mut settled = Vec::new();
         self.gate.enter(ask, self.now, &mut settled);
         assert!(settled.len() <= 1);
@@ -101,6 +103,11 @@ impl World {
 
     #[track_caller]
     fn refused(&mut self, lane: Lane, urgency: Urgency) -> Failure {
+        self.refusal(lane, urgency).failure
+    }
+
+    #[track_caller]
+    fn refusal(&mut self, lane: Lane, urgency: Urgency) -> Refusal {
         let ask = self.ask(lane, urgency);
         let outcome = self.enter(ask).expect("it does not wait");
         outcome.expect_err("it is refused")
@@ -200,7 +207,8 @@ fn who_waits_is_refused_at_its_deadline_and_forgotten_when_it_is_gone() {
     assert_eq!(world.levels.get(Figure::Waiting), 1, "the other has gone");
     let settled = world.later(seconds(1));
     let refused = settled[0].1.as_ref().expect_err("its time is up");
-    assert_eq!(refused.kind, FailureKind::Busy);
+    assert_eq!(refused.failure.kind, FailureKind::Busy);
+    assert!(!refused.holds, "that is not for the upstream to say");
     assert!(!world.gate.has_waiting());
 }
 
@@ -255,7 +263,9 @@ fn a_busy_server_that_names_a_time_is_held_and_counts() {
     for code in [502, 503, 504] {
         let mut world = World::new();
         world.hear(Lane::Other, status(Standing::Fails, code, Some(5)));
-        let refused = world.refused(Lane::Other, Urgency::Prompt);
+        let refusal = world.refusal(Lane::Other, Urgency::Prompt);
+        assert!(refusal.holds, "who is let in later may wait: {code}");
+        let refused = refusal.failure;
         assert_eq!(
             (refused.kind, refused.retry_after_s),
             (FailureKind::ServerError, Some(5)),
@@ -280,6 +290,8 @@ fn a_busy_server_that_names_a_time_is_held_and_counts() {
         world.hear(lane, status(Standing::Fails, 503, Some(5)));
     }
     assert_eq!(world.levels.get(Figure::Breaker), 2, "three in a row");
+    let refusal = world.refusal(Lane::Other, Urgency::Prompt);
+    assert!(!refusal.holds, "the breaker is in the way, too");
 }
 
 #[test]
@@ -344,7 +356,8 @@ fn a_negative_answer_is_given_again_until_its_time_is_up() {
     };
     world.gate.leave(leave, world.now, EVEN, &mut Vec::new());
     let refused = asked(&mut world).expect_err("it is known");
-    assert_eq!(refused.kind, FailureKind::NotFound);
+    assert_eq!(refused.failure.kind, FailureKind::NotFound);
+    assert!(!refused.holds);
     assert_eq!(world.levels.get(Figure::NegativeAnswers), 1);
     world.now += RULES.negative_for;
     let grant = asked(&mut world).expect("it is asked for again");

@@ -94,7 +94,7 @@ impl Sources {
             ..*wanted
         };
         let entered = self.enter((*upstream, of), repository, &named, false, &round);
-        let mut pass = entered.await.map_err(|refusal| refusal.error)?;
+        let mut pass = entered.await.map_err(|refusal| refusal.failure)?;
         let request = Request {
             method: wanted.method,
             repository: String::new(),
