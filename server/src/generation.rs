@@ -46,17 +46,19 @@ pub struct Generation {
 struct Made {
     project: String,
     upstream: config::Upstream,
-    /// Of the certificates, whose files may change under the same names.
-    files: Option<Digest>,
+    /// Of the files of certificates, which may change under the same names.
+    files: Vec<Digest>,
 }
 
 impl Made {
     fn of(project: &config::Project, upstream: &config::Upstream) -> Result<Made, GenerationError> {
-        let files = upstream.ca_file.as_deref().map(digest_of).transpose()?;
+        let certificate = upstream.identity.as_ref().map(|identity| &identity.cert);
+        let files = upstream.ca_file.iter().chain(certificate);
+        let files: Result<_, _> = files.map(|path| digest_of(path)).collect();
         Ok(Made {
             project: project.name.clone(),
             upstream: upstream.clone(),
-            files,
+            files: files?,
         })
     }
 }

@@ -191,6 +191,34 @@ fn credentials_change() {
     assert_eq!(digest(&server.get(TAG).expect(200).body), image.digest);
 }
 
+/// Where a token is the password, the name is the same for everybody.
+#[test]
+fn what_one_token_was_shown_is_not_served_to_the_next() {
+    let origin = Origin::start_with(&["--auth", "basic", "--user", "token:one"]);
+    let blob = origin.blob(&["library/app"], 1_000, 1);
+    let target = format!("/v2/dh/library/app/blobs/{}", blob.digest);
+    let config = |token: &str| {
+        let keys = format!(
+            "url = \"{}\"\nusername = \"token\"\npassword = \"{token}\"",
+            origin.url()
+        );
+        Config::new()
+            .project("dh", "default = true", &[])
+            .upstream("dh", &keys)
+    };
+    let server = Setup::new(&config("one")).start();
+    server.get(&target).expect(200);
+    rewrite(&server, config("another").text());
+    reloaded(&server);
+    let denied = server.get(&target);
+    assert_eq!(denied.status(), 403, "{}", denied.head.raw);
+    // It is still the first one's.
+    origin.go_down();
+    rewrite(&server, config("one").text());
+    reloaded(&server);
+    assert_eq!(digest(&server.get(&target).expect(200).body), blob.digest);
+}
+
 #[test]
 fn sighup_reloads_and_the_service_manager_is_told() {
     let origin = Origin::start();

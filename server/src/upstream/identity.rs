@@ -5,9 +5,12 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use entrepot_storage::Digest;
 use rustls::SignatureScheme;
 use rustls::client::ResolvesClientCert;
+use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
+use webpki::EndEntityCert;
 
 use crate::config::{IdentityFiles, load_identity};
 
@@ -43,10 +46,34 @@ impl Identity {
         Ok(changed)
     }
 
+    /// Whom the current certificate is for: the same when it was renewed, by another authority or
+    /// with another key.
+    pub fn account(&self) -> Digest {
+        let current = self.current();
+        // A pair that was loaded has a certificate.
+        current
+            .cert
+            .first()
+            .map_or_else(|| Digest::sha256(b""), holder)
+    }
+
     fn current(&self) -> Arc<CertifiedKey> {
         let current = self.current.read();
         current.unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+/// Its subject and its names (RFC 5280 §4.1.2.6, §4.2.1.6). One that is too old to be read is
+/// known by its bytes.
+fn holder(certificate: &CertificateDer<'_>) -> Digest {
+    let Ok(parsed) = EndEntityCert::try_from(certificate) else {
+        return Digest::sha256(certificate);
+    };
+    let names: Vec<&str> = parsed
+        .valid_dns_names()
+        .chain(parsed.valid_uri_names())
+        .collect();
+    Digest::sha256(format!("{:?}", (parsed.subject(), names)).as_bytes())
 }
 
 impl ResolvesClientCert for Identity {

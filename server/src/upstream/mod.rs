@@ -6,6 +6,7 @@
 //! What to do about a failure (stale copy, next upstream) is not decided here: see
 //! [`FailureClass`].
 
+mod account;
 mod authorize;
 mod body;
 mod connect;
@@ -36,8 +37,8 @@ use std::time::Instant;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use entrepot_storage::Digest;
 
+pub use account::{counts_for, without_account};
 pub use body::{Body, PIECE_LEN_MAX, PIECE_LEN_MIN};
 pub use error::{Blame, BodyError, FailureClass, SetupError, TlsFailure, UpstreamError};
 pub use origin::{Place, Reach, TargetError};
@@ -103,13 +104,13 @@ impl Login {
 }
 
 impl Upstream {
-    /// Reads certificates, so it blocks: never call it on a shard.
+    /// Reads certificates and hashes a password, so it blocks: never call it on a shard.
     pub fn new(config: &config::Upstream, roots: &TrustRoots) -> Result<Upstream, SetupError> {
         let identity = config.identity.clone().map(Identity::load).transpose()?;
         let identity = identity.map(Arc::new);
         Ok(Upstream {
             origin: config.url.to_string(),
-            record_origin: record_origin(config),
+            record_origin: account::record_origin(config, identity.as_deref()),
             login: RwLock::new(Login::of(config)),
             tls: tls::Settings::new(config, roots, identity.clone())?,
             identity,
@@ -150,38 +151,6 @@ impl Upstream {
             None => from.min(Reach::Private),
         }
     }
-}
-
-/// Before the mark of an account; no configured origin has one.
-const ACCOUNT: char = '#';
-/// Of the mark: enough to tell the accounts of one registry apart, and not to read them.
-const ACCOUNT_LEN: usize = 16;
-
-/// What one account was shown is proven for no other, and not for everybody once the login is
-/// gone. A new password or certificate of the same account changes nothing.
-fn record_origin(config: &config::Upstream) -> String {
-    let origin = config.url.to_string();
-    if config.username.is_none() && config.identity.is_none() {
-        return origin;
-    }
-    let account = format!("{:?}", (&config.username, &config.identity));
-    let account = Digest::sha256(account.as_bytes()).to_string();
-    let (_, account) = account.split_once(':').unwrap_or_default();
-    format!("{origin}{ACCOUNT}{}", &account[..ACCOUNT_LEN])
-}
-
-/// Whether a record of one origin counts where another, or the same, is asked: what everybody
-/// was shown is shown to an account too.
-pub fn counts_for(record_origin: &str, asked: &str) -> bool {
-    record_origin == asked || record_origin == without_account(asked)
-}
-
-/// The origin alone, as errors name it.
-pub fn without_account(record_origin: &str) -> &str {
-    let (origin, _) = record_origin
-        .split_once(ACCOUNT)
-        .unwrap_or((record_origin, ""));
-    origin
 }
 
 /// RFC 7617 §2.

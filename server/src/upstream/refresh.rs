@@ -69,8 +69,18 @@ impl Upstream {
         let Some(identity) = &self.identity else {
             return Ok(());
         };
+        let before = identity.account();
         if identity.refresh().map_err(|error| error.to_string())? {
-            tracing::info!(upstream = %self.origin, "the client certificate has changed");
+            match identity.account() == before {
+                true => {
+                    tracing::info!(upstream = %self.origin, "the client certificate has changed");
+                }
+                false => tracing::warn!(
+                    upstream = %self.origin,
+                    "the client certificate is somebody else's now: what the former one was shown \
+                     is served until a reload"
+                ),
+            }
         }
         Ok(())
     }

@@ -542,9 +542,48 @@ fn an_account_is_part_of_the_name_in_records_and_of_no_blame() {
     ] {
         assert_eq!(counts_for(record, asked), counts, "{record} for {asked}");
     }
+    let inherited = |other: &str| {
+        let upstream = with_credentials(upstream("https://r.example"));
+        let password = config::Secret::new(other.to_owned(), config::SecretSource::Inline);
+        let other = config::Upstream {
+            password: Some(password),
+            ..upstream
+        };
+        named(&other) == account
+    };
+    assert!(inherited("pass"));
+    assert!(!inherited("a token of somebody else"));
     let closed = UpstreamError::Closed {
         origin: everybody.clone(),
     };
     assert_eq!(closed.blames(&account), Blame::Upstream);
     assert_eq!(closed.blames("https://q.example"), Blame::Elsewhere);
+}
+
+/// A file is followed while its password is renewed, so it counts by its name.
+#[test]
+fn a_password_counts_by_itself_or_by_where_it_is_kept() {
+    use config::SecretSource;
+    let named = |password: &str, source: SecretSource| {
+        let config = config::Upstream {
+            username: Some("token".to_owned()),
+            password: Some(config::Secret::new(password.to_owned(), source)),
+            ..upstream("https://r.example")
+        };
+        let upstream = Upstream::new(&config, &TrustRoots::none()).expect("a usable upstream");
+        upstream.record_origin().to_owned()
+    };
+    let file = |path: &str| SecretSource::File(path.into());
+    let env = || SecretSource::Env("TOKEN".to_owned());
+    let credential = |name: &str| SecretSource::Credential {
+        name: name.to_owned(),
+        path: "/run/credentials/now".into(),
+    };
+    assert_eq!(named("1", file("/a")), named("2", file("/a")));
+    assert_ne!(named("1", file("/a")), named("1", file("/b")));
+    assert_eq!(named("1", credential("a")), named("2", credential("a")));
+    assert_ne!(named("1", credential("a")), named("1", credential("b")));
+    assert_eq!(named("1", env()), named("1", env()));
+    assert_ne!(named("1", env()), named("2", env()));
+    assert_ne!(named("1", SecretSource::Inline), named("2", SecretSource::Inline));
 }

@@ -393,3 +393,25 @@ fn a_client_certificate_is_read_again() {
     assert!(identity.refresh().expect("a pair"));
     assert!(!identity.refresh().expect("unchanged"));
 }
+
+/// Files keep their names when they are given to somebody else.
+#[test]
+fn a_client_certificate_counts_by_whom_it_is_for() {
+    let authority = Authority::new();
+    let (cert, key) = (TempFile::new(""), TempFile::new(""));
+    let mut config = upstream("https://r.example");
+    config.identity = Some(config::IdentityFiles {
+        cert: cert.0.clone(),
+        key: key.0.clone(),
+    });
+    let named = |name: &str| {
+        let (certificate, its_key) = authority.issue(name);
+        std::fs::write(&cert.0, certificate.pem()).expect("the certificate");
+        std::fs::write(&key.0, its_key.serialize_pem()).expect("the key");
+        let upstream = Upstream::new(&config, &TrustRoots::none()).expect("a usable upstream");
+        upstream.record_origin().to_owned()
+    };
+    let (first, renewed, other) = (named("one"), named("one"), named("two"));
+    assert_eq!(first, renewed);
+    assert_ne!(first, other);
+}
