@@ -89,7 +89,7 @@ impl Links {
         let mut why = None;
         loop {
             let answer = match self.ask_one(key, &refused).await {
-                Ok(answer) if !refused.contains(&answer.origin) => answer,
+                Ok(answer) if !refused.contains(answer.asked()) => answer,
                 Ok(_) => return Err(why.unwrap_or_else(|| Failure::busy("an answer twice"))),
                 Err(failure) => return Err(why.unwrap_or(failure)),
             };
@@ -101,7 +101,7 @@ impl Links {
                         "an answer that proves nothing"
                     );
                     why = why.or(Some(failure));
-                    refused.push(answer.origin);
+                    refused.push(answer.asked().clone());
                 }
             }
         }
@@ -113,7 +113,7 @@ impl Links {
         refused: &[Arc<str>],
     ) -> Result<Answer, Failure> {
         let path = body_path(*kind, digest);
-        let is_refused = |origin: &Arc<str>| refused.contains(origin);
+        let is_refused = |asked: &Arc<str>| refused.contains(asked);
         let wanted = |method| Wanted {
             method,
             path: &path,
@@ -150,7 +150,7 @@ impl Links {
             whole.check_len(answer.response.length, &answer.origin)?;
         }
         let project = self.sources.project(source.project);
-        let linked = conclusive && !answer.elsewhere;
+        let linked = conclusive && answer.place.is_none();
         if linked {
             let key = link_key(&project, source, *digest);
             let record = LinkRecord {

@@ -139,9 +139,9 @@ impl Parts {
                     ..upstream::Part::between((Begun::at(now, range.0), range.1))
                 }),
             };
-            let refused = |origin: &Arc<str>| {
-                let another = now.is_some_and(|begun| begun.origin != *origin);
-                another || passed_over.contains(origin) || self.fetcher.is_refused(digest, origin)
+            let refused = |asked: &Arc<str>| {
+                let another = now.is_some_and(|begun| begun.asked != *asked);
+                another || passed_over.contains(asked) || self.fetcher.is_refused(digest, asked)
             };
             let search = Search {
                 prefer: now.map(|begun| &*begun.origin).or(prefer),
@@ -154,7 +154,7 @@ impl Parts {
                 (Ok(answer), now) => (answer, now),
                 // The others are asked from the beginning.
                 (Err(unanswered), Some(lost)) => {
-                    passed_over.push(lost.origin);
+                    passed_over.push(lost.asked);
                     before.get_or_insert(unanswered.report);
                     begun = None;
                     continue;
@@ -165,7 +165,7 @@ impl Parts {
                 }
             };
             let (answer, now) = answer;
-            let origin = answer.origin.clone();
+            let asked = answer.asked().clone();
             let failure = match read(answer, now, *range).await {
                 Ended::Whole(part) => return Ok(part),
                 Ended::NoRanges => return Err(Unparted::NoRanges),
@@ -179,7 +179,7 @@ impl Parts {
                 Ended::Broken(_, failure) | Ended::Unfit(failure) => failure,
             };
             before = Some(failure);
-            passed_over.push(origin);
+            passed_over.push(asked);
             begun = None;
         }
     }
@@ -193,6 +193,8 @@ impl Parts {
 /// digest vouches for a joint.
 struct Begun {
     origin: Arc<str>,
+    /// The same, or the place there.
+    asked: Arc<str>,
     body_len: Option<u64>,
     validator: Option<Validator>,
     bytes: Vec<u8>,
@@ -228,6 +230,7 @@ enum Ended {
 
 /// Reads an answer that is exactly the rest of the range, or as much of it as the body has.
 async fn read(answer: Answer, begun: Option<Begun>, range: (u64, u64)) -> Ended {
+    let asked = answer.asked().clone();
     let Answer {
         origin,
         mut response,
@@ -238,13 +241,13 @@ async fn read(answer: Answer, begun: Option<Begun>, range: (u64, u64)) -> Ended 
         return Ended::NoRanges;
     }
     let part = response.head.field("content-range");
-    let asked = (Begun::at(begun.as_ref(), range.0), range.1);
-    let Some((len, body_len)) = fits(part.and_then(ContentRange::parse), asked) else {
+    let rest = (Begun::at(begun.as_ref(), range.0), range.1);
+    let Some((len, body_len)) = fits(part.and_then(ContentRange::parse), rest) else {
         return Ended::Unfit(failed("answered a range with another"));
     };
     let etag = response.head.field("etag").and_then(etag::strong);
     let validator = etag.map(|etag| Validator {
-        origin: origin.clone(),
+        asked: asked.clone(),
         etag: etag.into(),
     });
     let mut begun = match begun {
@@ -252,6 +255,7 @@ async fn read(answer: Answer, begun: Option<Begun>, range: (u64, u64)) -> Ended 
         Some(_) => return Ended::Unfit(failed("answered the rest of a range with another body")),
         None => Begun {
             origin: origin.clone(),
+            asked,
             body_len,
             validator,
             bytes: Vec::with_capacity(len as usize),
@@ -335,12 +339,13 @@ mod tests {
     fn only_the_rest_of_the_same_body_is_joined() {
         let etag = |etag: &str| {
             Some(Validator {
-                origin: "https://a".into(),
+                asked: "https://a".into(),
                 etag: etag.into(),
             })
         };
         let begun = |validator| Begun {
             origin: "https://a".into(),
+            asked: "https://a".into(),
             body_len: Some(100),
             validator,
             bytes: vec![0; 7],

@@ -185,7 +185,7 @@ async fn relay_body(
     let mut given_up: Vec<Arc<str>> = Vec::new();
     let mut failed: Option<Failure> = None;
     loop {
-        let refused = |origin: &Arc<str>| given_up.contains(origin);
+        let refused = |asked: &Arc<str>| given_up.contains(asked);
         let search = Search {
             layer: (relayed.kind == BodyKind::Blob).then_some(relayed.digest),
             refused: Some(&refused),
@@ -193,9 +193,7 @@ async fn relay_body(
         };
         let sources = &service.lookup.sources;
         let answer = sources.first(relayed.source, &wanted, search);
-        let Answer {
-            origin, response, ..
-        } = match answer.await {
+        let answer = match answer.await {
             Ok(answer) => answer,
             Err(unanswered) => {
                 let failure = failed.unwrap_or(unanswered.report);
@@ -203,6 +201,10 @@ async fn relay_body(
                 return Ok(None);
             }
         };
+        let asked = answer.asked().clone();
+        let Answer {
+            origin, response, ..
+        } = answer;
         if exchange.is_head() {
             let media_type = content_type(&response.head);
             let media_type = media_type.filter(|_| relayed.kind == BodyKind::Manifest);
@@ -220,7 +222,7 @@ async fn relay_body(
             Streamed::Refused => return Ok(None),
             Streamed::Bad(why) => {
                 failed = Some(Failure::of(FailureKind::BadBody, &origin, why));
-                given_up.push(origin);
+                given_up.push(asked);
             }
         }
     }

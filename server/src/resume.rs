@@ -77,7 +77,7 @@ pub struct Course<'a> {
     /// All in whose names it may be asked for, each on a proof of its own (R9).
     pub proven: &'a dyn Fn() -> Vec<Repository>,
     pub digest: Digest,
-    /// Of origins that sent wrong bytes under this digest a moment ago.
+    /// Of who sent wrong bytes under this digest a moment ago.
     pub refused: &'a Refused<'a>,
     /// False when one answer must do.
     pub resumes: bool,
@@ -98,6 +98,8 @@ pub struct Arriving<'a> {
     source: Repository,
     /// Of whom it is.
     origin: Arc<str>,
+    /// The same, or the place there that was asked.
+    asked: Arc<str>,
     body: Body,
     /// A manifest, which was collected and checked before anything else.
     collected: Option<Whole>,
@@ -117,18 +119,21 @@ pub struct Arriving<'a> {
     fruitless: u32,
     /// Of those, answers that were too slow.
     slow: u32,
-    /// Origins that brought little or were slow: asked after the others.
+    /// Who brought little or was slow: asked after the others.
     weak: Vec<Arc<str>>,
-    /// Origins that have another body; not asked again for this one.
+    /// Who has another body; not asked again for this one.
     unfit: Vec<Arc<str>>,
 }
 
 impl<'a> Arriving<'a> {
     pub fn new(course: Course<'a>, opening: Opening) -> Arriving<'a> {
         let origin = opening.origin().clone();
+        let mut asked = origin.clone();
         let (len, validator, body, collected) = match opening {
-            Opening::Answer(Answer { response, .. }) => {
-                let validator = validator(&origin, &response);
+            Opening::Answer(answer) => {
+                asked = answer.asked().clone();
+                let response = answer.response;
+                let validator = validator(&asked, &response);
                 (response.length, validator, response.body, None)
             }
             Opening::Manifest(Manifest { whole, .. }) => {
@@ -140,6 +145,7 @@ impl<'a> Arriving<'a> {
             source: course.source.clone(),
             course,
             origin,
+            asked,
             body,
             collected,
             len,
@@ -168,6 +174,11 @@ impl<'a> Arriving<'a> {
     /// Who sends just now.
     pub fn origin(&self) -> &Arc<str> {
         &self.origin
+    }
+
+    /// Who was asked for what comes just now, as [`Answer::asked`] says.
+    pub fn asked(&self) -> &Arc<str> {
+        &self.asked
     }
 
     /// True when the bytes are of more than one answer.
@@ -265,9 +276,9 @@ impl<'a> Arriving<'a> {
         }
         let slow = matches!(lost, Lost::Broken(BodyError::Timeout | BodyError::TooSlow));
         self.slow += u32::from(slow);
-        self.weak.retain(|origin| *origin != self.origin);
+        self.weak.retain(|asked| *asked != self.asked);
         if slow || !progress {
-            self.weak.push(self.origin.clone());
+            self.weak.push(self.asked.clone());
         }
     }
 
@@ -305,24 +316,26 @@ impl<'a> Arriving<'a> {
             Err(_) if strong && !self.weak.is_empty() => self.first(&source, false).await?,
             answer => answer?,
         };
+        let asked = answer.asked().clone();
         let Answer {
             origin, response, ..
         } = answer;
-        match self.fits(&origin, &response) {
+        match self.fits(&asked, &response) {
             Ok(repeated) => {
-                self.validator = validator(&origin, &response);
+                self.validator = validator(&asked, &response);
                 self.repeated = repeated;
                 self.resumed_at = self.arrived;
                 self.answers += 1;
                 self.source = source;
                 self.origin = origin;
+                self.asked = asked;
                 self.body = response.body;
                 Ok(response.status)
             }
             Err(unfit) => {
                 let why = format!("answered the rest of a body with {unfit}");
                 let failure = Failure::of(FailureKind::BadBody, &origin, why);
-                self.unfit.push(origin);
+                self.unfit.push(asked);
                 Err(failure)
             }
         }
@@ -344,24 +357,24 @@ impl<'a> Arriving<'a> {
             prefer: Some(&self.origin),
             anew: true,
             layer: Some(self.course.digest),
-            refused: Some(&|origin| {
-                self.is_passed(origin) || (strong && self.weak.contains(origin))
+            refused: Some(&|asked| {
+                self.is_passed(asked) || (strong && self.weak.contains(asked))
             }),
             ..Search::default()
         };
         Ok(self.course.sources.first(source, &wanted, search).await?)
     }
 
-    fn is_passed(&self, origin: &Arc<str>) -> bool {
-        self.unfit.contains(origin) || (self.course.refused)(origin)
+    fn is_passed(&self, asked: &Arc<str>) -> bool {
+        self.unfit.contains(asked) || (self.course.refused)(asked)
     }
 
     /// How many bytes of the answer have arrived already.
-    fn fits(&mut self, origin: &Arc<str>, response: &Response) -> Result<u64, Unfit> {
+    fn fits(&mut self, asked: &Arc<str>, response: &Response) -> Result<u64, Unfit> {
         let known = self
             .validator
             .as_ref()
-            .filter(|known| known.origin == *origin);
+            .filter(|known| known.asked == *asked);
         let now = response.head.field("etag").and_then(etag::strong);
         if let (Some(known), Some(now)) = (known, now)
             && *known.etag != *now
@@ -379,10 +392,10 @@ impl<'a> Arriving<'a> {
     }
 }
 
-fn validator(origin: &Arc<str>, response: &Response) -> Option<Validator> {
+fn validator(asked: &Arc<str>, response: &Response) -> Option<Validator> {
     let etag = etag::strong(response.head.field("etag")?)?;
     Some(Validator {
-        origin: origin.clone(),
+        asked: asked.clone(),
         etag: etag.into(),
     })
 }

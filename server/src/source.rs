@@ -43,7 +43,7 @@ pub struct Wanted<'a> {
 /// client that waits.
 const ROUNDS_MAX: usize = 2;
 
-/// Says of an origin whether it is passed over.
+/// Says of who is to be asked, as [`Answer::asked`] names them, whether they are passed over.
 pub type Refused<'a> = dyn Fn(&Arc<str>) -> bool + 'a;
 
 /// Says of a failure whether a cached copy may stand in for it.
@@ -67,7 +67,7 @@ pub struct Search<'a> {
     pub anew: bool,
     /// A layer that may be elsewhere by a manifest of the repository.
     pub layer: Option<Digest>,
-    /// Origins that are passed over.
+    /// Who is passed over.
     pub refused: Option<&'a Refused<'a>>,
 }
 
@@ -100,9 +100,17 @@ impl From<Unanswered> for Failure {
 /// What one upstream has: a 200, or a 206 where a range was wanted.
 pub struct Answer {
     pub origin: Arc<str>,
-    /// True if it is of a place that a manifest named, and not of an upstream.
-    pub elsewhere: bool,
+    /// The address that a manifest named, if it is of no upstream. It may hold a signature: for no
+    /// log.
+    pub place: Option<Arc<str>>,
     pub response: Response,
+}
+
+impl Answer {
+    /// Who was asked: an origin, or a place. Of one host, one place may be right and another wrong.
+    pub fn asked(&self) -> &Arc<str> {
+        self.place.as_ref().unwrap_or(&self.origin)
+    }
 }
 
 /// The way of one shard to all upstreams.
@@ -254,7 +262,7 @@ impl Sources {
                 Ok(response) => {
                     return Some(Answer {
                         origin,
-                        elsewhere: false,
+                        place: None,
                         response,
                     });
                 }

@@ -315,3 +315,32 @@ fn another_repository_fetches_a_held_layer_once_and_then_shares_it() {
         }
     }
 }
+
+/// Whoever may push a manifest may name a wrong place on a host where others have the right one.
+#[test]
+fn a_wrong_place_keeps_nobody_from_another_on_the_same_host() {
+    let world = World::new();
+    let server = world.start(&world.host(), "");
+    let short = |seed| world.foreign.blob(&[REPOSITORY], 100_000, seed);
+    let (layer, next, other) = (short(1), short(2), short(3));
+    let get = |repository: &str, layer: &Held, urls: &[&str]| {
+        world.image_in(repository, (DOCKER, FOREIGN), "1", layer, urls);
+        let manifest = format!("/v2/dh/{repository}/manifests/1");
+        server.get(&manifest).expect(200);
+        server.get(&format!("/v2/dh/{repository}/blobs/{}", layer.digest))
+    };
+    let wrong = &*world.url(&other);
+    let refused = get("windows/wrong", &layer, &[wrong]);
+    assert!(refused.status() >= 400, "{}", refused.head.raw);
+    let answer = get("windows/right", &layer, &[&world.url(&layer)]).expect(200);
+    assert_eq!(digest(&answer.body), layer.digest);
+    // Nor one of the same manifest.
+    let answer = get("windows/both", &next, &[wrong, &world.url(&next)]).expect(200);
+    assert_eq!(digest(&answer.body), next.digest);
+    let asked = format!("method=GET&contains={}", other.digest);
+    assert_eq!(
+        world.foreign.count(&asked),
+        2,
+        "once for each of the layers"
+    );
+}

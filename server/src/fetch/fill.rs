@@ -205,7 +205,7 @@ impl Fetcher {
                 let spliced = arriving.is_spliced();
                 match spliced {
                     true => self.metrics.count(Counter::WrongDigests),
-                    false => self.mismatched(digest, arriving.origin()),
+                    false => self.mismatched(digest, arriving.asked()),
                 }
                 Ended::Mismatched { spliced }
             }

@@ -17,6 +17,8 @@ const OUTGROWN_HOLDOFF: Duration = Duration::from_secs(60);
 pub struct Setbacks {
     /// How long a source that sent wrong bytes is not asked for that digest again.
     mismatch_holdoff: Duration,
+    /// By who was asked: an upstream's origin, or a place that a manifest named, whose neighbours
+    /// on its host may be right. With places of 8 KiB, the longest, 8 MiB.
     refused: RefCell<HashMap<(Digest, Arc<str>), Instant>>,
     /// Bodies of unknown length that turned out to be too long, and until when that is believed.
     outgrown: RefCell<HashMap<Digest, Instant>>,
@@ -31,21 +33,21 @@ impl Setbacks {
         }
     }
 
-    /// The origin sent other bytes than those of the digest.
-    pub fn refuse(&self, digest: Digest, origin: Arc<str>) {
+    /// Who was asked sent other bytes than those of the digest.
+    pub fn refuse(&self, digest: Digest, asked: Arc<str>) {
         let mut refused = self.refused.borrow_mut();
         let now = Instant::now();
         refused.retain(|_, until| *until > now);
         if refused.len() < REFUSED_MAX {
-            refused.insert((digest, origin), now + self.mismatch_holdoff);
+            refused.insert((digest, asked), now + self.mismatch_holdoff);
         }
     }
 
-    pub fn is_refused(&self, digest: &Digest, origin: &Arc<str>) -> bool {
+    pub fn is_refused(&self, digest: &Digest, asked: &Arc<str>) -> bool {
         let refused = self.refused.borrow();
         !refused.is_empty()
             && refused
-                .get(&(*digest, origin.clone()))
+                .get(&(*digest, asked.clone()))
                 .is_some_and(|until| *until > Instant::now())
     }
 
@@ -63,5 +65,25 @@ impl Setbacks {
         let outgrown = self.outgrown.borrow();
         let until = outgrown.get(digest);
         until.is_some_and(|until| *until > Instant::now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Duration, REFUSED_MAX, Setbacks};
+    use entrepot_storage::Digest;
+
+    #[test]
+    fn one_place_of_a_host_says_nothing_of_another_and_their_number_is_bounded() {
+        let setbacks = Setbacks::new(Duration::from_secs(600));
+        let digest = Digest::sha256(b"a layer");
+        let place = |nth: usize| format!("https://m.example/{nth}").into();
+        for nth in 0..2 * REFUSED_MAX {
+            setbacks.refuse(digest, place(nth));
+        }
+        assert!(setbacks.is_refused(&digest, &place(0)));
+        assert!(!setbacks.is_refused(&digest, &"https://m.example".into()));
+        assert!(!setbacks.is_refused(&Digest::sha256(b"another"), &place(0)));
+        assert_eq!(setbacks.refused.borrow().len(), REFUSED_MAX);
     }
 }

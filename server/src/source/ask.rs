@@ -38,7 +38,7 @@ impl Sources {
             elsewhere: None,
             accept: wanted.accept,
             range: wanted.range.clone().map(|part| Part {
-                if_range: part.if_range.filter(|known| known.origin == *origin),
+                if_range: part.if_range.filter(|known| known.asked == *origin),
                 ..part
             }),
         };

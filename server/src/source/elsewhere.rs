@@ -50,21 +50,22 @@ impl Sources {
                 continue;
             };
             let origin: Arc<str> = place.origin().to_string().into();
-            if search.refused.is_some_and(|refused| refused(&origin)) {
+            let address: Arc<str> = place.address().into();
+            if search.refused.is_some_and(|refused| refused(&address)) {
                 continue;
             }
-            let asked = self.ask_at((place, &origin), upstream, repository, wanted, &url);
+            let asked = self.ask_at((place, &address), upstream, repository, wanted, &origin);
             match asked.await {
                 Ok(response) => {
                     return Ok(Answer {
                         origin,
-                        elsewhere: true,
+                        place: Some(address),
                         response,
                     });
                 }
                 Err(failure) => {
                     // A query may be a signature.
-                    let path = url.split('?').next().unwrap_or_default();
+                    let path = address.split('?').next().unwrap_or_default();
                     self.log(&origin, repository, path, &failure);
                     report = Failure::worse(report, failure);
                 }
@@ -76,11 +77,11 @@ impl Sources {
     /// In the name of an upstream, whose connections it counts among and whose rules it goes by.
     async fn ask_at(
         &self,
-        (place, origin): (Place, &Arc<str>),
+        (place, address): (Place, &Arc<str>),
         (upstream, of): &(UpstreamId, Arc<str>),
         repository: &Repository,
         wanted: &Wanted<'_>,
-        url: &str,
+        origin: &str,
     ) -> Result<Response, Failure> {
         let round = Round {
             upstreams: Vec::new(),
@@ -89,7 +90,7 @@ impl Sources {
             urgency: Urgency::Patient,
         };
         let named = Wanted {
-            path: url,
+            path: address,
             range: None,
             ..*wanted
         };
@@ -102,7 +103,7 @@ impl Sources {
             elsewhere: Some(place),
             accept: wanted.accept,
             range: wanted.range.clone().map(|part| Part {
-                if_range: part.if_range.filter(|known| known.origin == *origin),
+                if_range: part.if_range.filter(|known| known.asked == *address),
                 ..part
             }),
         };

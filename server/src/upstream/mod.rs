@@ -233,10 +233,10 @@ impl Part {
     }
 }
 
-/// A strong ETag and the origin that gave it; another origin knows nothing of it.
+/// A strong ETag and who gave it, an upstream's origin or another place; nobody else knows of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Validator {
-    pub origin: Arc<str>,
+    pub asked: Arc<str>,
     /// With its quotes, as it came.
     pub etag: Box<str>,
 }

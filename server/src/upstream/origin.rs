@@ -88,6 +88,11 @@ impl Place {
     pub fn origin(&self) -> &Url {
         &self.0.origin
     }
+
+    /// What is asked for: of all ways to write it the same. Its query may be a signature.
+    pub fn address(&self) -> String {
+        format!("{}{}", self.0.origin, self.0.path)
+    }
 }
 
 fn check_bytes(text: &str) -> Result<(), TargetError> {
