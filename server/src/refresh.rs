@@ -19,6 +19,7 @@ use crate::metrics::{Operations, RefreshResult};
 use crate::oci::name::{is_repository, is_tag};
 use crate::project::{Repository, repository_owner};
 use crate::purge::Purger;
+use crate::upstream;
 
 /// A question, one redirected fetch of a manifest, and the timeouts of every upstream.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -121,7 +122,7 @@ impl Refresher {
         Ok(Refreshed {
             digest: resolved.digest.to_string(),
             before: before.map(|before| before.digest.to_string()),
-            upstream: resolved.origin.to_string(),
+            upstream: upstream::without_account(&resolved.origin).to_owned(),
             age_s: clock::now().saturating_sub(resolved.checked),
             stale,
         })

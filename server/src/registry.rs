@@ -15,6 +15,7 @@ use crate::oci::endpoint::{self, Endpoint, Reference};
 use crate::oci::error::{self, Code};
 use crate::project::{Project, Repository};
 use crate::respond::{Asked, CacheStatus, Exchange, Gone};
+use crate::upstream::without_account;
 
 pub use bodies::warning;
 
@@ -145,7 +146,9 @@ fn account<T>(
         repository: place.map_or("-", |(place, _)| &place.name),
         reference: reference(exchange.head().target),
         kind: kind.label(),
-        upstream: place.and_then(|(_, upstream)| upstream).unwrap_or("-"),
+        upstream: place
+            .and_then(|(_, upstream)| upstream)
+            .map_or("-", without_account),
         outcome,
     });
 }

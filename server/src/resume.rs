@@ -357,9 +357,7 @@ impl<'a> Arriving<'a> {
             prefer: Some(&self.origin),
             anew: true,
             layer: Some(self.course.digest),
-            refused: Some(&|asked| {
-                self.is_passed(asked) || (strong && self.weak.contains(asked))
-            }),
+            refused: Some(&|asked| self.is_passed(asked) || (strong && self.weak.contains(asked))),
             ..Search::default()
         };
         Ok(self.course.sources.first(source, &wanted, search).await?)

@@ -90,6 +90,8 @@ const LAYERS: [Layer; 5] = [
         folder: "tools/src/load/",
         modules: &["load"],
         crates: &[
+            // A module of rustls there, which brings the crate.
+            "aws_lc_rs",
             "base64",
             "clap",
             "hdrhistogram",

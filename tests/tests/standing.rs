@@ -97,15 +97,24 @@ fn an_upstream_whose_token_service_talks_nonsense_is_not_given_up() {
     server.get(TAG).expect(200);
 }
 
-/// Who we are there is no part of its name.
+/// Who we are there is no part of its name, but in records.
 #[test]
-fn an_upstream_with_a_login_is_given_up_too() {
+fn an_upstream_with_a_login_is_called_and_given_up_like_any_other() {
     let login = ["--auth", "basic", "--user", "ci:secret"];
     let origin = Origin::start_with(&login);
     let image = origin.image("library/app", "1", 1);
     let keys = format!("username = \"ci\"\npassword = \"secret\"\n{BREAKER}");
     let server = before(origin.url(), &keys);
     server.get(TAG).expect(200);
+    until_true("the log of requests names it", || {
+        let log = server.log();
+        log.iter()
+            .any(|line| line["status"] == 200 && line["upstream"] == origin.url())
+    });
+    let refreshed = server.ask_ok(&["refresh", "dh/library/app:1"]);
+    assert!(refreshed.contains(origin.url()), "{refreshed}");
+    let marked = format!("{}#", origin.url());
+    assert!(!refreshed.contains(&marked), "{refreshed}");
     origin.go_down();
     for _ in 0..3 {
         assert_eq!(digest(&server.get(TAG).expect(200).body), image.digest);
@@ -115,10 +124,7 @@ fn an_upstream_with_a_login_is_given_up_too() {
     assert_eq!(breaker, 2.0);
     let missing = server.get("/v2/dh/library/app/manifests/2").text();
     assert!(missing.contains(origin.url()), "{missing}");
-    assert!(
-        !missing.contains(&format!("{}#", origin.url())),
-        "{missing}"
-    );
+    assert!(!missing.contains(&marked), "{missing}");
 }
 
 #[test]

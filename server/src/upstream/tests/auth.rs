@@ -585,5 +585,8 @@ fn a_password_counts_by_itself_or_by_where_it_is_kept() {
     assert_ne!(named("1", credential("a")), named("1", credential("b")));
     assert_eq!(named("1", env()), named("1", env()));
     assert_ne!(named("1", env()), named("2", env()));
-    assert_ne!(named("1", SecretSource::Inline), named("2", SecretSource::Inline));
+    assert_ne!(
+        named("1", SecretSource::Inline),
+        named("2", SecretSource::Inline)
+    );
 }
