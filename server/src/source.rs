@@ -13,7 +13,7 @@ mod heard;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use entrepot_storage::{Digest, Seconds};
 
