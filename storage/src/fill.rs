@@ -1,8 +1,9 @@
 //! A fill: the writing side of one body.
 //!
 //! Made by `Writer`, fed by one task, followed by any number through its watermark. Each piece is
-//! hashed while the write before it is under way; writes run as tasks of the disk, so that
-//! dropping a fill loses none that was issued (R2). A fill that is dropped has failed.
+//! hashed while the write before it is under way, on another core if one is free; writes run as
+//! tasks of the disk, so that dropping a fill loses none that was issued (R2). A fill that is
+//! dropped has failed.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -12,13 +13,14 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use crate::Seconds;
-use crate::digest::{Digest, Hasher};
+use crate::digest::Digest;
 use crate::disk::Disk;
 use crate::lease::{Lease, SegmentFile};
 use crate::page::round_up;
-use crate::record::{BodyEntry, CRC_STRIDE_BYTES};
+use crate::record::BodyEntry;
 use crate::segment::Segment;
 use crate::store::Body;
+use crate::sums::Summing;
 use crate::wait::{Gate, Waiters};
 use crate::watermark::{FillFailure, FillState, Watermark};
 use crate::writer::Shared;
@@ -221,9 +223,7 @@ pub struct Fill<D: Disk> {
     length: Option<u64>,
     media_type: Option<Arc<str>>,
     taken: u64,
-    hasher: Hasher,
-    crc: crc32fast::Hasher,
-    crcs: Vec<u32>,
+    sums: Summing,
     /// The pieces so far, while the body may be one that is held in RAM.
     small: Option<Vec<Bytes>>,
 }
@@ -241,9 +241,7 @@ impl<D: Disk> Fill<D> {
             length,
             media_type,
             taken: 0,
-            hasher: Hasher::new(progress.digest.algorithm()),
-            crc: crc32fast::Hasher::new(),
-            crcs: Vec::new(),
+            sums: Summing::new(progress.digest.algorithm()),
             small: small.then(Vec::new),
             shared,
             progress,
@@ -277,13 +275,14 @@ impl<D: Disk> Fill<D> {
         if self.length.is_none() {
             self.make_room(end).await?;
         }
+        self.sums.here().await;
         self.progress.writes_below(WRITES_MAX).await?;
         if bytes.is_empty() {
             return Ok(());
         }
-        // No await from here on: hash and file never disagree.
-        self.hasher.update(&bytes);
-        self.update_crcs(&bytes);
+        // No await from here on: sums and file never disagree.
+        let disk = self.shared.disk(self.progress.file.volume);
+        self.sums.add(disk, &bytes);
         if let Some(pieces) = &mut self.small {
             pieces.push(bytes.clone());
             if end > self.shared.store.index.small_max() {
@@ -307,22 +306,6 @@ impl<D: Disk> Fill<D> {
         }
     }
 
-    fn update_crcs(&mut self, bytes: &[u8]) {
-        let mut rest = bytes;
-        let mut at = self.taken;
-        while !rest.is_empty() {
-            let room = CRC_STRIDE_BYTES - at % CRC_STRIDE_BYTES;
-            let (now, later) = rest.split_at(rest.len().min(room as usize));
-            self.crc.update(now);
-            at += now.len() as u64;
-            rest = later;
-            if at.is_multiple_of(CRC_STRIDE_BYTES) {
-                let crc = std::mem::take(&mut self.crc);
-                self.crcs.push(crc.finalize());
-            }
-        }
-    }
-
     /// Says at the end of the body whether length and digest are right, before `finish` lets
     /// anybody find it. After an error the fill has failed.
     pub async fn verify(&mut self) -> Result<(), FillError> {
@@ -331,8 +314,9 @@ impl<D: Disk> Fill<D> {
             self.end_badly(FillFailure::TooShort);
             return Err(FillError::TooShort);
         }
+        let digest = self.sums.here().await.digest();
         self.progress.writes_below(1).await?;
-        if self.hasher.clone().finish() != self.progress.digest {
+        if digest != self.progress.digest {
             self.end_badly(FillFailure::WrongDigest);
             return Err(FillError::WrongDigest);
         }
@@ -343,7 +327,8 @@ impl<D: Disk> Fill<D> {
     /// survives a crash once its group is committed.
     pub async fn finish(mut self, now: Seconds) -> Result<Body<D>, FillError> {
         self.verify().await?;
-        let body = self.settle(now);
+        let crcs = self.sums.here().await.take_crcs();
+        let body = self.settle(crcs, now);
         self.progress.verified.set(true);
         self.progress.watermark.verified(self.taken);
         self.shared.fill_ended(&self.progress);
@@ -351,7 +336,7 @@ impl<D: Disk> Fill<D> {
     }
 
     /// The body as it will be found, in the index unless it is staging.
-    fn settle(&mut self, now: Seconds) -> Body<D> {
+    fn settle(&mut self, crcs: Vec<u32>, now: Seconds) -> Body<D> {
         let progress = &self.progress;
         let lease = Lease::new(Arc::clone(&progress.file), progress.offset, self.taken);
         let media_type = self.media_type.clone();
@@ -364,16 +349,13 @@ impl<D: Disk> Fill<D> {
                 lease,
             };
         }
-        if !self.taken.is_multiple_of(CRC_STRIDE_BYTES) {
-            self.crcs.push(std::mem::take(&mut self.crc).finalize());
-        }
         let entry = BodyEntry {
             digest: progress.digest,
             offset: progress.offset,
             len: self.taken,
             created: now,
             media_type: media_type.clone(),
-            crcs: std::mem::take(&mut self.crcs),
+            crcs,
         };
         let pieces = self.small.take();
         let bytes = pieces

@@ -52,6 +52,7 @@ mod scrub;
 mod segment;
 mod small;
 mod store;
+mod sums;
 mod superblock;
 mod survivor;
 mod switch;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
+use entrepot_storage::disk::cores::Cores;
 use entrepot_storage::disk::uring::UringDisk;
 use entrepot_storage::{OpenError, OpenFailure, Options, Recovered, Store, VolumeSpec};
 
@@ -19,8 +20,12 @@ type Opened = (Vec<UringDisk>, Arc<Store<UringDisk>>);
 pub fn open(config: &Config, passed: &Passed, shards: usize) -> Result<Opened, StartError> {
     let paths = &config.store.paths;
     let mut disks = Vec::new();
+    // What a shard hashes itself when all of them are busy; on one core there is no other.
+    let others = thread::available_parallelism().map_or(0, |cores| cores.get() - 1);
+    let cores = Cores::start(others).map_err(system("starting the threads that hash"))?;
     for path in paths {
-        disks.push(UringDisk::at(path).map_err(system("starting the threads of a disk"))?);
+        let disk = UringDisk::at(path).map_err(system("starting the threads of a disk"))?;
+        disks.push(disk.with_cores(cores.clone()));
     }
     let capacities = capacities(config, passed);
     let volumes = || {

@@ -15,6 +15,7 @@ use std::io;
 use bytes::Bytes;
 
 pub mod bulk;
+pub mod cores;
 pub mod direct;
 pub mod sim;
 mod threads;
@@ -26,6 +27,9 @@ pub struct Space {
     pub free: u64,
     pub total: u64,
 }
+
+/// What only computes, over bytes that it has.
+pub type Work = Box<dyn FnOnce() + Send>;
 
 pub trait Disk: Clone + 'static {
     /// An open file. Dropping it closes it without blocking the thread that drops it.
@@ -89,6 +93,13 @@ pub trait Disk: Clone + 'static {
 
     /// Lets the other tasks of this thread run: between the parts of a long walk (R3).
     fn give_way(&self) -> impl Future<Output = ()>;
+
+    /// Has another core that is free do `work` over `len` bytes, to its end, whoever waits for it.
+    /// Handed back if there is none: then it is done here.
+    fn elsewhere(&self, len: usize, work: Work) -> Result<(), Work> {
+        let _ = len;
+        Err(work)
+    }
 }
 
 /// The process, or the machine, has as many files open as it may: no disk is to blame.

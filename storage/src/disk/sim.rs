@@ -23,7 +23,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 
-use super::{Disk, Space};
+use super::{Disk, Space, Work};
 use crate::wait::yield_now;
 
 pub use effect::{InFlight, Operation};
@@ -34,6 +34,9 @@ pub use random::Random;
 pub use world::{Ending, SimWorld};
 
 use effect::{Answer, Effect};
+
+/// Turns of the executor that work elsewhere takes at most.
+const ELSEWHERE_TURNS: usize = 7;
 
 /// The disk as one process sees it.
 #[derive(Clone)]
@@ -202,5 +205,21 @@ impl Disk for SimDisk {
 
     async fn give_way(&self) {
         yield_now().await;
+    }
+
+    /// Every other time a core is free, and takes its time.
+    fn elsewhere(&self, len: usize, work: Work) -> Result<(), Work> {
+        match self.executor.upgrade() {
+            Some(executor) if len.is_multiple_of(2) => {
+                executor.spawn(async move {
+                    for _ in 0..len % ELSEWHERE_TURNS {
+                        yield_now().await;
+                    }
+                    work();
+                });
+                Ok(())
+            }
+            _ => Err(work),
+        }
     }
 }

@@ -23,8 +23,9 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 
+use super::cores::Cores;
 use super::threads::{PATIENCE, Threads, closer};
-use super::{Disk, Space, too_many_files};
+use super::{Disk, Space, Work, too_many_files};
 
 /// One read of a larger range: bounds the buffer the kernel has at a time.
 const READ_LEN_MAX: usize = 4 << 20;
@@ -41,6 +42,7 @@ const LOCK_NAME: &str = "LOCK";
 #[derive(Clone)]
 pub struct UringDisk {
     inner: Arc<Inner>,
+    cores: Option<Cores>,
 }
 
 struct Inner {
@@ -112,7 +114,16 @@ impl UringDisk {
         };
         Ok(UringDisk {
             inner: Arc::new(inner),
+            cores: None,
         })
+    }
+
+    /// The same, with other cores to compute on.
+    pub fn with_cores(self, cores: Cores) -> UringDisk {
+        UringDisk {
+            cores: Some(cores),
+            ..self
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -459,6 +470,13 @@ impl Disk for UringDisk {
     /// would be.
     async fn give_way(&self) {
         monoio::time::sleep(GIVE_WAY).await;
+    }
+
+    fn elsewhere(&self, len: usize, work: Work) -> Result<(), Work> {
+        match &self.cores {
+            Some(cores) => cores.take(len, work),
+            None => Err(work),
+        }
     }
 }
 
