@@ -163,6 +163,7 @@ impl Run {
             self.world.set_drive_faults(drive, faults);
         }
         let errors_before = errors(&self.world);
+        let before = self.names();
         let executor = Executor::new(self.random.fork());
         let watch = Rc::new(Watch::default());
         watch.brief.set(brief);
@@ -210,6 +211,9 @@ impl Run {
         }
         drop(model);
         self.world.end(ending);
+        if away.is_some() && !watch.checked.get() {
+            self.excuse_emptied(&before);
+        }
         self.rebooted = ending == Ending::PowerLoss;
         end
     }

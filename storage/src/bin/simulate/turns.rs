@@ -31,6 +31,24 @@ impl Run {
         self.plan.turns && std::mem::take(&mut self.alone) && self.turns.chance(900)
     }
 
+    /// Of the files of each drive.
+    pub fn names(&self) -> Vec<Vec<String>> {
+        let names = |drive| {
+            let files = self.world.drive_files(drive).into_iter();
+            files.map(|(name, _)| name).collect()
+        };
+        (0..self.plan.drives()).map(names).collect()
+    }
+
+    /// After a start without a drive that was cut off: a volume that cannot stand alone may have
+    /// been emptied in it.
+    pub fn excuse_emptied(&self, before: &[Vec<String>]) {
+        let lenient = &mut self.model.borrow_mut().lenient;
+        for (drive, (before, after)) in before.iter().zip(self.names()).enumerate() {
+            lenient[drive] |= before.iter().any(|name| !after.contains(name));
+        }
+    }
+
     /// Before a start: if all drives have everything, one of them may be replaced by a blank one,
     /// and the next to miss something is anyone. Whether one was replaced.
     pub fn take_turns(&mut self) -> bool {
