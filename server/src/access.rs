@@ -14,7 +14,7 @@ use entrepot_storage::{Digest, LinkKey, LinkRecord, Proof, Store, Writer};
 
 use crate::clock;
 use crate::failure::{Failure, FailureKind};
-use crate::fetch::BodyKind;
+use crate::fetch::{BodyKind, Seen};
 use crate::mailbox::Reply;
 use crate::project::{Project, Repository};
 use crate::source::{Answer, Search, Sources, Wanted, accept, body_path, content_type};
@@ -24,7 +24,8 @@ pub struct ProofAsk {
     pub digest: Digest,
     pub kind: BodyKind,
     pub source: Repository,
-    /// Of the body that others fetched or are fetching, if it is known.
+    /// Of the body that others are fetching, if it is known: an answer of this length is looked for,
+    /// and is no proof before the length is verified.
     pub len: Option<u64>,
     pub reply: Reply<Result<Proven, Failure>>,
 }
@@ -34,9 +35,11 @@ pub struct ProofAsk {
 pub struct Proven {
     pub len: Option<u64>,
     pub media_type: Option<Arc<str>>,
-    /// False: the answer names neither the digest nor a length that is known, or is of a place that
-    /// a manifest named, as anybody's may. Only the bytes would prove it.
+    /// False: the answer names neither the digest nor the length of what is held, or is of a place
+    /// that a manifest named, as anybody's may. Only the bytes would prove it.
     pub linked: bool,
+    /// Without a link: what the upstream has, unless that is elsewhere or it does not tell its length.
+    pub seen: Option<Seen>,
 }
 
 type Key = (Repository, Digest, BodyKind, Option<u64>);
@@ -83,27 +86,37 @@ impl Links {
     }
 
     /// The first upstream that proves it, in their order: one whose answer is no proof is passed
-    /// over.
+    /// over, unless its body may be the one that others fetch. Without any, the first that has one.
     async fn ask_upstream(&self, key: &Key) -> Result<Proven, Failure> {
         let mut refused: Vec<Arc<str>> = Vec::new();
+        let mut unproven: Option<Proven> = None;
         let mut why = None;
         loop {
             let answer = match self.ask_one(key, &refused).await {
                 Ok(answer) if !refused.contains(answer.asked()) => answer,
-                Ok(_) => return Err(why.unwrap_or_else(|| Failure::busy("an answer twice"))),
-                Err(failure) => return Err(why.unwrap_or(failure)),
+                other => {
+                    let failure = other.err();
+                    let failure = failure.unwrap_or_else(|| Failure::busy("an answer twice"));
+                    return unproven.ok_or(why.unwrap_or(failure));
+                }
             };
             match self.proven(key, &answer).await {
-                Ok(proven) => return Ok(proven),
+                Ok(proven) if proven.linked || answer.place.is_some() => return Ok(proven),
+                Ok(proven) => {
+                    if proven.seen.as_ref().is_some_and(|seen| seen.may_be(key.3)) {
+                        return Ok(proven);
+                    }
+                    unproven.get_or_insert(proven);
+                }
                 Err(failure) => {
                     tracing::warn!(
                         repository = %key.0.name, digest = %key.1, error = %failure.detail,
                         "an answer that proves nothing"
                     );
                     why = why.or(Some(failure));
-                    refused.push(answer.asked().clone());
                 }
             }
+            refused.push(answer.asked().clone());
         }
     }
 
@@ -140,11 +153,11 @@ impl Links {
     /// Leaves a link if the answer proves that the repository has the digest.
     async fn proven(
         &self,
-        (source, digest, kind, len): &Key,
+        (source, digest, kind, _): &Key,
         answer: &Answer,
     ) -> Result<Proven, Failure> {
         let held = self.store.body(digest).map(|body| body.len);
-        let conclusive = check(answer, digest, held.or(*len))?;
+        let conclusive = check(answer, digest, held)?;
         if *kind == BodyKind::Manifest {
             let whole = &self.sources.whole;
             whole.check_len(answer.response.length, &answer.origin)?;
@@ -160,10 +173,16 @@ impl Links {
             };
             self.put(key, record).await;
         }
+        let len = answer.response.length;
+        let unproven = len.filter(|_| !linked && answer.place.is_none());
         Ok(Proven {
-            len: answer.response.length,
+            len,
             media_type: content_type(&answer.response.head).map(Into::into),
             linked,
+            seen: unproven.map(|len| Seen {
+                len,
+                origin: answer.origin.clone(),
+            }),
         })
     }
 
@@ -176,8 +195,9 @@ impl Links {
 }
 
 /// A 200 alone is no proof: a login page in front of a registry answers so to everything. Nor is
-/// the head of another body. True if the answer names the digest, or the length that is known.
-fn check(answer: &Answer, digest: &Digest, known: Option<u64>) -> Result<bool, Failure> {
+/// the head of another body. True if the answer names the digest, or the length of what is held:
+/// one that is being fetched is of any length before it is verified.
+fn check(answer: &Answer, digest: &Digest, held: Option<u64>) -> Result<bool, Failure> {
     let wrong = |why: &str| Err(Failure::of(FailureKind::BadBody, &answer.origin, why));
     let named = answer.response.head.field("docker-content-digest");
     let named = named.and_then(|value| Digest::parse(std::str::from_utf8(value).ok()?.trim()).ok());
@@ -189,10 +209,9 @@ fn check(answer: &Answer, digest: &Digest, known: Option<u64>) -> Result<bool, F
         }
         None => {}
     }
-    match (known, answer.response.length) {
-        (Some(known), Some(len)) if known != len => wrong("the answer is of another length"),
+    match (held, answer.response.length) {
+        (Some(held), Some(len)) if held != len => wrong("the answer is of another length"),
         (Some(_), Some(_)) => Ok(true),
-        // Nothing was compared: only the bytes would prove it.
         (_, _) => Ok(named.is_some()),
     }
 }

@@ -21,7 +21,7 @@ use entrepot_storage::disk::uring::UringDisk;
 use entrepot_storage::{Digest, Store, Watermark, Writer};
 use monoio::time::sleep;
 
-pub use ask::{BodyAnswer, BodyAsk, BodyKind, Bounds, EndedBy, Following, Sought};
+pub use ask::{BodyAnswer, BodyAsk, BodyKind, Bounds, EndedBy, Following, Seen, Sought};
 
 use crate::access::is_linked;
 use crate::failure::{Failure, FailureKind};
@@ -210,7 +210,10 @@ impl Fetcher {
         let own = ask.source == *running.source.borrow() && project.trusts(&stream.origin);
         // One that was purged since then has to prove itself like others.
         let own = own && running.sources.borrow().contains(&ask.source);
-        if !ask.proven && !own {
+        let like = |seen: &&Seen| Some(seen.len) == stream.watermark.len();
+        let seen = ask.seen.as_ref().filter(like);
+        let seen = seen.is_some_and(|seen| project.trusts(&seen.origin));
+        if !ask.proven && !own && !seen {
             return BodyAnswer::NeedProof(stream.watermark.len());
         }
         running.may_go_on_as(&ask.source);

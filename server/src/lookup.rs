@@ -12,7 +12,7 @@ use entrepot_storage::{Body, Digest, Store};
 
 use crate::access::{ProofAsk, Proven, is_linked};
 use crate::failure::Failure;
-use crate::fetch::{BodyAnswer, BodyKind, Following, Sought, tell_verified};
+use crate::fetch::{BodyAnswer, BodyKind, Following, Seen, Sought, tell_verified};
 use crate::freshness::{Resolved, TagAsk, fresh};
 use crate::mailbox::{Message, Post};
 use crate::project::{Repository, digest_owner, repository_owner};
@@ -167,6 +167,7 @@ impl Lookup {
             ..
         } = *sought;
         let (mut asked, mut proved) = (false, false);
+        let mut seen: Option<Seen> = None;
         for _ in 0..ROUNDS_MAX {
             let proven = self.is_linked(source.project, &source.name, &digest);
             if let Some(body) = self.store.body(&digest) {
@@ -189,18 +190,24 @@ impl Lookup {
                 proved = true;
                 continue;
             }
-            let answer = sought.ask(&self.post, source, proven).await?;
+            let answer = sought
+                .ask(&self.post, source, proven, seen.as_ref())
+                .await?;
             asked = true;
             match answer {
                 BodyAnswer::Held => {}
                 BodyAnswer::Follow(following) => return Ok(Found::Follow(following)),
                 // To ask for the range proves as much as to ask for a proof.
                 BodyAnswer::NeedProof(_) if !fills => return Ok(Found::Cold),
+                // Nothing tells whether what is being fetched is what was seen.
+                BodyAnswer::NeedProof(None) if seen.is_some() => return Ok(Found::Relay),
                 BodyAnswer::NeedProof(len) => {
-                    if !self.prove(source, digest, kind, len).await?.linked {
+                    let proven = self.prove(source, digest, kind, len).await?;
+                    proved = proven.linked;
+                    seen = proven.seen.filter(|seen| seen.may_be(len));
+                    if !proved && seen.is_none() {
                         return Ok(Found::Relay);
                     }
-                    proved = true;
                 }
                 BodyAnswer::Relay => return Ok(Found::Relay),
                 BodyAnswer::Cold => return Ok(Found::Cold),

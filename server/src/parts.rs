@@ -67,7 +67,9 @@ pub enum Unparted {
     Failed(Failure),
 }
 
-type Key = (Repository, Digest, (u64, u64));
+/// With the origins that may answer: who asks after a reload took one away, or the login there,
+/// does not join who asked before.
+type Key = (Repository, Digest, (u64, u64), Vec<Arc<str>>);
 type Waiting = Vec<Reply<Result<Part, Unparted>>>;
 
 pub struct Parts {
@@ -88,7 +90,9 @@ impl Parts {
 
     /// Asks upstream, or joins who asks already.
     pub fn part(self: &Rc<Self>, ask: PartAsk) {
-        let key = (ask.source, ask.digest, ask.range);
+        let project = self.sources.project(ask.source.project);
+        let origins = project.upstreams.iter().map(|(_, origin)| origin.clone());
+        let key = (ask.source, ask.digest, ask.range, origins.collect());
         let mut asking = self.asking.borrow_mut();
         if let Some(waiting) = asking.get_mut(&key) {
             waiting.push(ask.reply);
@@ -120,7 +124,7 @@ impl Parts {
     /// answer breaks is asked for the rest of it first.
     async fn ask_upstream(
         &self,
-        (source, digest, range): &Key,
+        (source, digest, range, _): &Key,
         prefer: Option<&str>,
     ) -> Result<Part, Unparted> {
         let kind = BodyKind::Blob;

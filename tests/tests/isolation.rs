@@ -67,6 +67,75 @@ fn a_second_repository_joins_a_running_fill_with_a_head() {
     }
 }
 
+/// The length of a body that is being fetched is what an upstream says of it.
+#[test]
+fn the_length_of_a_running_fill_leaves_no_proof() {
+    let origin = Origin::start();
+    let layer = origin.blob(&["team/one", "team/two"], LAYER_LEN, 1);
+    origin.fault(
+        json!({"kind": "blob", "method": "HEAD"}),
+        json!({"drop_headers": ["Docker-Content-Digest"]}),
+    );
+    origin.fault_times(
+        1,
+        json!({"kind": "blob", "method": "GET"}),
+        json!({"halt_at": "50%", "flip_at": -1}),
+    );
+    let server = Setup::new(&Config::one(origin.url()))
+        .args(&["--set", "limits.mismatch_holdoff=1ms"])
+        .start();
+    let target = |name: &str| format!("/v2/dh/team/{name}/blobs/{}", layer.digest);
+    let mut clients = Vec::new();
+    for name in ["one", "two"] {
+        let mut client = Connection::open(server.addr());
+        client.request("GET", &target(name), &[]);
+        let head = client.read_head().expect("a head while the body arrives");
+        assert_eq!(head.status, 200);
+        clients.push((client, head));
+    }
+    assert_eq!(origin.count("kind=blob&method=GET"), 1, "both follow it");
+    let gone = json!({"repository": "team/two", "digest": layer.digest});
+    origin.call("delete", gone);
+    origin.release();
+    for (mut client, head) in clients {
+        let read = client.read_body("GET", &head, &mut |_| ());
+        assert!(read.is_err(), "wrong bytes are not completed");
+    }
+    until_true("the right bytes are held", || {
+        server.get(&target("one")).status() == 200
+    });
+    server.get(&target("two")).expect_error(404, "BLOB_UNKNOWN");
+}
+
+/// Only the bytes can prove it then.
+#[test]
+fn an_answer_without_digest_and_length_has_its_bytes_fetched() {
+    let origins = [Origin::start(), Origin::start()];
+    let repositories = ["team/one", "team/two"];
+    let layers = origins
+        .each_ref()
+        .map(|origin| origin.blob(&repositories, 300_000, 1));
+    origins[0].fault(
+        json!({"kind": "blob", "method": "HEAD"}),
+        json!({"chunked": true, "drop_headers": ["Docker-Content-Digest"]}),
+    );
+    let target = |name: &str| format!("/v2/dh/{name}/blobs/{}", layers[0].digest);
+    for upstreams in [1, 2] {
+        let urls: Vec<&str> = origins.iter().map(Origin::url).take(upstreams).collect();
+        let config = Config::new().project("dh", "default = true", &urls);
+        let server = Setup::new(&config).start();
+        for name in repositories {
+            let answer = server.get(&target(name)).expect(200);
+            assert_eq!(digest(&answer.body), layers[0].digest, "{name}");
+        }
+        // The second upstream says of which body its answer is.
+        let fetched = origins[0].count("kind=blob&method=GET");
+        assert_eq!(fetched, if upstreams == 1 { 2 } else { 1 });
+        assert_eq!(origins[1].count("kind=blob&method=GET"), 0);
+        origins[0].clear_log();
+    }
+}
+
 /// A registry with a private repository, and the server with one project that may read it.
 struct Private {
     _registry: Origin,

@@ -72,6 +72,30 @@ fn projects_upstreams_and_rules_change_while_a_pull_runs() {
     assert_eq!(server.metric("entrepot_projects", &[]), 1.0);
 }
 
+/// Who asked before is not disturbed, and who asks now asks elsewhere.
+#[test]
+fn nobody_joins_who_asks_an_upstream_that_is_gone_for_a_part() {
+    let (old, new) = (Origin::start(), Origin::start());
+    let blob = old.blob(&["library/app"], 100_000, 1);
+    new.blob(&["library/app"], 10, 2);
+    old.fault(json!({"kind": "blob"}), json!({"hang": true}));
+    let keys = "default = true\ncold_ranges = \"pass\"";
+    let config = |origin: &Origin| Config::new().project("dh", keys, &[origin.url()]);
+    let server = Setup::new(&config(&old)).start();
+    let target = format!("/v2/dh/library/app/blobs/{}", blob.digest);
+    let range = [("Range", "bytes=10-19")];
+    let mut before = Connection::open(server.addr());
+    before.request("GET", &target, &range);
+    old.wait(json!({"kind": "blob", "state": "halted"}), 1);
+
+    rewrite(&server, config(&new).text());
+    reloaded(&server);
+    let after = server.get_with(&target, &range);
+    assert_eq!(after.status(), 404, "{}", after.head.raw);
+    old.release();
+    before.answer("GET").expect("an answer").expect(206);
+}
+
 #[test]
 fn a_wrong_configuration_changes_nothing_and_says_where() {
     let origin = Origin::start();

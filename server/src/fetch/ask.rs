@@ -43,12 +43,14 @@ pub struct Sought {
 }
 
 impl Sought {
-    /// Asks the owner in a repository's name; `proven`: it has a link to the digest.
+    /// Asks the owner in a repository's name; `proven`: it has a link to the digest; `seen`: what a
+    /// HEAD in its name saw without one.
     pub async fn ask(
         &self,
         post: &Post,
         source: &Repository,
         proven: bool,
+        seen: Option<&Seen>,
     ) -> Result<BodyAnswer, Failure> {
         let owner = digest_owner(&self.digest, post.shards());
         let ask = |reply| {
@@ -56,6 +58,7 @@ impl Sought {
                 sought: self.clone(),
                 source: source.clone(),
                 proven,
+                seen: seen.cloned(),
                 reply,
             })
         };
@@ -70,7 +73,24 @@ pub struct BodyAsk {
     pub source: Repository,
     /// True when the source has a link to the digest.
     pub proven: bool,
+    /// What a HEAD in the source's name saw, if that is no proof yet.
+    pub seen: Option<Seen>,
     pub reply: Reply<BodyAnswer>,
+}
+
+/// An upstream has a body of this length under the digest, and does not say of which one it is. Who
+/// was told so may follow a fill of that length; it is a proof once the length is verified (R9).
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub len: u64,
+    pub origin: Arc<str>,
+}
+
+impl Seen {
+    /// Whether it may be the body that others fetch, of this length if that is known.
+    pub fn may_be(&self, len: Option<u64>) -> bool {
+        len.is_none_or(|len| len == self.len)
+    }
 }
 
 pub enum BodyAnswer {

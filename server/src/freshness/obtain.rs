@@ -39,7 +39,7 @@ impl Tags {
                 self.link(source, digest, origin).await;
                 proven = true;
             }
-            match sought.ask(&self.post, source, proven).await? {
+            match sought.ask(&self.post, source, proven, None).await? {
                 BodyAnswer::Held if proven => return Ok(()),
                 BodyAnswer::Held => {}
                 BodyAnswer::Follow(mut following) => {
