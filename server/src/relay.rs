@@ -24,7 +24,7 @@ use crate::oci::error::Code;
 use crate::project::Repository;
 use crate::respond::{BLOB_TYPE, CacheStatus, Exchange, Facts, Gone, WHOLE_LEN_MAX};
 use crate::source::{Answer, Search, Wanted, accept, body_path, content_type};
-use crate::upstream::{Body, Method};
+use crate::upstream::{Method, Response};
 use crate::whole::Until;
 
 /// Relays that may run at once on a shard; each holds at most `WHOLE_LEN_MAX` and one piece, or a
@@ -126,22 +126,14 @@ pub async fn relay(
         path: &body_path(kind, &digest),
         facts,
     };
-    let origin = match kind == BodyKind::Manifest && !exchange.is_head() {
-        true => relay_manifest(exchange, relayed).await?,
-        false => relay_body(exchange, relayed).await?,
-    };
-    if let Some(origin) = origin {
-        link(exchange, source, digest, origin).await;
+    match kind == BodyKind::Manifest && !exchange.is_head() {
+        true => relay_manifest(exchange, relayed).await,
+        false => relay_body(exchange, relayed).await,
     }
-    Ok(())
 }
 
-/// Sends a manifest that was checked, as those are that are stored. Answers of whom it is, if it
-/// was sent.
-async fn relay_manifest(
-    exchange: &mut Exchange<'_>,
-    relayed: Relayed<'_>,
-) -> Result<Option<Arc<str>>, Gone> {
+/// Sends a manifest that was checked, as those are that are stored.
+async fn relay_manifest(exchange: &mut Exchange<'_>, relayed: Relayed<'_>) -> Result<(), Gone> {
     let service = exchange.service.clone();
     let expected = Some(Expected {
         digest: relayed.digest,
@@ -159,26 +151,22 @@ async fn relay_manifest(
         Ok(manifest) => manifest,
         Err(unanswered) => {
             let unknown = relayed.kind.unknown();
-            exchange.failure(&unanswered.report, unknown).await?;
-            return Ok(None);
+            return exchange.failure(&unanswered.report, unknown).await;
         }
     };
+    link(exchange, relayed.source, relayed.digest, origin).await;
     let facts = Facts {
         media_type,
         ..relayed.facts
     };
     exchange.begin_relay(&facts, Some(whole.bytes.len() as u64));
     exchange.relay_piece(&whole.bytes).await?;
-    exchange.end_relay().await?;
-    Ok(Some(origin))
+    exchange.end_relay().await
 }
 
 /// Sends a body as it comes, of the first upstream that has the right one as far as it can be told
-/// before the client is told anything. Answers of whom it is, if all of it was sent.
-async fn relay_body(
-    exchange: &mut Exchange<'_>,
-    relayed: Relayed<'_>,
-) -> Result<Option<Arc<str>>, Gone> {
+/// before the client is told anything.
+async fn relay_body(exchange: &mut Exchange<'_>, relayed: Relayed<'_>) -> Result<(), Gone> {
     let service = exchange.service.clone();
     let unknown = relayed.kind.unknown();
     let wanted = relayed.wanted();
@@ -197,8 +185,7 @@ async fn relay_body(
             Ok(answer) => answer,
             Err(unanswered) => {
                 let failure = failed.unwrap_or(unanswered.report);
-                exchange.failure(&failure, unknown).await?;
-                return Ok(None);
+                return exchange.failure(&failure, unknown).await;
             }
         };
         let asked = answer.asked().clone();
@@ -212,14 +199,10 @@ async fn relay_body(
                 media_type: media_type.as_deref().unwrap_or(BLOB_TYPE),
                 ..relayed.facts
             };
-            answer_head(exchange, &facts, response.length, &origin, unknown).await?;
-            return Ok(None);
+            return answer_head(exchange, &facts, response.length, &origin, unknown).await;
         }
-        let (digest, facts) = (relayed.digest, &relayed.facts);
-        let streamed = stream(exchange, response.body, digest, response.length, facts);
-        match streamed.await? {
-            Streamed::Whole => return Ok(Some(origin)),
-            Streamed::Refused => return Ok(None),
+        match stream(exchange, &relayed, &origin, response).await? {
+            Streamed::Answered => return Ok(()),
             Streamed::Bad(why) => {
                 failed = Some(Failure::of(FailureKind::BadBody, &origin, why));
                 given_up.push(asked);
@@ -264,10 +247,8 @@ async fn link(exchange: &Exchange<'_>, source: &Repository, digest: Digest, orig
 
 /// What became of a body.
 enum Streamed {
-    /// All of it was sent.
-    Whole,
-    /// The client was told why it can't be sent.
-    Refused,
+    /// All of it was sent, or the client was told why it can't be.
+    Answered,
     /// It broke or is a wrong one. Nothing was said yet.
     Bad(String),
 }
@@ -276,11 +257,12 @@ enum Streamed {
 /// before anything had to go out.
 async fn stream(
     exchange: &mut Exchange<'_>,
-    mut body: Body,
-    digest: Digest,
-    len: Option<u64>,
-    facts: &Facts<'_>,
+    relayed: &Relayed<'_>,
+    origin: &Arc<str>,
+    response: Response,
 ) -> Result<Streamed, Gone> {
+    let (digest, facts) = (relayed.digest, &relayed.facts);
+    let (mut body, len) = (response.body, response.length);
     let mut hasher = Hasher::new(digest.algorithm());
     let mut withheld = Withheld {
         pieces: VecDeque::new(),
@@ -298,7 +280,7 @@ async fn stream(
                         let why = "without room, HTTP/1.0 can't be sent a body of unknown length";
                         let failure = Failure::new(FailureKind::Busy, why);
                         exchange.failure(&failure, Code::Unknown).await?;
-                        return Ok(Streamed::Refused);
+                        return Ok(Streamed::Answered);
                     }
                     begun = true;
                     send_in_time(exchange, &piece, &mut patience).await?;
@@ -313,17 +295,19 @@ async fn stream(
         }
     };
     match bad {
-        Some(why) if begun => exchange.abort(&why).map(|()| Streamed::Refused),
+        Some(why) if begun => exchange.abort(&why).map(|()| Streamed::Answered),
         Some(why) => Ok(Streamed::Bad(why)),
         // Its connection upstream has been given back.
         None => {
+            // Before the client has it all: what it asks for next is a hit.
+            link(exchange, relayed.source, digest, origin.clone()).await;
             if !begun {
                 exchange.begin_relay(facts, Some(withheld.len));
             }
             for piece in withheld.pieces {
                 exchange.relay_piece(&piece).await?;
             }
-            exchange.end_relay().await.map(|()| Streamed::Whole)
+            exchange.end_relay().await.map(|()| Streamed::Answered)
         }
     }
 }
