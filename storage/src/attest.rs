@@ -187,6 +187,7 @@ mod tests {
     use super::*;
     use crate::bring_back::tests::process;
     use crate::disk::sim::SimDisk;
+    use crate::volume::VOLUMES_MAX;
 
     /// With the store of two new volumes.
     fn with_store(look: impl FnOnce(&Store<SimDisk>)) {
@@ -216,25 +217,27 @@ mod tests {
         });
     }
 
-    /// Two volumes are by turns the only one that is complete.
+    /// Two of many volumes are by turns the only one that is complete.
     #[test]
     fn no_superblock_says_that_no_volume_is_complete() {
-        const LOOKS: usize = 20_000;
-        with_store(|store| {
-            thread::scope(|scope| {
-                let looks = scope.spawn(|| {
-                    let found = |_| store.members().iter().any(|member| member.complete);
-                    (0..LOOKS).all(found)
-                });
-                while !looks.is_finished() {
-                    for (whole, other) in [(0, 1), (1, 0)] {
-                        assert!(store.reached(&[(whole, true), (other, false)]));
-                        let lacking = store.volume(other).lacking();
-                        assert!(store.has_all_records(other, lacking));
-                    }
-                }
-                assert!(looks.join().expect("no panic"));
+        const LOOKS: usize = 50_000;
+        // The others make a look long.
+        const LAST: u8 = VOLUMES_MAX as u8 - 1;
+        let process = process(VOLUMES_MAX);
+        let store = &*process.store;
+        thread::scope(|scope| {
+            let looks = scope.spawn(|| {
+                let found = |_| store.members().iter().any(|member| member.complete);
+                (0..LOOKS).all(found)
             });
+            while !looks.is_finished() {
+                for (whole, other) in [(0, LAST), (LAST, 0)] {
+                    assert!(store.reached(&[(whole, true), (other, false)]));
+                    let lacking = store.volume(other).lacking();
+                    assert!(store.has_all_records(other, lacking));
+                }
+            }
+            assert!(looks.join().expect("no panic"));
         });
     }
 }

@@ -86,6 +86,8 @@ impl Process {
 /// many steps.
 fn one_returns_while_another_falls_behind(after: usize) -> bool {
     let process = process(3);
+    // To look through takes longer than a round.
+    process.run(|writer| async move { decay(&writer, 18).await });
     let store = &process.store;
     store.take_offline(1);
     let writer = process.writer();
@@ -123,8 +125,8 @@ fn a_volume_that_comes_back_is_told_before_it_counts() {
 }
 
 /// Sealed segments of which most is dead.
-async fn decay(writer: &Writer<SimDisk>) {
-    for number in 0..90_u64 {
+async fn decay(writer: &Writer<SimDisk>, bodies: u64) {
+    for number in 0..bodies {
         let content = number.to_le_bytes().repeat(2500);
         let digest = Digest::sha256(&content);
         let spec = FillSpec {
@@ -149,7 +151,7 @@ fn a_compaction_that_nobody_goes_on_with_keeps_no_volume_away() {
     let process = process(2);
     let compactor = Compactor::new(process.store.exchange(), process.disks.clone());
     process.run(|writer| async move {
-        decay(&writer).await;
+        decay(&writer, 90).await;
         writer.maintain(NOW + 60).await;
     });
     assert!(process.shared.compacts(0));
