@@ -5,6 +5,7 @@ mod load {
 
     mod commands;
     mod faults;
+    mod programs;
     mod pulls;
     mod workloads;
 }

@@ -7,8 +7,8 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
-const ORIGIN: &str = env!("CARGO_BIN_EXE_entrepot-origin");
-const LOAD: &str = env!("CARGO_BIN_EXE_entrepot-load");
+pub const ORIGIN: &str = env!("CARGO_BIN_EXE_entrepot-origin");
+pub const LOAD: &str = env!("CARGO_BIN_EXE_entrepot-load");
 
 /// Ends when dropped: its stdin closes.
 pub struct Origin {
@@ -33,6 +33,11 @@ impl Origin {
             };
         }
         Origin { child, urls }
+    }
+
+    /// Of what it said at its start.
+    pub fn names(&self) -> Vec<&str> {
+        self.urls.keys().map(String::as_str).collect()
     }
 
     pub fn url(&self) -> &str {
@@ -64,6 +69,12 @@ impl Origin {
         serde_json::from_str(body).unwrap()
     }
 
+    /// Its stdin closes, and it ends as it should.
+    pub fn end(mut self) {
+        drop(self.child.stdin.take());
+        assert!(self.child.wait().unwrap().success());
+    }
+
     /// The URL of a new blob.
     pub fn blob(&self, size: u64) -> String {
         let made = self.call("blobs", &json!({"repositories": ["a/b"], "size": size}));
@@ -92,6 +103,7 @@ impl Drop for Origin {
 /// What a run said.
 pub struct Ran {
     pub success: bool,
+    pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
 }
@@ -116,6 +128,7 @@ pub fn load(arguments: &[&str]) -> Ran {
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Ran {
         success: output.status.success(),
+        code: output.status.code(),
         stdout: text(output.stdout),
         stderr: text(output.stderr),
     }
