@@ -131,6 +131,7 @@ impl<B: BulkDisk> Compactor<B> {
                 let told = work.tell(&self.exchange);
                 if told.done {
                     self.job = None;
+                    self.exchange.ask_for(0);
                     self.suspects = work.suspects;
                 } else {
                     self.work = Some(work);
@@ -159,6 +160,7 @@ impl<B: BulkDisk> Compactor<B> {
     /// A job whose work was dropped.
     fn give_up_lost(&mut self) {
         if let Some(lost) = self.job.take() {
+            self.exchange.ask_for(0);
             self.exchange.give_up(lost);
         }
     }

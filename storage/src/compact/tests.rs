@@ -200,6 +200,11 @@ async fn run<B: BulkDisk>(
         }
         if let Some(report) = exchange.reports.pop() {
             assert!(!compactor.step().await, "nothing is left to do");
+            let told = exchange.owners.iter().any(|owner| !owner.is_empty());
+            assert!(
+                told || exchange.is_quiet(),
+                "a job that ended keeps nobody awake"
+            );
             return (exchange, report);
         }
     }
@@ -264,6 +269,24 @@ async fn copies_what_is_live<B: BulkDisk>(disk: B, again: B) {
 #[test]
 fn live_bodies_are_copied_in_order_of_recency() {
     simulated(&world(), |disk| copies_what_is_live(disk.clone(), disk));
+}
+
+#[test]
+fn a_job_that_nobody_goes_on_with_keeps_nobody_awake() {
+    let exchange = simulated(&world(), |disk| async move {
+        let source = make(&disk, 10, &[1, 2]).await;
+        let exchange = Exchange::new(UUID, 1);
+        assert!(exchange.jobs.push(job(vec![source], target())).is_ok());
+        let mut compactor = Compactor::new(Arc::clone(&exchange), vec![disk]);
+        while compactor.step().await {}
+        exchange
+    });
+    assert!(matches!(exchange.owners[0].pop(), Some(ToOwner::Ask(_))));
+    assert!(matches!(
+        exchange.reports.pop(),
+        Some(Report::Failed { .. })
+    ));
+    assert!(exchange.is_quiet());
 }
 
 #[test]
