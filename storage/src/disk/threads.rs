@@ -26,7 +26,7 @@ type Job = Box<dyn FnOnce() + Send>;
 
 pub(super) struct Threads {
     jobs: flume::Sender<Job>,
-    /// Jobs that were begun, hints not counted.
+    /// Jobs that were begun, hints too: a helper that gets on with those does not hang.
     begun: Arc<AtomicU64>,
 }
 
@@ -55,8 +55,8 @@ impl Threads {
         })
     }
 
-    /// What `work` comes to. `TimedOut`: it was begun and takes longer than `patience`, or all
-    /// helpers are busy with what does.
+    /// What `work` comes to. `TimedOut`: for all of one `patience` it was under way, or no helper
+    /// began anything. What waited first may so take two of them and more.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         patience: Duration,
@@ -97,7 +97,12 @@ impl Threads {
 
     /// Has `work` done if there is room for it: the helpers may have better things to do.
     pub(super) fn hint(&self, work: impl FnOnce() + Send + 'static) {
-        let _ = self.jobs.try_send(Box::new(work));
+        let all = Arc::clone(&self.begun);
+        let job = move || {
+            all.fetch_add(1, Ordering::Relaxed);
+            work();
+        };
+        let _ = self.jobs.try_send(Box::new(job));
     }
 }
 
@@ -140,6 +145,15 @@ mod tests {
 
     fn timed_out<T>(outcome: io::Result<T>) -> bool {
         outcome.is_err_and(|error| error.kind() == io::ErrorKind::TimedOut)
+    }
+
+    #[test]
+    fn who_gets_on_with_hints_does_not_hang() {
+        let threads = Threads::start().expect("threads");
+        let (done, is_done) = channel();
+        threads.hint(move || done.send(()).expect("it is waited for"));
+        is_done.recv().expect("there is room for it");
+        assert_eq!(threads.begun(), 1);
     }
 
     #[test]
