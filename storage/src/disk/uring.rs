@@ -88,6 +88,29 @@ impl AsFd for UringFile {
     }
 }
 
+/// A new file that loses its name again if whoever asked for it has stopped waiting: nobody would
+/// count it. Dropped by the helper that made it, but for an answer that is given up unread.
+struct Made {
+    file: UringFile,
+    /// `None`: it is kept.
+    path: Option<PathBuf>,
+}
+
+impl Made {
+    fn keep(mut self) -> UringFile {
+        self.path = None;
+        self.file.share()
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
 impl UringDisk {
     /// The directory of a store, made if it is not there. Blocks: for the start of a process.
     pub fn open(path: &Path) -> io::Result<UringDisk> {
@@ -163,7 +186,7 @@ impl Inner {
         }
     }
 
-    fn create(&self, name: &str, len: u64) -> io::Result<UringFile> {
+    fn create(&self, name: &str, len: u64) -> io::Result<Made> {
         let path = self.path.join(name);
         let file = OpenOptions::new()
             .read(true)
@@ -172,7 +195,10 @@ impl Inner {
             .mode(FILE_MODE)
             .open(&path)?;
         match allocate(&file, len) {
-            Ok(()) => Ok(self.file(file)),
+            Ok(()) => Ok(Made {
+                file: self.file(file),
+                path: Some(path),
+            }),
             Err(error) => {
                 let _ = std::fs::remove_file(&path);
                 Err(error)
@@ -402,7 +428,8 @@ impl Disk for UringDisk {
 
     async fn create(&self, name: &str, len: u64) -> io::Result<UringFile> {
         let name = name.to_owned();
-        self.help(move |inner| inner.create(&name, len)).await
+        let made = self.help(move |inner| inner.create(&name, len)).await?;
+        Ok(made.keep())
     }
 
     async fn anonymous(&self, len: u64) -> io::Result<UringFile> {
@@ -483,8 +510,47 @@ impl Disk for UringDisk {
 #[cfg(test)]
 mod tests {
     use std::process::Command;
+    use std::sync::mpsc::channel;
 
     use super::*;
+
+    const SHORT: Duration = Duration::from_millis(50);
+    const LEN: u64 = 4096;
+
+    fn block_on<T>(task: impl Future<Output = T>) -> T {
+        monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
+            .enable_timer()
+            .build()
+            .expect("io_uring is available")
+            .block_on(task)
+    }
+
+    #[test]
+    fn a_file_that_nobody_waits_for_any_more_is_not_left() {
+        let name = format!("entrepot-late-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        UringDisk::open(&path).expect("a directory");
+        let hasty = UringDisk::with_patience(&path, SHORT).expect("threads");
+        let (release, released) = channel::<()>();
+        let (told, tells) = channel();
+        let late = path.join("late");
+        let given_up = block_on(hasty.help(move |inner| {
+            let _ = released.recv();
+            let made = inner.create("late", LEN)?;
+            told.send(late.exists()).expect("it is waited for");
+            // In this order they are dropped.
+            Ok((made, told))
+        }));
+        assert!(given_up.is_err_and(|error| error.kind() == io::ErrorKind::TimedOut));
+        drop(release);
+        assert_eq!(tells.recv(), Ok(true), "it was made");
+        assert!(tells.recv().is_err());
+        assert!(!path.join("late").exists());
+        let disk = UringDisk::open(&path).expect("a directory");
+        block_on(disk.create("kept", LEN)).expect("room");
+        assert!(path.join("kept").exists());
+        std::fs::remove_dir_all(&path).expect("removed");
+    }
 
     /// Reading a pipe that nobody writes to hangs as a disk does that does not answer.
     #[test]
@@ -492,15 +558,10 @@ mod tests {
         let name = format!("entrepot-patience-{}", std::process::id());
         let path = std::env::temp_dir().join(name);
         let disk = UringDisk::open(&path).expect("a directory");
-        let short = Duration::from_millis(50);
-        let hasty = UringDisk::with_patience(&path, short).expect("threads");
+        let hasty = UringDisk::with_patience(&path, SHORT).expect("threads");
         let made = Command::new("mkfifo").arg(path.join("pipe")).status();
         assert!(made.expect("mkfifo").success());
-        let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
-            .enable_timer()
-            .build()
-            .expect("io_uring is available");
-        let (given_up, left) = runtime.block_on(async {
+        let (given_up, left) = block_on(async {
             let (file, _) = disk.open("pipe").await.expect("both its ends");
             let given_up = hasty.read(&file, 0, 4).await;
             let bytes = Bytes::from_static(b"takeleft");
