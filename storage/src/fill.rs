@@ -1,7 +1,7 @@
 //! A fill: the writing side of one body.
 //!
 //! Made by `Writer`, fed by one task, followed by any number through its watermark. Each piece is
-//! hashed while the write before it is under way, on another core if one is free; writes run as
+//! hashed while the write before it is under way, by a hashing thread if one waits; writes run as
 //! tasks of the disk, so that dropping a fill loses none that was issued (R2). A fill that is
 //! dropped has failed.
 
@@ -172,6 +172,8 @@ impl<D: Disk> Progress<D> {
         shared.tasks().spawn(async move {
             let disk = task_shared.disk(progress.file.volume);
             let outcome = disk.write(&progress.file.file, at, bytes).await;
+            // The kernel may still write what `TimedOut`: harmless, for `write_failed` gives the
+            // place up before anybody else runs.
             if let Some(segment) = &progress.segment {
                 segment.write_completed();
             }

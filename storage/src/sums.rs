@@ -1,8 +1,8 @@
 //! What is computed over a body as it comes in: its digest, and a CRC of each stride.
 //!
-//! Used by `fill`. Pieces are taken in order, one at a time, on the thread of the fill or on
-//! another core that has nothing to do: SHA-256 takes longer than all else that a fill costs, and
-//! whoever is served by the fill's own core waits for it.
+//! Used by `fill`. Pieces are taken in order, one at a time, on the thread of the fill or on a
+//! hashing thread that waits: SHA-256 takes longer than all else that a fill costs, and whoever is
+//! served by the fill's own core waits for it.
 
 use std::mem;
 

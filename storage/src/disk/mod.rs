@@ -94,8 +94,8 @@ pub trait Disk: Clone + 'static {
     /// Lets the other tasks of this thread run: between the parts of a long walk (R3).
     fn give_way(&self) -> impl Future<Output = ()>;
 
-    /// Has another core that is free do `work` over `len` bytes, to its end, whoever waits for it.
-    /// Handed back if there is none: then it is done here.
+    /// Has a hashing thread that waits do `work` over `len` bytes, to its end, whoever waits for
+    /// that. Handed back if none waits: then it is done here.
     fn elsewhere(&self, len: usize, work: Work) -> Result<(), Work> {
         let _ = len;
         Err(work)
