@@ -49,6 +49,11 @@ pub struct Failure {
     pub status: Option<u16>,
 }
 
+impl FailureKind {
+    /// What an upstream is not asked again for a while after: 429, and 5xx with `Retry-After`.
+    pub const HELD_BACK: [FailureKind; 2] = [FailureKind::RateLimited, FailureKind::ServerError];
+}
+
 impl Failure {
     pub fn new(kind: FailureKind, detail: impl Into<Arc<str>>) -> Failure {
         let retry_after_s = (kind == FailureKind::Busy).then_some(RETRY_AFTER_S);

@@ -250,7 +250,7 @@ impl Fetcher {
 
     /// Tries the askers' sources until one is answered, then fills. Of those who want no fill of
     /// their own none is tried.
-    async fn run(&self, digest: Digest, kind: BodyKind, running: &Running) {
+    async fn run(&self, digest: Digest, kind: BodyKind, running: &Rc<Running>) {
         loop {
             let next = {
                 let waiting = running.waiting.borrow();
@@ -269,6 +269,9 @@ impl Fetcher {
             };
             running.source.replace(source.clone());
             running.spare.set(spare);
+            if !spare && running.waiting.borrow().iter().any(|ask| ask.sought.spare) {
+                monoio::spawn(give_up_waiting(running.clone()));
+            }
             running.may_go_on_as(&source);
             running.stopped.set(false);
             let attempt = Attempt {

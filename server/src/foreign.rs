@@ -10,7 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use entrepot_storage::Digest;
+use entrepot_storage::{Digest, FillState};
 
 use crate::lookup::Found;
 use crate::mailbox::{Message, Reply};
@@ -105,17 +105,33 @@ pub async fn note(service: &Service, source: &Repository, digest: Digest, found:
     if !project.has_foreign_layers() {
         return;
     }
-    if let Found::Follow(following) = found {
-        following.follower.wait(u64::MAX).await;
+    match found {
+        Found::Held { .. } => {}
+        Found::Follow(following) => {
+            if following.follower.wait(u64::MAX).await.1 != FillState::Verified {
+                return;
+            }
+        }
+        // What is held is not known to be this repository's.
+        Found::Relay | Found::Cold => return,
     }
     let body = lookup.store.body(&digest);
     let Some(body) = body.filter(|body| body.len <= lookup.sources.whole.len_max()) else {
         return;
     };
-    let Some(bytes) = service.warmer.read(&body).await else {
+    if let Some(bytes) = service.warmer.read(&body).await {
+        note_bytes(service, source, &bytes).await;
+    }
+}
+
+/// The same of a verified manifest that is the repository's.
+pub async fn note_bytes(service: &Service, source: &Repository, bytes: &[u8]) {
+    let lookup = &service.lookup;
+    let project = lookup.sources.project(source.project);
+    if !project.has_foreign_layers() {
         return;
-    };
-    let layers = manifest::foreign_layers(&bytes).into_iter();
+    }
+    let layers = manifest::foreign_layers(bytes).into_iter();
     let layers: Vec<_> = layers
         .map(|(digest, urls)| (digest, permitted(&project, urls)))
         .filter(|(_, places)| !places.is_empty())

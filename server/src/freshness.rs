@@ -192,7 +192,9 @@ impl Tags {
 
     /// Whether the cached copy may stand in for what an upstream holds back.
     fn is_spare(&self, source: &Repository, cached: &TagRecord) -> bool {
-        self.may_stand_in(source, cached, &Failure::new(FailureKind::RateLimited, ""))
+        FailureKind::HELD_BACK
+            .iter()
+            .all(|kind| self.may_stand_in(source, cached, &Failure::new(*kind, "")))
     }
 
     async fn revalidate(

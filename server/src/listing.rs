@@ -112,7 +112,9 @@ async fn forward(
         |failure: &Failure| kept.is_some_and(|kept| may_stand_in(exchange, source, kept, failure));
     let search = Search {
         came_from: kept.map(|kept| &*kept.origin),
-        spare: stands_in(&Failure::new(FailureKind::RateLimited, "")),
+        spare: FailureKind::HELD_BACK
+            .iter()
+            .all(|kind| stands_in(&Failure::new(*kind, ""))),
         stands_in: Some(&stands_in),
         ..Search::default()
     };

@@ -16,6 +16,7 @@ use crate::access::link_key;
 use crate::clock;
 use crate::failure::{Failure, FailureKind};
 use crate::fetch::BodyKind;
+use crate::foreign;
 use crate::gate::WAIT_MAX;
 use crate::mailbox::Message;
 use crate::manifests::{Expected, Manifest};
@@ -155,6 +156,7 @@ async fn relay_manifest(exchange: &mut Exchange<'_>, relayed: Relayed<'_>) -> Re
         }
     };
     link(exchange, relayed.source, relayed.digest, origin).await;
+    foreign::note_bytes(&service, relayed.source, &whole.bytes).await;
     let facts = Facts {
         media_type,
         ..relayed.facts

@@ -26,7 +26,7 @@ use crate::metrics::{Counter, Metrics};
 use crate::project::Repository;
 use crate::source::{Answer, Refused, Search, Sources, Wanted, body_path};
 use crate::upstream::{Body, BodyError, Method, Part, Response, Validator, without_account};
-use crate::whole::Whole;
+use crate::whole::{Share, Whole};
 
 use rest::{Unfit, rest};
 
@@ -103,6 +103,8 @@ pub struct Arriving<'a> {
     body: Body,
     /// A manifest, which was collected and checked before anything else.
     collected: Option<Whole>,
+    /// Its room, while its bytes are on their way to the store.
+    held: Option<Share>,
     /// As the first answer gave it.
     len: Option<u64>,
     /// As any answer gave it.
@@ -148,6 +150,7 @@ impl<'a> Arriving<'a> {
             asked,
             body,
             collected,
+            held: None,
             len,
             total: len,
             arrived: 0,
@@ -198,7 +201,9 @@ impl<'a> Arriving<'a> {
     }
 
     async fn piece(&mut self) -> Result<Option<Vec<u8>>, Lost> {
-        if let Some(Whole { bytes, .. }) = self.collected.take() {
+        if let Some(Whole { bytes, share }) = self.collected.take() {
+            // Until the store has it.
+            self.held = Some(share);
             self.arrived += bytes.len() as u64;
             return Ok(Some(bytes).filter(|bytes| !bytes.is_empty()));
         }
@@ -275,7 +280,7 @@ impl<'a> Arriving<'a> {
             (self.fruitless, self.slow) = (0, 0);
         }
         let slow = matches!(lost, Lost::Broken(BodyError::Timeout | BodyError::TooSlow));
-        self.slow += u32::from(slow);
+        self.slow += u32::from(slow && !progress);
         self.weak.retain(|asked| *asked != self.asked);
         if slow || !progress {
             self.weak.push(self.asked.clone());

@@ -126,7 +126,7 @@ pub fn parts(
     Ok(Parts {
         current,
         resolver: Resolver::start().map_err(system("starting the name threads"))?,
-        warmer: Warmer::start().map_err(system("starting the warming threads"))?,
+        warmer: Warmer::start(disks.len()).map_err(system("starting the warming threads"))?,
         connections: Allowance::new(passed.connections_max),
         fills: Allowance::new(config.limits.fills_max),
         drained: Drained::new(mailboxes.shards()),

@@ -339,6 +339,11 @@ impl<D: Disk> Lease<D> {
         &self.file.file
     }
 
+    /// The number of the volume it is on, counted from 0.
+    pub fn volume(&self) -> usize {
+        usize::from(self.file.volume)
+    }
+
     /// Where the body begins in the file.
     pub fn offset(&self) -> u64 {
         self.offset

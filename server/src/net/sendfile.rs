@@ -64,7 +64,8 @@ pub async fn send(
                 // The disk's time is not the client's.
                 socket.enter(Phase::Work);
                 let offset = lease.offset() + *at;
-                warmer.warm(lease.clone(), offset, window).await;
+                let warmed = warmer.warm(lease.clone(), offset, window).await;
+                warmed.map_err(SendError::Store)?;
                 socket.enter(Phase::Send);
                 warm_to = *at + window;
             } else {

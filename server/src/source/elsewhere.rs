@@ -52,6 +52,8 @@ impl Sources {
             let origin: Arc<str> = place.origin().to_string().into();
             let address: Arc<str> = place.address().into();
             if search.refused.is_some_and(|refused| refused(&address)) {
+                let why = "passed over: its last answer was of no use";
+                report = Failure::worse(report, Failure::of(FailureKind::BadBody, &origin, why));
                 continue;
             }
             let asked = self.ask_at((place, &address), upstream, repository, wanted, &origin);
