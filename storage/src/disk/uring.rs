@@ -5,8 +5,8 @@
 //! directory syncs, and closing, since the last close of an unlinked large file takes long (R3).
 //!
 //! An operation runs as a task of its own that owns the buffer and keeps the file open until the
-//! kernel is done with both, whoever stops waiting (R2). What takes longer than `PATIENCE` has
-//! failed for whoever waits for it.
+//! kernel is done with both, whoever stops waiting (R2). What takes longer than `PATIENCE`, and for
+//! a sync the time that its file takes to write, has failed for whoever waits for it.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -18,13 +18,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 
 use super::cores::Cores;
-use super::threads::{PATIENCE, Threads, closer};
+use super::threads::{PATIENCE, SYNC_PACE, Threads, closer};
 use super::{Disk, Space, Work, too_many_files};
 
 /// One read of a larger range: bounds the buffer the kernel has at a time.
@@ -51,7 +52,7 @@ struct Inner {
     /// named already is made durable.
     directory: Mutex<Option<File>>,
     threads: Threads,
-    /// An operation that takes longer is given up by whoever waits for it.
+    /// An operation that takes longer is given up by whoever waits for it; a sync has more.
     patience: Duration,
     /// Not bounded by itself: it holds at most the files that were open.
     closer: flume::Sender<File>,
@@ -64,6 +65,8 @@ pub struct UringFile {
 
 struct SharedFile {
     file: ManuallyDrop<File>,
+    /// Bytes, as it was made or opened and grown since; of the lock 0.
+    len: AtomicU64,
     locked: bool,
     closer: flume::Sender<File>,
 }
@@ -163,21 +166,29 @@ impl UringDisk {
         self.inner.threads.run(self.inner.patience, work).await
     }
 
+    /// How long a sync of this file may take.
+    fn sync_patience(&self, file: &UringFile) -> Duration {
+        let len = file.shared.len.load(Ordering::Relaxed);
+        self.inner.patience + Duration::from_secs(len / SYNC_PACE)
+    }
+
     /// Has the ring of this thread do `work`, which goes on to its end in any case (R2).
     async fn ring<T: 'static>(
         &self,
+        patience: Duration,
         work: impl Future<Output = io::Result<T>> + 'static,
     ) -> io::Result<T> {
-        let done = monoio::time::timeout(self.inner.patience, monoio::spawn(work)).await;
+        let done = monoio::time::timeout(patience, monoio::spawn(work)).await;
         done.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
 impl Inner {
-    fn file(&self, file: File) -> UringFile {
+    fn file(&self, file: File, len: u64) -> UringFile {
         let closer = self.closer.clone();
         let shared = SharedFile {
             file: ManuallyDrop::new(file),
+            len: AtomicU64::new(len),
             locked: false,
             closer,
         };
@@ -196,7 +207,7 @@ impl Inner {
             .open(&path)?;
         match allocate(&file, len) {
             Ok(()) => Ok(Made {
-                file: self.file(file),
+                file: self.file(file, len),
                 path: Some(path),
             }),
             Err(error) => {
@@ -214,7 +225,7 @@ impl Inner {
             .custom_flags(libc::O_TMPFILE)
             .open(&self.path)?;
         allocate(&file, len)?;
-        Ok(self.file(file))
+        Ok(self.file(file, len))
     }
 
     fn lock(&self) -> io::Result<UringFile> {
@@ -233,6 +244,7 @@ impl Inner {
         let closer = self.closer.clone();
         let shared = SharedFile {
             file: ManuallyDrop::new(file),
+            len: AtomicU64::new(0),
             locked: true,
             closer,
         };
@@ -247,7 +259,7 @@ impl Inner {
             .write(true)
             .open(self.path.join(name))?;
         let len = file.metadata()?.len();
-        Ok((self.file(file), len))
+        Ok((self.file(file, len), len))
     }
 
     /// The directory that is there now; the one that was, only while no more files can be opened.
@@ -438,7 +450,12 @@ impl Disk for UringDisk {
 
     async fn grow(&self, file: &UringFile, len: u64) -> io::Result<()> {
         let file = file.share();
-        self.help(move |_| allocate(&file.shared.file, len)).await
+        let grow = move |_: &Inner| {
+            allocate(&file.shared.file, len)?;
+            file.shared.len.fetch_max(len, Ordering::Relaxed);
+            Ok(())
+        };
+        self.help(grow).await
     }
 
     async fn open(&self, name: &str) -> io::Result<(UringFile, u64)> {
@@ -447,16 +464,20 @@ impl Disk for UringDisk {
     }
 
     async fn read(&self, file: &UringFile, offset: u64, len: usize) -> io::Result<Vec<u8>> {
-        self.ring(read_up_to(file.share(), offset, len)).await
+        let patience = self.inner.patience;
+        self.ring(patience, read_up_to(file.share(), offset, len))
+            .await
     }
 
     async fn write(&self, file: &UringFile, offset: u64, bytes: Bytes) -> io::Result<()> {
-        self.ring(write_all(file.share(), offset, bytes)).await
+        let patience = self.inner.patience;
+        self.ring(patience, write_all(file.share(), offset, bytes))
+            .await
     }
 
     async fn sync(&self, file: &UringFile) -> io::Result<()> {
-        let file = file.share();
-        self.ring(async move { ring_file(&file)?.sync_data().await })
+        let (patience, file) = (self.sync_patience(file), file.share());
+        self.ring(patience, async move { ring_file(&file)?.sync_data().await })
             .await
     }
 
@@ -549,6 +570,26 @@ mod tests {
         let disk = UringDisk::open(&path).expect("a directory");
         block_on(disk.create("kept", LEN)).expect("room");
         assert!(path.join("kept").exists());
+        std::fs::remove_dir_all(&path).expect("removed");
+    }
+
+    #[test]
+    fn a_sync_has_the_time_that_its_file_takes() {
+        let name = format!("entrepot-sync-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let disk = UringDisk::open(&path).expect("a directory");
+        let more = |file: &UringFile| (disk.sync_patience(file) - PATIENCE).as_secs();
+        block_on(async {
+            let file = disk.create("grown", 2 * SYNC_PACE).await.expect("room");
+            assert_eq!(more(&file), 2);
+            disk.grow(&file, 3 * SYNC_PACE).await.expect("room");
+            assert_eq!(more(&file), 3);
+            let (again, _) = disk.open("grown").await.expect("there");
+            assert_eq!(more(&again), 3);
+            disk.sync(&again).await.expect("durable");
+            let file = disk.anonymous(SYNC_PACE - 1).await.expect("room");
+            assert_eq!(more(&file), 0);
+        });
         std::fs::remove_dir_all(&path).expect("removed");
     }
 
