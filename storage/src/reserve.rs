@@ -402,6 +402,7 @@ impl<D: Disk> Shared<D> {
             }
             Err(error) => {
                 budget.give_back(len, purpose);
+                self.store.disk_failed(volume, &error);
                 Err(refusal(&error))
             }
         }

@@ -102,6 +102,7 @@ impl<D: Disk> Store<D> {
             }
             Err(error) => {
                 budget.give_back(bytes, purpose);
+                self.disk_failed(volume, &error);
                 Err(refusal(&error))
             }
         }

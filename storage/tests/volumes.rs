@@ -341,6 +341,33 @@ fn a_read_only_file_system_is_offline_at_once() {
 }
 
 #[test]
+fn who_asks_a_disk_for_room_in_vain_takes_it_offline() {
+    for (faults, staging) in [(HANGS, false), (HANGS, true), (READ_ONLY, true)] {
+        let world = world(2);
+        process(&world, move |machine| async move {
+            let opened = machine.open(&[0, 1], 1).await;
+            // The emptier one is asked first.
+            opened.put(0..1).await;
+            let asked = (0..2).max_by_key(|drive| bodies(&machine, 1 - drive));
+            let asked = asked.expect("one of two");
+            machine.world.set_drive_faults(asked, faults);
+            let spec = FillSpec {
+                digest: digest(9),
+                length: Some(BODY_LEN as u64),
+                media_type: None,
+            };
+            let fill = match staging {
+                true => opened.writer.staging(spec).await,
+                false => opened.writer.fill(spec).await,
+            };
+            fill.expect("the other disk takes it");
+            assert_eq!(opened.states()[asked], VolumeState::Offline);
+            assert_eq!(opened.states()[1 - asked], VolumeState::Online);
+        });
+    }
+}
+
+#[test]
 fn a_disk_that_does_not_answer_is_offline_at_once_and_keeps_its_bodies() {
     let world = world(2);
     process(&world, |machine| async move {
