@@ -76,7 +76,9 @@ impl<D: Disk> Shared<D> {
             .iter()
             .map(|(id, held)| ((held.small, held.newest), held.file.charged(), *id))
             .collect();
-        let Some(going) = oldest(sizes, len, self.files_due()) else {
+        let store = &self.store;
+        let due = files_due(store.files_over(), store.files_max, store.owners);
+        let Some(going) = oldest(sizes, len, due) else {
             return false;
         };
         held.retain(|id, _| going.contains(id));
@@ -90,14 +92,6 @@ impl<D: Disk> Shared<D> {
         }
         self.closed(volume, len).await;
         freed >= len
-    }
-
-    /// How many files are to go, if there are as many as there may be.
-    fn files_due(&self) -> u64 {
-        match self.store.files_over() {
-            0 => 0,
-            over => over + self.store.files_max / FILES_PARTS,
-        }
     }
 
     /// Has every owner help to make room for bodies on this volume, in time.
@@ -165,12 +159,25 @@ impl<D: Disk> Shared<D> {
     async fn closed(&self, volume: u8, len: u64) {
         let disk = self.disk(volume);
         for _ in 0..CLOSE_WAITS_MAX {
-            if disk.space().await.is_ok_and(|space| space.free >= len) {
-                return;
+            // Each may take as long as anybody waits for a disk.
+            match disk.space().await {
+                Ok(space) if space.free < len => {}
+                _ => return,
             }
             // Only the time it takes matters.
-            let _ = disk.sync_dir().await;
+            if disk.sync_dir().await.is_err() {
+                return;
+            }
         }
+    }
+}
+
+/// How many files one owner has to let go, if there are as many as there may be: its part of what
+/// all have too many, for they all look at once.
+fn files_due(over: u64, max: u64, owners: usize) -> u64 {
+    match over {
+        0 => 0,
+        over => (over + max / FILES_PARTS).div_ceil(owners as u64),
     }
 }
 
@@ -193,6 +200,15 @@ fn oldest(mut sizes: Vec<((bool, Age), u64, u64)>, len: u64, files: u64) -> Opti
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn owners_share_the_files_that_are_too_many() {
+        assert_eq!(files_due(0, 1000, 4), 0);
+        assert_eq!(files_due(1, 40, 4), 1);
+        assert_eq!(files_due(9, 40, 4), 3);
+        assert_eq!(files_due(1, 40 * FILES_PARTS, 1), 41);
+        assert_eq!(files_due(1, 40 * FILES_PARTS, 4), 11);
+    }
 
     #[test]
     fn the_longest_unused_go_and_no_more_than_needed() {
