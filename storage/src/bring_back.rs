@@ -75,7 +75,7 @@ impl<D: Disk> Writer<D> {
 
 impl<D: Disk> Shared<D> {
     async fn bring_back(self: Rc<Self>, number: usize) -> Result<BroughtBack, BringBackError> {
-        let _turn = self.maintaining.turn().await;
+        let _alone = self.upkeep.bringing_back.turn().await;
         let volume = self.store.volumes.get(number);
         let volume = volume.ok_or(BringBackError::Unknown)?;
         if volume.online() {
@@ -88,6 +88,9 @@ impl<D: Disk> Shared<D> {
         self.all_ended(number)?;
         let names = self.own(number, volume).await?;
         self.probe(number).await.map_err(failed("probing it"))?;
+        // Only now: a disk that hangs must not keep the shard from its maintenance.
+        let _turn = self.maintaining.turn().await;
+        self.all_ended(number)?;
         self.store.stays_behind(number);
         let written = self.write_superblock(number).await;
         written.map_err(failed("writing the superblock"))?;

@@ -39,6 +39,7 @@ pub(crate) struct Upkeep {
     /// The reading that a recency record of this process has.
     pub(crate) clock_written: Cell<Option<Age>>,
     pub(crate) making_room: Gate,
+    pub(crate) bringing_back: Gate,
     /// When no room could be made, by volume.
     pub(crate) no_room: RefCell<BTreeMap<u8, Age>>,
 }

@@ -2,8 +2,10 @@
 
 use std::cell::RefCell;
 use std::future::Future;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 
 use super::*;
 use crate::compact::Compactor;
@@ -122,6 +124,28 @@ fn a_volume_that_comes_back_is_told_before_it_counts() {
         after += 1;
     }
     assert!(after > 0, "it takes some steps");
+}
+
+#[test]
+fn a_disk_that_is_being_probed_keeps_nobody_from_maintenance() {
+    let process = process(2);
+    process.store.take_offline(1);
+    let writer = process.writer();
+    process.executor.spawn(async move {
+        writer.maintain(NOW).await;
+        writer.bring_back(1).await.expect("its disk works");
+    });
+    let mut probed = 0;
+    while process.executor.step(&process.world) != Step::Idle {
+        let files = process.world.drive_files(1);
+        if files.iter().any(|(name, _)| name == PROBE) {
+            probed += 1;
+            let mut turn = pin!(process.shared.maintaining.turn());
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(turn.as_mut().poll(&mut cx).is_ready(), "{probed}");
+        }
+    }
+    assert!(probed > 0 && process.store.volume(1).online());
 }
 
 /// Sealed segments of which most is dead.
