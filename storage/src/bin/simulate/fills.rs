@@ -229,7 +229,10 @@ impl Process {
     fn check_refusal(&self, refusal: Refusal, staging: bool) {
         match refusal {
             Refusal::Full | Refusal::TooLarge => {
-                assert!(self.may_be_full() || staging, "refused: {refusal}");
+                assert!(
+                    self.plan.may_refuse_bodies() || staging,
+                    "refused: {refusal}"
+                );
             }
             Refusal::DiskFailed => assert!(self.lenient(), "the disk did not fail"),
             Refusal::MediaTypeTooLong => panic!("no media type is that long"),

@@ -185,8 +185,12 @@ impl Plan {
     /// Whether a refusal for lack of space is to be expected.
     pub fn may_be_full(&self) -> bool {
         let refuses = |errors: &Faults| errors.full > 0 || errors.quota > 0;
-        let few_files = self.options.files_max < FILES_MANY;
-        self.tight || few_files || self.errors.iter().any(refuses)
+        self.tight || self.errors.iter().any(refuses)
+    }
+
+    /// The same of a new body, which may also need one file too many, or have others evicted.
+    pub fn may_refuse_bodies(&self) -> bool {
+        self.may_be_full() || self.options.files_max < FILES_MANY
     }
 
     pub fn breaks(&self) -> bool {

@@ -49,7 +49,7 @@ impl Process {
 
     /// Whether bodies may be evicted at all.
     pub fn may_evict(&self) -> bool {
-        self.may_be_full() || self.plan.idle_after(usize::MAX).is_some()
+        self.plan.may_refuse_bodies() || self.plan.idle_after(usize::MAX).is_some()
     }
 
     /// Whether the body may have been evicted: for room, or because it was not used.
@@ -63,7 +63,7 @@ impl Process {
             // What cannot be written down is not known after a crash.
             model.idle(body, after) || self.lenient() || self.may_be_full()
         });
-        (room || model.evicted) && self.may_be_full() || idle
+        (room || model.evicted) && self.plan.may_refuse_bodies() || idle
     }
 
     /// All was looked up, and nobody uses anything any more: nothing is immortal, and nothing goes
