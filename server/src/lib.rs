@@ -44,6 +44,7 @@ pub mod relay;
 pub mod reload;
 pub mod respond;
 pub mod resume;
+pub mod ring;
 pub mod service;
 pub mod shard;
 pub mod source;

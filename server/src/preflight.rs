@@ -17,15 +17,13 @@ use std::time::{Duration, Instant};
 
 use entrepot_storage::segments_max;
 use monoio::io::AsyncReadRent;
-use monoio::{IoUringDriver, Runtime, RuntimeBuilder};
 
 use crate::config::Config;
 use crate::net::limits;
+use crate::ring::{self, ENTRIES};
 
 /// sysexits.h EX_CONFIG: the service manager need not try again.
 pub const EXIT_CODE: u8 = 78;
-/// Entries of one shard's ring; the runtime's default, which the measurements were made with.
-pub const RING_ENTRIES: u32 = 1_024;
 /// Locked memory of one such ring: 64 KiB of submissions, 32 KiB of completions, heads and
 /// arrays, rounded up.
 const RING_LEN: u64 = 128 << 10;
@@ -80,7 +78,7 @@ pub enum Fatal {
     )]
     UringOperations,
     #[error(
-        "no memory for an io_uring of {RING_ENTRIES} entries: the limit of locked memory is \
+        "no memory for an io_uring of {ENTRIES} entries: the limit of locked memory is \
              too small, or used up by other processes of this user\n  \
              in a systemd unit:  LimitMEMLOCK=infinity\n  \
              in a container:     --ulimit memlock=-1\n  \
@@ -200,16 +198,11 @@ pub fn run(config: &Config, rings: usize) -> Result<Passed, Fatal> {
 
 /// One ring as the shards use it, and the operations the runtime uses.
 pub fn uring() -> Result<(), Fatal> {
-    runtime()?;
+    ring::runtime().map_err(ring_error)?;
     match monoio::utils::detect_uring() {
         true => Ok(()),
         false => Err(Fatal::UringOperations),
     }
-}
-
-fn runtime() -> Result<Runtime<IoUringDriver>, Fatal> {
-    let builder = RuntimeBuilder::<IoUringDriver>::new().with_entries(RING_ENTRIES);
-    builder.build().map_err(ring_error)
 }
 
 /// The meaning of a failed `io_uring_setup`; also for the rings that the shards make later.
@@ -223,6 +216,8 @@ fn explain_ring_error(error: io::Error, disabled: Option<i64>) -> Fatal {
         (Some(libc::EPERM | libc::EACCES), _) => Fatal::UringForbidden,
         (Some(libc::ENOSYS), _) => Fatal::UringMissing,
         (Some(libc::ENOMEM), _) => Fatal::UringMemory,
+        // A flag that the kernel does not know.
+        (Some(libc::EINVAL), _) => Fatal::UringOperations,
         _ => Fatal::Uring(error),
     }
 }
@@ -241,7 +236,7 @@ fn memlock(limit: Option<u64>, rings: u64) -> Result<(), Fatal> {
 pub fn receive_stays_pending() -> Result<(), Fatal> {
     // A thread of its own: a runtime belongs to one for good.
     let test = std::thread::spawn(|| -> Result<(), Fatal> {
-        let mut runtime = runtime()?;
+        let mut runtime = ring::runtime().map_err(ring_error)?;
         runtime
             .block_on(receive_before_send())
             .map_err(Fatal::ReceiveNotPending)

@@ -35,8 +35,8 @@ use crate::net::socket::{self, Socket};
 use crate::net::warm::Warmer;
 use crate::net::watchdog::{Patience, Watchdog};
 use crate::parts;
-use crate::preflight::RING_ENTRIES;
 use crate::purge;
+use crate::ring;
 use crate::service::Service;
 use crate::source::Sources;
 use crate::upkeep::{self, Upkeep};
@@ -127,11 +127,7 @@ pub fn run(parts: Arc<Parts>, seat: Seat) {
     if let Err(error) = monoio::utils::bind_to_cpu_set([seat.index % cores]) {
         tracing::warn!(shard = seat.index, ?error, "not pinned to a core");
     }
-    let runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
-        .with_entries(RING_ENTRIES)
-        .enable_timer()
-        .build();
-    let mut runtime = match runtime {
+    let mut runtime = match ring::runtime() {
         Ok(runtime) => runtime,
         Err(error) => {
             let _ = seat.started.send(Err(error));

@@ -12,7 +12,8 @@ use entrepot_storage::{OpenError, OpenFailure, Options, Recovered, Store, Volume
 use super::{StartError, system};
 use crate::clock;
 use crate::config::Config;
-use crate::preflight::{Fatal, LEFTOVER_LOOK, LEFTOVER_WAIT, Passed, RING_ENTRIES};
+use crate::preflight::{Fatal, LEFTOVER_LOOK, LEFTOVER_WAIT, Passed, ring_error};
+use crate::ring;
 
 type Opened = (Vec<UringDisk>, Arc<Store<UringDisk>>);
 
@@ -37,11 +38,7 @@ pub fn open(config: &Config, passed: &Passed, shards: usize) -> Result<Opened, S
         volumes.collect::<Vec<_>>()
     };
     let options = options(config, passed, shards)?;
-    let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
-        .with_entries(RING_ENTRIES)
-        .enable_timer()
-        .build()
-        .map_err(crate::preflight::ring_error)?;
+    let mut runtime = ring::runtime().map_err(ring_error)?;
     let began = Instant::now();
     let deadline = began + LEFTOVER_WAIT;
     let opened = loop {
