@@ -73,8 +73,8 @@ pub enum Fatal {
     )]
     UringMissing,
     #[error(
-        "this kernel's io_uring lacks operations the server needs: \
-             it is tested on Linux 6.18"
+        "this kernel's io_uring lacks operations or flags the server needs: \
+             Linux 6.0 has them all, and it is tested on 6.18"
     )]
     UringOperations,
     #[error(

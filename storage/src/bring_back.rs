@@ -24,6 +24,14 @@ use crate::volume::{Own, Volume};
 use crate::wait::{Walk, detached};
 use crate::writer::{Shared, Writer};
 
+/// It may be gone: one that was made too late to count removes what it finds under its name.
+async fn unlink_probe<D: Disk>(disk: &D) -> io::Result<()> {
+    match disk.unlink(PROBE).await {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        unlinked => unlinked,
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -189,16 +197,13 @@ impl<D: Disk> Shared<D> {
     async fn probe(&self, number: u8) -> io::Result<()> {
         let disk = self.disk(number);
         // Left over from a probe that failed.
-        match disk.unlink(PROBE).await {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        unlink_probe(disk).await?;
         let file = disk.create(PROBE, PAGE_LEN).await?;
         let bytes = Bytes::from(self.store.uuid.repeat(PAGE_LEN as usize / 16));
         disk.write(&file, 0, bytes.clone()).await?;
         disk.sync(&file).await?;
         let read = disk.read(&file, 0, bytes.len()).await?;
-        disk.unlink(PROBE).await?;
+        unlink_probe(disk).await?;
         disk.sync_dir().await?;
         if read != bytes {
             return Err(io::ErrorKind::InvalidData.into());

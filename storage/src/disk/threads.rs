@@ -24,6 +24,9 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(200);
 /// A sync has so much more time as the file takes at this pace, in bytes a second: all of it may
 /// have to be written, and no disk that works is slower.
 pub(super) const SYNC_PACE: u64 = 8 << 20;
+/// At most so much: what is not written is in memory, and the kernel lets no more than a fifth of
+/// that be dirty, 25 GB of 128. Whoever hangs holds up a shard's commits as long.
+pub(super) const SYNC_PATIENCE_MAX: Duration = Duration::from_secs(600);
 
 type Job = Box<dyn FnOnce() + Send>;
 

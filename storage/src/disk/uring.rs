@@ -25,7 +25,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 
 use super::cores::Cores;
-use super::threads::{PATIENCE, SYNC_PACE, Threads, closer};
+use super::threads::{PATIENCE, SYNC_PACE, SYNC_PATIENCE_MAX, Threads, closer};
 use super::{Disk, Space, Work, too_many_files};
 
 /// One read of a larger range: bounds the buffer the kernel has at a time.
@@ -169,7 +169,7 @@ impl UringDisk {
     /// How long a sync of this file may take.
     fn sync_patience(&self, file: &UringFile) -> Duration {
         let len = file.shared.len.load(Ordering::Relaxed);
-        self.inner.patience + Duration::from_secs(len / SYNC_PACE)
+        self.inner.patience + Duration::from_secs(len / SYNC_PACE).min(SYNC_PATIENCE_MAX)
     }
 
     /// Has the ring of this thread do `work`, which goes on to its end in any case (R2).
@@ -589,6 +589,8 @@ mod tests {
             disk.sync(&again).await.expect("durable");
             let file = disk.anonymous(SYNC_PACE - 1).await.expect("room");
             assert_eq!(more(&file), 0);
+            file.shared.len.store(1 << 40, Ordering::Relaxed);
+            assert_eq!(more(&file), SYNC_PATIENCE_MAX.as_secs());
         });
         std::fs::remove_dir_all(&path).expect("removed");
     }
