@@ -59,7 +59,8 @@ impl Warmer {
     /// caller's `sendfile` meets the error itself, except for a disk that does not answer
     /// (`TimedOut`), of which it would never return.
     pub async fn warm(&self, lease: Lease<UringDisk>, offset: u64, len: u64) -> io::Result<()> {
-        self.ask(lease, offset, len, false).await.map(drop)
+        // In a box, since each connection would hold its timer's 2 KB.
+        Box::pin(self.ask(lease, offset, len, false)).await.map(drop)
     }
 
     /// A whole body as bytes, for the few that are not sent by `sendfile`. `None` when it can't
@@ -70,7 +71,7 @@ impl Warmer {
         }
         let (lease, len) = (body.lease.clone(), body.len);
         let offset = lease.offset();
-        let bytes = self.ask(lease, offset, len, true).await.ok()??;
+        let bytes = Box::pin(self.ask(lease, offset, len, true)).await.ok()??;
         (bytes.len() as u64 == len && !body.lease.revoked()).then(|| bytes.into())
     }
 
