@@ -60,7 +60,9 @@ impl Warmer {
     /// (`TimedOut`), of which it would never return.
     pub async fn warm(&self, lease: Lease<UringDisk>, offset: u64, len: u64) -> io::Result<()> {
         // In a box, since each connection would hold its timer's 2 KB.
-        Box::pin(self.ask(lease, offset, len, false)).await.map(drop)
+        Box::pin(self.ask(lease, offset, len, false))
+            .await
+            .map(drop)
     }
 
     /// A whole body as bytes, for the few that are not sent by `sendfile`. `None` when it can't
