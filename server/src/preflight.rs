@@ -414,7 +414,7 @@ mod tests {
             ),
             (
                 Fatal::UringOperations.to_string(),
-                ["operations", "Linux 6.18"],
+                ["operations", "Linux 6.0"],
             ),
             (
                 memlock(Some(8 << 20), 25)
