@@ -51,7 +51,14 @@ pub struct Failure {
 
 impl FailureKind {
     /// What an upstream is not asked again for a while after: 429, and 5xx with `Retry-After`.
-    pub const HELD_BACK: [FailureKind; 2] = [FailureKind::RateLimited, FailureKind::ServerError];
+    const HELD_BACK: [FailureKind; 2] = [FailureKind::RateLimited, FailureKind::ServerError];
+
+    /// Whether what may stand in for such failures may for all that an upstream holds back.
+    pub fn is_spare(stands_in: impl Fn(&Failure) -> bool) -> bool {
+        let all = FailureKind::HELD_BACK.iter();
+        all.map(|kind| Failure::new(*kind, ""))
+            .all(|failure| stands_in(&failure))
+    }
 }
 
 impl Failure {

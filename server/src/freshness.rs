@@ -192,9 +192,7 @@ impl Tags {
 
     /// Whether the cached copy may stand in for what an upstream holds back.
     fn is_spare(&self, source: &Repository, cached: &TagRecord) -> bool {
-        FailureKind::HELD_BACK
-            .iter()
-            .all(|kind| self.may_stand_in(source, cached, &Failure::new(*kind, "")))
+        FailureKind::is_spare(|failure| self.may_stand_in(source, cached, failure))
     }
 
     async fn revalidate(

@@ -112,9 +112,7 @@ async fn forward(
         |failure: &Failure| kept.is_some_and(|kept| may_stand_in(exchange, source, kept, failure));
     let search = Search {
         came_from: kept.map(|kept| &*kept.origin),
-        spare: FailureKind::HELD_BACK
-            .iter()
-            .all(|kind| stands_in(&Failure::new(*kind, ""))),
+        spare: FailureKind::is_spare(stands_in),
         stands_in: Some(&stands_in),
         ..Search::default()
     };

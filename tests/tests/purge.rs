@@ -69,57 +69,39 @@ fn a_purged_body_is_gone_from_every_repository_and_stays_gone() {
     assert!(is_held(&origin, &server, &target), "a later pull keeps it");
 }
 
+/// A repository's links come with the ends of its fills, so nothing in the index names whose they
+/// are.
 #[test]
-fn a_running_fill_is_stopped_and_commits_nothing() {
-    let origin = Origin::start();
-    let server = Entrepot::before(origin.url());
-    let blob = origin.blob(&["library/app"], 8 << 20, 1);
-    let target = blob_target("library/app", &blob.digest);
-    origin.fault_times(1, json!({"kind": "blob"}), json!({"halt_at": "50%"}));
-    std::thread::scope(|scope| {
-        let pull = scope.spawn(|| get_hashed(server.addr(), &target));
-        origin.wait(json!({"kind": "blob", "state": "halted"}), 1);
-        until_true("the fill runs", || {
-            server.metric("entrepot_fills_running", &[]) == 1.0
-        });
-        server.ask_ok(&["purge", "digest", &blob.digest]);
-        origin.release();
-        let cut = pull.join().expect("no panic").expect("a head");
-        assert!(cut.broken.is_some(), "a purged body is not completed");
-    });
-    until_true("the fill has ended", || {
-        server.metric("entrepot_fills_running", &[]) == 0.0
-    });
-    assert_eq!(server.metric("entrepot_store_bodies", &[]), 0.0);
-    let body = server.get(&target).expect(200).body;
-    assert_eq!(digest(&body), blob.digest, "a later pull fetches it anew");
-}
-
-/// Their links come with their ends, so nothing in the index names whose they are.
-#[test]
-fn running_fills_of_a_purged_repository_are_stopped() {
-    for purge in [["repository", "dh/library/app"], ["project", "dh"]] {
+fn a_running_fill_of_what_is_purged_is_stopped_and_commits_nothing() {
+    for what in ["digest", "repository", "project"] {
         let origin = Origin::start();
         let server = Entrepot::before(origin.url());
         let blob = origin.blob(&["library/app"], 8 << 20, 1);
         let target = blob_target("library/app", &blob.digest);
+        let name = match what {
+            "digest" => &*blob.digest,
+            "repository" => "dh/library/app",
+            _ => "dh",
+        };
         origin.fault_times(1, json!({"kind": "blob"}), json!({"halt_at": "50%"}));
         std::thread::scope(|scope| {
             let pull = scope.spawn(|| get_hashed(server.addr(), &target));
             origin.wait(json!({"kind": "blob", "state": "halted"}), 1);
-            server.ask_ok(&["purge", purge[0], purge[1]]);
+            until_true("the fill runs", || {
+                server.metric("entrepot_fills_running", &[]) == 1.0
+            });
+            server.ask_ok(&["purge", what, name]);
             origin.release();
             let cut = pull.join().expect("no panic").expect("a head");
-            assert!(
-                cut.broken.is_some(),
-                "{purge:?}: a purged body is completed"
-            );
+            assert!(cut.broken.is_some(), "{what}: a purged body is completed");
         });
         until_true("the fill has ended", || {
             server.metric("entrepot_fills_running", &[]) == 0.0
         });
         assert_eq!(server.metric("entrepot_store_bodies", &[]), 0.0);
-        assert!(!is_held(&origin, &server, &target), "{purge:?}");
+        assert!(!is_held(&origin, &server, &target), "{what}");
+        let body = server.get(&target).expect(200).body;
+        assert_eq!(digest(&body), blob.digest, "a later pull fetches it anew");
     }
 }
 

@@ -8,19 +8,15 @@
 use std::io;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
 
 use bytes::Bytes;
-use entrepot_storage::disk::uring::UringDisk;
+use entrepot_storage::disk::uring::{PATIENCE, UringDisk};
 use entrepot_storage::{Body, Lease};
 use monoio::time::timeout;
 use rustix::io::pread;
 
 /// Threads that wait for one disk.
 const THREADS: usize = 4;
-/// How long anybody waits for a disk, queue included: as long as the store does before it gives
-/// it up.
-const PATIENCE: Duration = Duration::from_secs(200);
 /// Requests that may wait for a thread; more than this and a sender waits, which only slows
 /// cold reads down.
 const QUEUE_LEN: usize = 256;
@@ -59,10 +55,7 @@ impl Warmer {
     /// caller's `sendfile` meets the error itself, except for a disk that does not answer
     /// (`TimedOut`), of which it would never return.
     pub async fn warm(&self, lease: Lease<UringDisk>, offset: u64, len: u64) -> io::Result<()> {
-        // In a box, since each connection would hold its timer's 2 KB.
-        Box::pin(self.ask(lease, offset, len, false))
-            .await
-            .map(drop)
+        self.ask(lease, offset, len, false).await.map(drop)
     }
 
     /// A whole body as bytes, for the few that are not sent by `sendfile`. `None` when it can't
@@ -73,7 +66,7 @@ impl Warmer {
         }
         let (lease, len) = (body.lease.clone(), body.len);
         let offset = lease.offset();
-        let bytes = Box::pin(self.ask(lease, offset, len, true)).await.ok()??;
+        let bytes = self.ask(lease, offset, len, true).await.ok()??;
         (bytes.len() as u64 == len && !body.lease.revoked()).then(|| bytes.into())
     }
 
@@ -98,7 +91,8 @@ impl Warmer {
             answer.recv_async().await.ok()?
         };
         let timed_out = |_| io::ErrorKind::TimedOut.into();
-        timeout(PATIENCE, asked).await.map_err(timed_out)
+        // In a box, since each connection would hold its timer's 2 KB.
+        Box::pin(timeout(PATIENCE, asked)).await.map_err(timed_out)
     }
 }
 

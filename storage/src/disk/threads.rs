@@ -20,7 +20,7 @@ const COUNT: usize = 2;
 const QUEUE_MAX: usize = 1024;
 /// Longer than the kernel waits for a disk before it gives it up itself: a SCSI command has 30 s
 /// and is tried six times.
-pub(super) const PATIENCE: Duration = Duration::from_secs(200);
+pub const PATIENCE: Duration = Duration::from_secs(200);
 /// A sync has so much more time as the file takes at this pace, in bytes a second: all of it may
 /// have to be written, and no disk that works is slower.
 pub(super) const SYNC_PACE: u64 = 8 << 20;

@@ -25,7 +25,8 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 
 use super::cores::Cores;
-use super::threads::{PATIENCE, SYNC_PACE, SYNC_PATIENCE_MAX, Threads, closer};
+pub use super::threads::PATIENCE;
+use super::threads::{SYNC_PACE, SYNC_PATIENCE_MAX, Threads, closer};
 use super::{Disk, Space, Work, too_many_files};
 
 /// One read of a larger range: bounds the buffer the kernel has at a time.
