@@ -81,6 +81,13 @@ fn a_wrong_configuration_names_file_line_and_the_nearest_key() {
 }
 
 #[test]
+fn a_congestion_control_that_the_kernel_does_not_have_is_a_clear_error() {
+    let setup = Setup::new(&nowhere()).args(&["--set", "congestion_control=nosuch"]);
+    let words = ["nosuch", "net.ipv4.tcp_allowed_congestion_control"];
+    check_refused(&setup, &words);
+}
+
+#[test]
 fn a_taken_port_is_a_clear_error() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let addr = taken.local_addr().expect("a bound listener");

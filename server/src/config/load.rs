@@ -16,13 +16,15 @@ use super::error::{Cause, Place, Problem, Problems};
 use super::section::{Section, Sink};
 use super::tree::{self, Node, Value};
 use super::{
-    Capacity, Config, DAY, GIB, KIB, Limits, Log, LogFormat, MIB, SecretSource, StoreConfig, TIB,
-    project, proxy, units,
+    Capacity, Config, CongestionControl, DAY, GIB, KIB, Limits, Log, LogFormat, MIB, SecretSource,
+    StoreConfig, TIB, project, proxy, units,
 };
 use crate::control;
 
 /// A configuration of this size has thousands of projects: something else was named.
 const FILE_LEN_MAX: u64 = MIB;
+/// Linux' `TCP_CA_NAME_MAX` without the end.
+const CONGESTION_LEN_MAX: usize = 15;
 /// The store counts ages in seconds.
 const TIME_MIN: Duration = Duration::from_secs(1);
 /// What the store can number; more disks than this are several servers.
@@ -177,6 +179,7 @@ fn read(
         admin,
         control: read_control(&root, store.paths.first().map(PathBuf::as_path)),
         shards: shards.map(|shards| shards as usize),
+        congestion_control: read_congestion_control(&root),
         log: read_log(root.table("log")),
         store,
         limits: read_limits(root.table("limits")),
@@ -255,6 +258,22 @@ pub(super) fn read_control(root: &Section<'_>, first_store: Option<&Path>) -> Pa
         );
     }
     path
+}
+
+fn read_congestion_control(root: &Section<'_>) -> CongestionControl {
+    let key = "congestion_control";
+    match root.text(key) {
+        None => CongestionControl::Preferred,
+        Some(("system", _)) => CongestionControl::System,
+        Some((name, place)) => {
+            let letters = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+            if !(1..=CONGESTION_LEN_MAX).contains(&name.len()) || !name.bytes().all(letters) {
+                let expected = "\"system\" or a name of net.ipv4.tcp_allowed_congestion_control";
+                root.wrong_value(key, place, name, expected);
+            }
+            CongestionControl::Named(name.to_owned())
+        }
+    }
 }
 
 fn read_log(section: Option<Section<'_>>) -> Log {

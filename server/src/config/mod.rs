@@ -47,11 +47,23 @@ pub struct Config {
     pub control: PathBuf,
     /// Shard threads; `None` is one per core.
     pub shards: Option<usize>,
+    pub congestion_control: CongestionControl,
     pub log: Log,
     pub store: StoreConfig,
     pub limits: Limits,
     /// In the order of the file.
     pub projects: Vec<Project>,
+}
+
+/// What paces the sockets of clients (tcp(7), `TCP_CONGESTION`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CongestionControl {
+    /// `cubic`, where the kernel permits it: an algorithm that paces by timers, as bbr does, sends
+    /// half as much in a fast network.
+    Preferred,
+    /// What the machine has for all sockets.
+    System,
+    Named(String),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

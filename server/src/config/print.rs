@@ -8,7 +8,8 @@ use std::path::Path;
 use super::section::quote;
 use super::units::{format_duration, format_size};
 use super::{
-    Access, Capacity, ColdRanges, Config, Limits, Log, LogFormat, MASK, Project, SecretSource,
+    Access, Capacity, ColdRanges, Config, CongestionControl, Limits, Log, LogFormat, MASK, Project,
+    SecretSource,
 };
 use super::{StoreConfig, Tier, Upstream, Url};
 
@@ -25,6 +26,16 @@ pub fn print(config: &Config) -> String {
     match config.shards {
         Some(shards) => line(&mut out, &format!("shards = {shards}")),
         None => line(&mut out, "# shards: one per core"),
+    }
+    match &config.congestion_control {
+        CongestionControl::Preferred => {
+            line(
+                &mut out,
+                "# congestion_control: cubic, if the kernel permits it",
+            );
+        }
+        CongestionControl::System => key(&mut out, "congestion_control", text(&"system")),
+        CongestionControl::Named(name) => key(&mut out, "congestion_control", text(name)),
     }
     print_log(&mut out, &config.log);
     print_store(&mut out, &config.store);

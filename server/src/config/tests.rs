@@ -101,6 +101,10 @@ fn nothing_at_all_is_a_configuration() {
     assert_eq!(config.listen, ["0.0.0.0:5000".parse().expect("address")]);
     assert_eq!(config.admin.to_string(), "127.0.0.1:5001");
     assert_eq!(config.shards, None);
+    assert_eq!(
+        config.congestion_control,
+        super::CongestionControl::Preferred
+    );
     assert_eq!(config.log.format, LogFormat::Text);
     assert_eq!(config.log.level, "info");
     assert_eq!(config.store.paths, [Path::new("/home/op/.cache/entrepot")]);
@@ -150,6 +154,7 @@ const FULL: &str = r#"
 listen = ["127.0.0.1:5000", "[::1]:5000"]
 admin  = "127.0.0.1:5001"
 shards = 3
+congestion_control = "reno"
 
 [log]
 format = "json"
@@ -194,6 +199,8 @@ fn every_key_has_its_meaning() {
     let config = config(load_text("full", FULL));
     assert_eq!(config.listen.len(), 2);
     assert_eq!(config.shards, Some(3));
+    let reno = super::CongestionControl::Named("reno".to_owned());
+    assert_eq!(config.congestion_control, reno);
     assert_eq!(config.log.format, LogFormat::Json);
     assert_eq!(config.store.capacity, Capacity::Bytes(2 << 40));
     assert_eq!(config.store.segment, Some(256 << 20));
@@ -379,6 +386,10 @@ fn wrong_types_and_values_say_what_is_expected() {
             ),
             ("shards = 99999999999999999999999", &["shards"]),
             ("shards = '2'", &["expected a whole number, found a string"]),
+            (
+                "congestion_control = 'no such name'",
+                &["congestion_control: \"no such name\" is not \"system\" or a name of"],
+            ),
             ("shards = 1.5", &["expected a whole number, found a float"]),
             (
                 "[log]\nformat = 'xml'",

@@ -10,8 +10,10 @@ use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::rc::Rc;
+use std::time::Duration;
 
 use monoio::net::TcpStream;
+use monoio::time::sleep;
 use socket2::{Domain, Protocol, SockRef, Type};
 
 use super::watchdog::{Phase, Watchdog, Watched};
@@ -20,12 +22,18 @@ use super::watchdog::{Phase, Watchdog, Watched};
 /// brings thousands at once; the kernel clamps it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
+/// How long a client that has ended its side and whose socket is full is left alone: at 4 MiB a
+/// socket it may still take 400 MB/s.
+const REFUSED_PAUSE: Duration = Duration::from_millis(10);
+
 /// A connected, non-blocking TCP socket that its shard's watchdog looks after.
 pub struct Socket {
     stream: TcpStream,
     peer: SocketAddr,
     watched: Watched,
     cut: Cell<bool>,
+    /// It had no room although the ring said so, and has taken nothing since.
+    refused: Cell<bool>,
 }
 
 impl Socket {
@@ -44,6 +52,7 @@ impl Socket {
             stream,
             peer,
             cut: Cell::new(false),
+            refused: Cell::new(false),
         }))
     }
 
@@ -57,6 +66,7 @@ impl Socket {
     }
 
     pub fn progressed(&self) {
+        self.refused.set(false);
         self.watched.progressed();
     }
 
@@ -75,7 +85,7 @@ impl Socket {
     /// Makes the close abortive (RST), so that a short body cannot look like a clean end.
     pub fn abort_on_close(&self) {
         // Best effort: the Content-Length already tells the client that bytes are missing (R6).
-        let _ = self.reference().set_linger(Some(std::time::Duration::ZERO));
+        let _ = self.reference().set_linger(Some(Duration::ZERO));
     }
 
     /// Tells the peer that nothing more will be sent; it may still be sending.
@@ -125,7 +135,7 @@ impl Socket {
                     first = &first[from_first..];
                     second = &second[count - from_first..];
                 }
-                Err(error) if would_block(&error) => self.writable().await?,
+                Err(error) if would_block(&error) => self.room().await?,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
@@ -133,13 +143,44 @@ impl Socket {
         Ok(())
     }
 
+    /// Holds segments back that are not full until the guard goes (tcp(7), `TCP_CORK`). Without it
+    /// every acknowledgement pushes out what just then lies at the end of the queue.
+    pub fn cork(&self) -> Corked<'_> {
+        // Only slower without it.
+        let _ = self.reference().set_tcp_cork(true);
+        Corked(self)
+    }
+
+    /// Waits until a socket that just took nothing has room.
+    ///
+    /// A peer that has ended its side makes every poll of the ring answer at once, room or not
+    /// (`EPOLLRDHUP` is always polled for), so the second time in a row waits by the clock.
+    pub async fn room(&self) -> io::Result<()> {
+        if self.refused.replace(true) {
+            // In a box, since each connection would hold its timer's 2 KB.
+            Box::pin(sleep(REFUSED_PAUSE)).await;
+        }
+        self.writable().await
+    }
+
     /// Waits through the ring until the socket takes bytes; also the fairness yield of long sends.
+    /// What comes at once may be wrong: see [`room`](Socket::room).
     pub async fn writable(&self) -> io::Result<()> {
         self.stream.writable(false).await
     }
 
     pub(super) fn reference(&self) -> SockRef<'_> {
         SockRef::from(self)
+    }
+}
+
+/// Sends what is held back when it goes.
+pub struct Corked<'a>(&'a Socket);
+
+impl Drop for Corked<'_> {
+    fn drop(&mut self) {
+        // The kernel sends by itself after 200 ms.
+        let _ = self.0.reference().set_tcp_cork(false);
     }
 }
 
@@ -166,10 +207,17 @@ pub(super) fn would_block(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock
 }
 
+/// Whether this process may have its sockets use that congestion control.
+pub fn may_control_by(congestion_control: &str) -> io::Result<()> {
+    let socket = socket2::Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_tcp_congestion(congestion_control.as_bytes())
+}
+
 /// Opens one listener of a `SO_REUSEPORT` group; the kernel spreads connections over the group.
 ///
 /// With port 0 the first call chooses; the caller passes the bound address for the others.
-pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+/// Accepted connections inherit `congestion_control`; `None` is what the machine has for all.
+pub fn listen(address: SocketAddr, congestion_control: Option<&str>) -> io::Result<TcpListener> {
     let socket = socket2::Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -181,6 +229,9 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         socket.set_only_v6(true)?;
     }
     socket.bind(&address.into())?;
+    if let Some(name) = congestion_control {
+        socket.set_tcp_congestion(name.as_bytes())?;
+    }
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
@@ -188,4 +239,20 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 /// Ends a listener: its pending accept fails with EINVAL, new connections are refused.
 pub fn stop_listening(listener: &TcpListener) {
     let _ = SockRef::from(listener).shutdown(Shutdown::Both);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accepted_connections_have_the_congestion_control_of_their_listener() {
+        // Every kernel has it and permits it to everybody.
+        let listener = listen(([127, 0, 0, 1], 0).into(), Some("reno")).expect("a listener");
+        let address = listener.local_addr().expect("an address");
+        let _client = std::net::TcpStream::connect(address).expect("a connection");
+        let (accepted, _) = listener.accept().expect("a connection");
+        let control = SockRef::from(&accepted).tcp_congestion().expect("a name");
+        assert!(control.starts_with(b"reno"), "{control:?}");
+    }
 }
