@@ -46,7 +46,8 @@ impl<'a> Reading<'a> {
     ) -> Result<(), SendError> {
         let mut at = from;
         let sent = loop {
-            let sent = sendfile::send(socket, &self.lease, &service.warmer, &mut at, to).await;
+            let (warmer, turns) = (&service.warmer, &service.turns);
+            let sent = sendfile::send(socket, warmer, turns, &self.lease, &mut at, to).await;
             match sent {
                 Err(SendError::Revoked) if self.resume(service, at) => {}
                 sent => break sent,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::lookup::Lookup;
 use crate::metrics::Metrics;
 use crate::net::buffers::Buffers;
+use crate::net::turns::Turns;
 use crate::net::warm::Warmer;
 use crate::net::watchdog::Watchdog;
 
@@ -16,6 +17,7 @@ pub struct Service {
     pub warmer: Warmer,
     pub watchdog: Rc<Watchdog>,
     pub buffers: Buffers,
+    pub turns: Rc<Turns>,
     pub head_len_max: usize,
     /// Running relays, cold ranges and listings: each holds a body or a part of one in memory.
     pub relays: Rc<Cell<usize>>,

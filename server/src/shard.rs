@@ -32,6 +32,7 @@ use crate::mailbox::{Mailboxes, Message, Post};
 use crate::metrics::{Metrics, Operations};
 use crate::net::buffers::Buffers;
 use crate::net::socket::{self, Socket};
+use crate::net::turns::Turns;
 use crate::net::warm::Warmer;
 use crate::net::watchdog::{Patience, Watchdog};
 use crate::parts;
@@ -207,12 +208,14 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
         head_s: seconds(config.limits.head_timeout),
         send_s: seconds(config.limits.send_timeout),
     });
+    let turns = Rc::new(Turns::default());
     let service = Rc::new(Service {
         lookup: Lookup::new(store.clone(), sources, post, config.store.small_max),
         metrics: metrics.clone(),
         warmer: parts.warmer.clone(),
         watchdog: watchdog.clone(),
         buffers: Buffers::default(),
+        turns: turns.clone(),
         head_len_max: config.limits.head_len_max,
         relays: Rc::default(),
         cold: Rc::default(),
@@ -237,6 +240,7 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
         writer,
         exchange: parts.store.exchange(),
     };
+    monoio::spawn(async move { turns.run().await });
     monoio::spawn(upkeep.run());
     monoio::spawn(receive(seat.mailbox.clone(), owner.clone()));
     let _ = seat.drain.recv_async().await;

@@ -329,6 +329,16 @@ impl Entrepot {
         });
     }
 
+    /// CPU time of all threads so far, in ticks of a hundredth of a second.
+    pub fn cpu_ticks(&self) -> u64 {
+        let path = format!("/proc/{}/stat", self.process.id());
+        let stat = std::fs::read_to_string(path).expect("the process runs");
+        // The name may hold anything; utime and stime are the 12th and 13th field after it.
+        let (_, fields) = stat.rsplit_once(')').expect("a name");
+        let times = fields.split_whitespace().skip(11).take(2);
+        times.map(|time| time.parse::<u64>().expect("ticks")).sum()
+    }
+
     /// Resident memory in bytes, the page cache not counted.
     pub fn rss(&self) -> u64 {
         let path = format!("/proc/{}/status", self.process.id());

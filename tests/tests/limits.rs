@@ -1,5 +1,8 @@
 //! Everything is bounded, and only a client's own request is refused (R4).
 
+use std::net::Shutdown;
+use std::time::Duration;
+
 use serde_json::json;
 
 use entrepot_tests::deadline::until_true;
@@ -155,4 +158,29 @@ fn a_client_that_takes_nothing_is_cut() {
         let hashed = get_hashed(server.addr(), &target).expect("a head");
         assert_eq!((hashed.broken, hashed.digest), (None, blob.digest.clone()));
     }
+}
+
+/// Polls of a socket whose peer has ended its side answer at once, whether there is room or not.
+#[test]
+fn a_client_that_ended_its_side_and_takes_nothing_costs_nothing_and_gets_all_later() {
+    const LOOK: Duration = Duration::from_millis(200);
+    let origin = Origin::start();
+    // More than both sockets buffer.
+    let blob = origin.blob(&["library/app"], 64 << 20, 1);
+    let server = with_limit(&origin, "limits.send_timeout=10m").start();
+    let target = target(&blob.digest);
+    server.get(&target).expect(200);
+    let mut stalled = Connection::open(server.addr());
+    stalled.request("GET", &target, &[]);
+    let ended = stalled.stream().shutdown(Shutdown::Write);
+    ended.expect("a connection");
+    let head = stalled.read_head().expect("a head");
+    until_true("the server rests", || {
+        let before = server.cpu_ticks();
+        std::thread::sleep(LOOK);
+        server.cpu_ticks() - before <= 2
+    });
+    let mut hash = Hash::default();
+    let read = stalled.read_body("GET", &head, &mut |bytes| hash.update(bytes));
+    assert_eq!((read, hash.digest()), (Ok(()), blob.digest));
 }

@@ -9,5 +9,6 @@ pub mod buffers;
 pub mod limits;
 pub mod sendfile;
 pub mod socket;
+pub mod turns;
 pub mod warm;
 pub mod watchdog;

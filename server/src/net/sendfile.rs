@@ -13,12 +13,18 @@ use rustix::fs::sendfile;
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::socket::Socket;
+use super::turns::Turns;
 use super::warm::{WINDOW_LEN, Warmer};
 use super::watchdog::Phase;
 
-/// Bytes for one `sendfile` call: as fast as 1 MiB, and a hot one holds the shard for 30 µs
-/// instead of 130; 64 KiB costs 10–25 %.
-const SLICE_LEN: u64 = 256 << 10;
+/// Bytes for one `sendfile` call. A hot one holds the shard for 130 µs; of 256 KiB it would be
+/// 30 µs, but 1 MiB bodies go out a tenth to a third slower then.
+const SLICE_LEN: u64 = 1 << 20;
+/// Ranges longer than this are corked: what an acknowledgement pushes out in between is a segment
+/// more for each.
+const CORK_MIN: u64 = 64 << 10;
+/// Pages of a slice are probed this far apart, in bytes: what is evicted goes by larger pieces.
+const PROBE_EVERY: u64 = 256 << 10;
 /// The unit the page cache is probed in.
 const PAGE_LEN: u64 = 4096;
 
@@ -39,8 +45,9 @@ pub enum SendError {
 /// `MSG_MORE` that more follows.
 pub async fn send(
     socket: &Socket,
-    lease: &Lease<UringDisk>,
     warmer: &Warmer,
+    turns: &Turns,
+    lease: &Lease<UringDisk>,
     at: &mut u64,
     to: u64,
 ) -> Result<(), SendError> {
@@ -49,17 +56,15 @@ pub async fn send(
         "a range lies within its extent"
     );
     let start = *at;
-    // One probe covers the bytes up to here.
+    let is_large = to - start > CORK_MIN;
+    let _corked = is_large.then(|| socket.cork());
+    // Probed or read up to here.
     let mut warm_to = start;
     while *at < to {
-        if lease.revoked() {
-            return Err(SendError::Revoked);
-        }
         let slice_end = to.min(*at + SLICE_LEN);
         if warm_to < slice_end {
             // The first page of a slice follows the last one of the slice before.
-            let first = *at > start || resident(lease, *at);
-            if !(first && resident(lease, slice_end - 1)) {
+            if !(*at > start || resident(lease, *at)) || !is_resident(lease, *at, slice_end) {
                 let window = WINDOW_LEN.min(to - *at);
                 // The disk's time is not the client's.
                 socket.enter(Phase::Work);
@@ -71,6 +76,13 @@ pub async fn send(
             } else {
                 warm_to = slice_end;
             }
+        }
+        if is_large {
+            turns.take().await;
+        }
+        // After the last wait before `sendfile`.
+        if lease.revoked() {
+            return Err(SendError::Revoked);
         }
         let mut offset = lease.offset() + *at;
         let wanted = (slice_end - *at) as usize;
@@ -84,13 +96,20 @@ pub async fn send(
                     socket.writable().await.map_err(SendError::Client)?;
                 }
             }
-            Err(Errno::AGAIN) => socket.writable().await.map_err(SendError::Client)?,
+            Err(Errno::AGAIN) => socket.room().await.map_err(SendError::Client)?,
             Err(Errno::INTR) => {}
             Err(Errno::IO) => return Err(SendError::Store(Errno::IO.into())),
             Err(errno) => return Err(SendError::Client(errno.into())),
         }
     }
     Ok(())
+}
+
+/// True when the probed pages of these bytes can be read without waiting for the disk; the last is
+/// always one of them.
+fn is_resident(lease: &Lease<UringDisk>, from: u64, to: u64) -> bool {
+    let ends = (from..to).step_by(PROBE_EVERY as usize).skip(1);
+    ends.chain([to]).all(|end| resident(lease, end - 1))
 }
 
 /// True when the page of this byte of the extent can be read without waiting for the disk.
