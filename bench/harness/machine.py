@@ -11,6 +11,9 @@ from .process import program
 # How programs of other makers tell theirs.
 VERSION_FLAGS = {"nginx": "-v", "docker-registry": "--version", "varnishd": "-V", "wrk": "-v"}
 
+# Of all servers but entrepot, which chooses for itself, and of the clients.
+CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+
 
 def facts(repository, programs, profile):
     model = processor()
@@ -21,6 +24,7 @@ def facts(repository, programs, profile):
         "cores": cores,
         "memory_gib": round(memory_kib() / (1 << 20), 1),
         "kernel": re.match(r"[\d.]+", platform.release()).group(),
+        "congestion_control": CONGESTION_CONTROL.read_text().strip(),
         "distribution": distribution(),
         "load_average": os.getloadavg(),
         "commit": output(["git", "-C", str(repository), "describe", "--always", "--dirty"]),

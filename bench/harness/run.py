@@ -104,7 +104,8 @@ def heading(name, title, facts):
     return (
         f"# {title}\n\n"
         f"{facts['processor']}, {facts['cores']} cores, {facts['memory_gib']} GiB, "
-        f"{facts['distribution']}, kernel {facts['kernel']}. Commit {facts['commit']}, profile "
+        f"{facts['distribution']}, kernel {facts['kernel']}, "
+        f"{facts['congestion_control']}. Commit {facts['commit']}, profile "
         f"{facts['profile']}. Command: `{command}`.\n"
     )
 
