@@ -123,11 +123,11 @@ pub enum Fatal {
     #[error("this machine has no address {ip}: cannot listen on {0}", ip = .0.ip())]
     AddressUnknown(SocketAddr),
     #[error(
-        "congestion_control = \"{name}\" is not possible: {error}\n  \
+        "congestion_control = \"{name}\" is not possible: {why}\n  \
              which are:          sysctl net.ipv4.tcp_allowed_congestion_control\n  \
              the machine's:      congestion_control = \"system\""
     )]
-    CongestionControl { name: String, error: io::Error },
+    CongestionControl { name: String, why: String },
     #[error("cannot listen on {address}: {error}")]
     Listen {
         address: SocketAddr,

@@ -135,13 +135,21 @@ pub fn run(parts: Arc<Parts>, seat: Seat) {
             return;
         }
     };
-    let _ = seat.started.send(Ok(()));
     runtime.block_on(serve(parts, seat));
     // A runtime dropped with I/O in flight frees buffers that the kernel still writes to (R2).
     std::mem::forget(runtime);
 }
 
 async fn serve(parts: Arc<Parts>, seat: Seat) {
+    let turns = match Turns::new() {
+        Ok(turns) => Rc::new(turns),
+        Err(error) => {
+            let error = format!("its turns need a socket: {error}");
+            let _ = seat.started.send(Err(io::Error::other(error)));
+            return;
+        }
+    };
+    let _ = seat.started.send(Ok(()));
     let config = &parts.config;
     let shards = parts.mailboxes.shards();
     let metrics = seat.metrics.clone();
@@ -208,7 +216,6 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
         head_s: seconds(config.limits.head_timeout),
         send_s: seconds(config.limits.send_timeout),
     });
-    let turns = Rc::new(Turns::default());
     let service = Rc::new(Service {
         lookup: Lookup::new(store.clone(), sources, post, config.store.small_max),
         metrics: metrics.clone(),

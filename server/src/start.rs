@@ -35,8 +35,8 @@ use crate::reload::{Load, Reloader};
 use crate::shard::{self, Drained, Parts, Seat};
 use crate::upstream::{self, Resolver, TrustRoots};
 
-/// Many acknowledged segments a second are the rule in a build farm, and it needs no timer for
-/// them. Measured under the machine's bbr: half as much for 1 MiB bodies, one at a time.
+/// Linux' own default, without a timer for each connection. Where the machine has bbr instead,
+/// 1 MiB bodies got half as much, one at a time.
 const PREFERRED: &str = "cubic";
 
 /// Why a start ended.
@@ -100,7 +100,7 @@ impl Signals {
 
 /// For each shard one listener of each address's `SO_REUSEPORT` group.
 pub fn listeners(config: &Config, shards: usize) -> Result<Vec<Vec<TcpListener>>, StartError> {
-    let congestion_control = congestion_control(&config.congestion_control)?;
+    let congestion_control = congestion_control(config)?;
     let mut by_shard: Vec<Vec<TcpListener>> = (0..shards).map(|_| Vec::new()).collect();
     for &address in &config.listen {
         let mut bound = address;
@@ -119,24 +119,26 @@ pub fn listeners(config: &Config, shards: usize) -> Result<Vec<Vec<TcpListener>>
 }
 
 /// The congestion control of clients' connections; `None` is what the machine has for all.
-fn congestion_control(wanted: &CongestionControl) -> Result<Option<&str>, Fatal> {
-    match wanted {
-        CongestionControl::System => Ok(None),
-        CongestionControl::Named(name) => match may_control_by(name) {
-            Ok(()) => Ok(Some(name)),
-            Err(error) => Err(Fatal::CongestionControl {
+fn congestion_control(config: &Config) -> Result<Option<&str>, Fatal> {
+    let may = |name| may_control_by(name, config.listen[0]);
+    let chosen = match &config.congestion_control {
+        CongestionControl::System => None,
+        CongestionControl::Named(name) => {
+            may(name).map_err(|error| Fatal::CongestionControl {
                 name: name.clone(),
-                error,
-            }),
-        },
-        CongestionControl::Preferred => match may_control_by(PREFERRED) {
-            Ok(()) => Ok(Some(PREFERRED)),
-            Err(error) => {
-                tracing::info!(%error, "no {PREFERRED} for clients: the system's congestion control");
-                Ok(None)
-            }
-        },
-    }
+                why: match error.raw_os_error() {
+                    Some(libc::ENOENT) => "this kernel has no such algorithm".to_owned(),
+                    Some(libc::EPERM) => "this user may not choose it".to_owned(),
+                    _ => error.to_string(),
+                },
+            })?;
+            Some(&**name)
+        }
+        CongestionControl::Preferred => may(PREFERRED).is_ok().then_some(PREFERRED),
+    };
+    let shown = chosen.unwrap_or("the machine's");
+    tracing::info!(congestion_control = shown, "clients' connections");
+    Ok(chosen)
 }
 
 /// Opens and recovers the store, loads certificates, starts the helper threads.

@@ -13,13 +13,10 @@ use rustix::fs::sendfile;
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::socket::Socket;
-use super::turns::Turns;
+use super::turns::{SLICE_LEN, Turns};
 use super::warm::{WINDOW_LEN, Warmer};
 use super::watchdog::Phase;
 
-/// Bytes for one `sendfile` call. A hot one holds the shard for 130 µs; of 256 KiB it would be
-/// 30 µs, but 1 MiB bodies go out a tenth to a third slower then.
-const SLICE_LEN: u64 = 1 << 20;
 /// Ranges longer than this are corked: what an acknowledgement pushes out in between is a segment
 /// more for each.
 const CORK_MIN: u64 = 64 << 10;
@@ -61,8 +58,11 @@ pub async fn send(
     // Probed or read up to here.
     let mut warm_to = start;
     while *at < to {
-        let slice_end = to.min(*at + SLICE_LEN);
-        if warm_to < slice_end {
+        let mut slice_end = to.min(*at + SLICE_LEN);
+        if *at < warm_to {
+            // What is left of a slice that the socket took in part.
+            slice_end = slice_end.min(warm_to);
+        } else {
             // The first page of a slice follows the last one of the slice before.
             if !(*at > start || resident(lease, *at)) || !is_resident(lease, *at, slice_end) {
                 let window = WINDOW_LEN.min(to - *at);
@@ -88,15 +88,23 @@ pub async fn send(
         let wanted = (slice_end - *at) as usize;
         match sendfile(socket, lease.file(), Some(&mut offset), wanted) {
             Ok(0) => return Err(SendError::Truncated),
-            Ok(_) => {
+            Ok(sent) => {
                 *at = offset - lease.offset();
                 socket.progressed();
+                if is_large {
+                    turns.sent(sent as u64);
+                }
                 if *at < to {
                     // Waiting for room is also where the other connections of the shard get on.
                     socket.writable().await.map_err(SendError::Client)?;
                 }
             }
-            Err(Errno::AGAIN) => socket.room().await.map_err(SendError::Client)?,
+            Err(Errno::AGAIN) => {
+                if is_large {
+                    turns.sent(0);
+                }
+                socket.room().await.map_err(SendError::Client)?;
+            }
             Err(Errno::INTR) => {}
             Err(Errno::IO) => return Err(SendError::Store(Errno::IO.into())),
             Err(errno) => return Err(SendError::Client(errno.into())),

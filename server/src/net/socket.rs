@@ -22,9 +22,10 @@ use super::watchdog::{Phase, Watchdog, Watched};
 /// brings thousands at once; the kernel clamps it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// How long a client that has ended its side and whose socket is full is left alone: at 4 MiB a
-/// socket it may still take 400 MB/s.
-const REFUSED_PAUSE: Duration = Duration::from_millis(10);
+/// How long a client that has ended its side and whose socket is full is left alone at first; each
+/// time it still has no room, twice as long, up to 64 times.
+const REFUSED_PAUSE: Duration = Duration::from_millis(5);
+const REFUSED_DOUBLINGS: u32 = 6;
 
 /// A connected, non-blocking TCP socket that its shard's watchdog looks after.
 pub struct Socket {
@@ -32,8 +33,8 @@ pub struct Socket {
     peer: SocketAddr,
     watched: Watched,
     cut: Cell<bool>,
-    /// It had no room although the ring said so, and has taken nothing since.
-    refused: Cell<bool>,
+    /// How often it had no room since it last took something.
+    refused: Cell<u32>,
 }
 
 impl Socket {
@@ -52,7 +53,7 @@ impl Socket {
             stream,
             peer,
             cut: Cell::new(false),
-            refused: Cell::new(false),
+            refused: Cell::new(0),
         }))
     }
 
@@ -66,7 +67,7 @@ impl Socket {
     }
 
     pub fn progressed(&self) {
-        self.refused.set(false);
+        self.refused.set(0);
         self.watched.progressed();
     }
 
@@ -156,9 +157,12 @@ impl Socket {
     /// A peer that has ended its side makes every poll of the ring answer at once, room or not
     /// (`EPOLLRDHUP` is always polled for), so the second time in a row waits by the clock.
     pub async fn room(&self) -> io::Result<()> {
-        if self.refused.replace(true) {
+        let refused = self.refused.get();
+        self.refused.set(refused.saturating_add(1));
+        if refused > 0 {
+            let doublings = (refused - 1).min(REFUSED_DOUBLINGS);
             // In a box, since each connection would hold its timer's 2 KB.
-            Box::pin(sleep(REFUSED_PAUSE)).await;
+            Box::pin(sleep(REFUSED_PAUSE * (1 << doublings))).await;
         }
         self.writable().await
     }
@@ -207,9 +211,10 @@ pub(super) fn would_block(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock
 }
 
-/// Whether this process may have its sockets use that congestion control.
-pub fn may_control_by(congestion_control: &str) -> io::Result<()> {
-    let socket = socket2::Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+/// Whether this process may have its sockets of an address's family use that congestion control.
+pub fn may_control_by(congestion_control: &str, address: SocketAddr) -> io::Result<()> {
+    let domain = Domain::for_address(address);
+    let socket = socket2::Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
     socket.set_tcp_congestion(congestion_control.as_bytes())
 }
 

@@ -20,8 +20,8 @@ const THREADS: usize = 4;
 /// Requests that may wait for a thread; more than this and a sender waits, which only slows
 /// cold reads down.
 const QUEUE_LEN: usize = 256;
-/// Bytes read for one request: what a `sendfile` slice needs, and some way ahead.
-pub const WINDOW_LEN: u64 = 1 << 20;
+/// Bytes read for one request: what a `sendfile` slice needs, and the next one.
+pub const WINDOW_LEN: u64 = 2 << 20;
 
 /// Bytes read in one call; a whole number of the kernel's read-ahead units.
 const READ_LEN: usize = 128 << 10;
