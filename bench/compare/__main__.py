@@ -5,8 +5,11 @@ Scenarios (default: all of them)
   cold        one client of a body that nobody has yet
   herd        64 clients at once of a body that nobody has yet
   idle        10,000 connections that ask for nothing
+  beside      small answers while large ones go to others
   cold-pages  bodies that were evicted from the page cache
   records     the cost of a hit beside 10^3 to 10^6 records
+  shards      what a hit costs with more shards, counted
+  profiles    where the CPU time of a hit goes
 
 bench/README.md says how to read what comes out.
 """
@@ -16,13 +19,16 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True  # nothing is left behind beside the scripts
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import beside
 import bounds
 import idle
 import losses
 import misses
 import pages
+import profiles
 import rates
 import records
+import shards
 from bench import SERVERS, Bench
 from harness import clients, machine, run
 from harness.origin import Origin
@@ -34,8 +40,11 @@ SCENARIOS = {
     "cold": misses.cold,
     "herd": misses.herd,
     "idle": idle.run,
+    "beside": beside.run,
     "cold-pages": pages.run,
     "records": records.run,
+    "shards": shards.run,
+    "profiles": profiles.run,
 }
 DEFAULT_SERVERS = ["nginx", "nginx-proxy", "nginx-sendfile", "docker-registry", "varnish", "entrepot"]
 # Whether it works, not how fast it is.
@@ -51,6 +60,7 @@ QUICK = {
     "pages_count": 16,
     "pages_mib": 4,
     "records": [1_000, 10_000],
+    "shards": [1, 2],
 }
 
 
@@ -86,6 +96,7 @@ def parse_arguments():
     add("--pages-count", type=int, default=32, help="evicted bodies")
     add("--pages-mib", type=int, default=64, help="size of each")
     add("--records", type=run.numbers, default=[1_000, 10_000, 100_000, 1_000_000])
+    add("--shards", type=run.numbers, default=[1, 2, 4, 8])
     arguments = parser.parse_args()
     if arguments.quick:
         for name, value in QUICK.items():
@@ -137,7 +148,8 @@ def page(facts, measured):
         losses.section(measured),
     ]
     sections = {"rates": rates.section, "idle": idle.section, "cold-pages": pages.section}
-    sections |= {"records": records.section}
+    sections |= {"beside": beside.section, "records": records.section}
+    sections |= {"shards": shards.section, "profiles": profiles.section}
     sections |= {name: lambda mine, name=name: misses.section(mine, name) for name in ("cold", "herd")}
     for name in SCENARIOS:
         # Traces of a scenario go to its section.

@@ -1,4 +1,4 @@
-"""entrepot, on one shard."""
+"""entrepot, on one shard unless a scenario says otherwise."""
 
 import time
 import urllib.request
@@ -16,6 +16,7 @@ class Entrepot(Server):
     capacity = "8GiB"
     # Further keys of the section [store].
     store = ""
+    shards = 1
 
     def start(self, origin, bodies):
         del bodies  # fetched when they are asked for
@@ -42,7 +43,8 @@ url = "{origin.url}"
         self.file.write_text(text)
         self.configuration = ("toml", text)
         self.log = open(self.directory / "log", "w")
-        command = [self.programs.entrepot, "serve", "--config", self.file, "--shards", "1"]
+        command = [self.programs.entrepot, "serve", "--config", self.file]
+        command += ["--shards", str(self.shards)]
         command += ["--set", "log.level=warn"]
         self.start_process(command, self.cores, stderr=self.log)
         wait_until_open(self.port, self.process, self.directory / "log")

@@ -105,7 +105,7 @@ def heading(name, title, facts):
         f"# {title}\n\n"
         f"{facts['processor']}, {facts['cores']} cores, {facts['memory_gib']} GiB, "
         f"{facts['distribution']}, kernel {facts['kernel']}, "
-        f"{facts['congestion_control']}. Commit {facts['commit']}, profile "
+        f"congestion control {facts['congestion_control']} (entrepot's own: cubic). Commit {facts['commit']}, profile "
         f"{facts['profile']}. Command: `{command}`.\n"
     )
 
