@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use entrepot_storage::disk::uring::UringDisk;
 use entrepot_storage::{Store, Writer};
+use monoio::net::TcpStream;
 use monoio::time::sleep;
 
 use crate::access::Links;
@@ -50,6 +51,9 @@ const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n\
     Content-Length: 0\r\nConnection: close\r\n\r\n";
 /// Pause after a failed accept: out of descriptors, it would fail again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Connections taken before the shard looks at its ring again, some 5 µs each. A start of a farm
+/// brings thousands, and with one at a time each waits for a turn of the large bodies.
+const ACCEPTS_MAX: usize = 32;
 /// How often a draining shard looks whether it is done.
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
 
@@ -256,29 +260,44 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
 }
 
 async fn accept(listener: TcpListener, service: Rc<Service>, connections: Arc<Allowance>) {
-    let listener = match monoio::net::TcpListener::from_std(listener) {
-        Ok(listener) => listener,
+    let (queue, arrivals) = match both(listener) {
+        Ok(both) => both,
         Err(error) => return tracing::error!(%error, "a listener could not be used"),
     };
     loop {
-        match listener.accept().await {
-            Ok((stream, peer)) => admit(stream, peer, &service, &connections),
-            // `stop_listening` ends the accept this way.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return,
-            Err(error) => {
-                tracing::warn!(%error, "accept failed");
-                sleep(ACCEPT_PAUSE).await;
+        if let Err(error) = arrivals.readable(false).await {
+            tracing::warn!(%error, "waiting for connections failed");
+            sleep(ACCEPT_PAUSE).await;
+        }
+        for _ in 0..ACCEPTS_MAX {
+            let accepted = queue.accept();
+            match accepted.and_then(|(stream, peer)| Ok((TcpStream::from_std(stream)?, peer))) {
+                Ok((stream, peer)) => admit(stream, peer, &service, &connections),
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EAGAIN) => break,
+                    // It went away while it waited.
+                    Some(libc::ECONNABORTED | libc::EINTR) => {}
+                    // `stop_listening` ends the accept this way.
+                    Some(libc::EINVAL) => return,
+                    _ => {
+                        tracing::warn!(%error, "accept failed");
+                        sleep(ACCEPT_PAUSE).await;
+                        break;
+                    }
+                },
             }
         }
     }
 }
 
-fn admit(
-    stream: monoio::net::TcpStream,
-    peer: SocketAddr,
-    service: &Rc<Service>,
-    connections: &Arc<Allowance>,
-) {
+/// One listener to take connections from, and to wait for them through the ring.
+fn both(listener: TcpListener) -> io::Result<(TcpListener, monoio::net::TcpListener)> {
+    listener.set_nonblocking(true)?;
+    let queue = listener.try_clone()?;
+    Ok((queue, monoio::net::TcpListener::from_std(listener)?))
+}
+
+fn admit(stream: TcpStream, peer: SocketAddr, service: &Rc<Service>, connections: &Arc<Allowance>) {
     let Some(taken) = connections.take() else {
         return turn_away(&stream, peer, service);
     };
@@ -295,7 +314,7 @@ fn admit(
 }
 
 /// One client too many is told so, if its socket takes the words at once.
-fn turn_away(stream: &monoio::net::TcpStream, peer: SocketAddr, service: &Service) {
+fn turn_away(stream: &TcpStream, peer: SocketAddr, service: &Service) {
     socket::send_now(stream, FULL);
     if service.watchdog.once_a_second() {
         tracing::warn!(%peer, "connections refused: limits.connections_max is reached");
