@@ -260,9 +260,18 @@ async fn serve(parts: Arc<Parts>, seat: Seat) {
 }
 
 async fn accept(listener: TcpListener, service: Rc<Service>, connections: Arc<Allowance>) {
-    let (queue, arrivals) = match both(listener) {
-        Ok(both) => both,
-        Err(error) => return tracing::error!(%error, "a listener could not be used"),
+    // One descriptor to take connections from, and one to wait for them through the ring.
+    let arrivals = listener
+        .set_nonblocking(true)
+        .and_then(|()| listener.try_clone())
+        .and_then(monoio::net::TcpListener::from_std);
+    let arrivals = match arrivals {
+        Ok(arrivals) => arrivals,
+        Err(error) => {
+            // Or its share of the connections would hang.
+            socket::stop_listening(&listener);
+            return tracing::error!(%error, "a listener could not be used");
+        }
     };
     loop {
         if let Err(error) = arrivals.readable(false).await {
@@ -270,7 +279,7 @@ async fn accept(listener: TcpListener, service: Rc<Service>, connections: Arc<Al
             sleep(ACCEPT_PAUSE).await;
         }
         for _ in 0..ACCEPTS_MAX {
-            let accepted = queue.accept();
+            let accepted = listener.accept();
             match accepted.and_then(|(stream, peer)| Ok((TcpStream::from_std(stream)?, peer))) {
                 Ok((stream, peer)) => admit(stream, peer, &service, &connections),
                 Err(error) => match error.raw_os_error() {
@@ -288,13 +297,6 @@ async fn accept(listener: TcpListener, service: Rc<Service>, connections: Arc<Al
             }
         }
     }
-}
-
-/// One listener to take connections from, and to wait for them through the ring.
-fn both(listener: TcpListener) -> io::Result<(TcpListener, monoio::net::TcpListener)> {
-    listener.set_nonblocking(true)?;
-    let queue = listener.try_clone()?;
-    Ok((queue, monoio::net::TcpListener::from_std(listener)?))
 }
 
 fn admit(stream: TcpStream, peer: SocketAddr, service: &Rc<Service>, connections: &Arc<Allowance>) {

@@ -6,6 +6,7 @@
 //! be sent is the caller's business: the range must lie below the watermark (S1, S2).
 
 use std::io::{self, IoSliceMut};
+use std::time::{Duration, Instant};
 
 use entrepot_storage::Lease;
 use entrepot_storage::disk::uring::UringDisk;
@@ -22,6 +23,9 @@ use super::watchdog::Phase;
 const CORK_MIN: u64 = 64 << 10;
 /// Pages of a slice are probed this far apart, in bytes: what is evicted goes by larger pieces.
 const PROBE_EVERY: u64 = 256 << 10;
+/// How long what a probe found is taken to be so: a client that takes little may need minutes for
+/// a slice.
+const BELIEVED: Duration = Duration::from_millis(100);
 /// The unit the page cache is probed in.
 const PAGE_LEN: u64 = 4096;
 
@@ -57,14 +61,17 @@ pub async fn send(
     let _corked = is_large.then(|| socket.cork());
     // Probed or read up to here.
     let mut warm_to = start;
+    let mut probed = Instant::now();
     while *at < to {
         let mut slice_end = to.min(*at + SLICE_LEN);
-        if *at < warm_to {
+        if *at < warm_to && probed.elapsed() < BELIEVED {
             // What is left of a slice that the socket took in part.
             slice_end = slice_end.min(warm_to);
         } else {
             // The first page of a slice follows the last one of the slice before.
-            if !(*at > start || resident(lease, *at)) || !is_resident(lease, *at, slice_end) {
+            let follows = *at > start && *at >= warm_to;
+            probed = Instant::now();
+            if !(follows || resident(lease, *at)) || !is_resident(lease, *at, slice_end) {
                 let window = WINDOW_LEN.min(to - *at);
                 // The disk's time is not the client's.
                 socket.enter(Phase::Work);
@@ -81,30 +88,28 @@ pub async fn send(
             turns.take().await;
         }
         // After the last wait before `sendfile`.
-        if lease.revoked() {
-            return Err(SendError::Revoked);
-        }
+        let revoked = lease.revoked();
         let mut offset = lease.offset() + *at;
         let wanted = (slice_end - *at) as usize;
-        match sendfile(socket, lease.file(), Some(&mut offset), wanted) {
+        let sent = match revoked {
+            true => Ok(0),
+            false => sendfile(socket, lease.file(), Some(&mut offset), wanted),
+        };
+        if is_large {
+            turns.sent(sent.unwrap_or(0) as u64);
+        }
+        match sent {
+            Ok(_) if revoked => return Err(SendError::Revoked),
             Ok(0) => return Err(SendError::Truncated),
-            Ok(sent) => {
+            Ok(_) => {
                 *at = offset - lease.offset();
                 socket.progressed();
-                if is_large {
-                    turns.sent(sent as u64);
-                }
                 if *at < to {
                     // Waiting for room is also where the other connections of the shard get on.
                     socket.writable().await.map_err(SendError::Client)?;
                 }
             }
-            Err(Errno::AGAIN) => {
-                if is_large {
-                    turns.sent(0);
-                }
-                socket.room().await.map_err(SendError::Client)?;
-            }
+            Err(Errno::AGAIN) => socket.room().await.map_err(SendError::Client)?,
             Err(Errno::INTR) => {}
             Err(Errno::IO) => return Err(SendError::Store(Errno::IO.into())),
             Err(errno) => return Err(SendError::Client(errno.into())),

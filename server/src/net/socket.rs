@@ -241,7 +241,8 @@ pub fn listen(address: SocketAddr, congestion_control: Option<&str>) -> io::Resu
     Ok(socket.into())
 }
 
-/// Ends a listener: its pending accept fails with EINVAL, new connections are refused.
+/// Ends a listener: who waits for connections is woken, and accept fails with EINVAL; new
+/// connections are refused.
 pub fn stop_listening(listener: &TcpListener) {
     let _ = SockRef::from(listener).shutdown(Shutdown::Both);
 }

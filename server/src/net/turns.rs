@@ -22,6 +22,9 @@ pub const SLICE_LEN: u64 = 1 << 20;
 /// Whole slices between two looks at the ring, 130 µs each on loopback.
 const SLICES: u64 = 2;
 
+/// Bytes that a call counts as at least: a turn is to have an end beside clients that take little.
+const CHARGED_MIN: u64 = SLICE_LEN / 32;
+
 pub struct Turns {
     /// Always writable, so that a wait for it is over when the shard has looked at its ring.
     marker: UnixDatagram,
@@ -49,7 +52,8 @@ impl Turns {
         })
     }
 
-    /// Waits until one slice may be sent; [`sent`](Turns::sent) then says how long it was.
+    /// Waits until one slice may be sent; [`sent`](Turns::sent) then says how long it was, 0 if
+    /// nothing came of it.
     pub async fn take(&self) {
         let ticket = self.next.get();
         self.next.set(ticket + 1);
@@ -73,8 +77,8 @@ impl Turns {
     /// Tells how much of a slice was sent. Short ones, as of a socket with little room, make room
     /// for others in the same turn.
     pub fn sent(&self, len: u64) {
-        self.left
-            .set(self.left.get() + SLICE_LEN.saturating_sub(len));
+        let taken = len.clamp(CHARGED_MIN, SLICE_LEN);
+        self.left.set(self.left.get() + SLICE_LEN - taken);
         if self.left.get() >= SLICE_LEN {
             self.left.set(self.left.get() - SLICE_LEN);
             self.call(1);
@@ -83,7 +87,7 @@ impl Turns {
 
     /// Lets so many more go on.
     fn call(&self, more: u64) {
-        let called = self.called.get().min(self.next.get()) + more;
+        let called = (self.called.get() + more).min(self.next.get() + SLICES);
         self.called.set(called);
         loop {
             let mut waiting = self.waiting.borrow_mut();
