@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 from bench import alone, in_turn, settle
 from harness.page import middle, pick, spread, table, unique
-from harness.run import CLIENT_CORE
 
 SMALL = 4 << 10
 LARGE = 64 << 20
@@ -50,7 +49,6 @@ def measure(bench, server, small, large, connections):
         "answered": asked["requests"],
         "small_ms": asked["latency_ms"],
         "large_gb_per_s": pulled["gb_per_s"],
-        "client_core": CLIENT_CORE,
         "errors": asked["errors"] + pulled["errors"],
     }
 

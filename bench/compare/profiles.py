@@ -5,7 +5,7 @@ import sys
 
 import rates
 from bench import SERVERS, alone, settle
-from harness.page import pick, table
+from harness.page import pick, table, unique
 from harness.process import program
 
 NAMES = ["nginx", "entrepot"]
@@ -24,7 +24,7 @@ def run(bench):
         return
     all_rows = {row.name: row for row in rates.rows(bench)}
     wanted = [(all_rows[name], connections) for name, connections in ROWS if name in all_rows]
-    bodies = list({row.body.name: row.body for row, _ in wanted}.values())
+    bodies = unique(row.body for row, _ in wanted)
     servers = [SERVERS[name] for name in NAMES if name in bench.arguments.servers]
     with bench.serving(servers, bodies) as servers:
         settle(servers, bodies)
@@ -42,11 +42,7 @@ def measure(bench, perf, server, row, connections):
     command = ["taskset", "-c", str(rates.CLIENT_CORE), perf, "record", "-q", "-o", data]
     command += ["-e", EVENT, "-F", str(HERTZ), "-p", pids, "--", "sleep", str(SECONDS)]
     sampler = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True)
-    how = {"head": True} if row.head else {}
-    client = rates.BY_NAME[row.client](bench.programs, rates.CLIENT_CORE)
-    cpu = server.cpu_seconds()
-    result = client.measure(server, row.body, connections, SECONDS, **how)
-    cpu = server.cpu_seconds() - cpu
+    result = rates.measure_one(bench, server, row, connections, row.client, SECONDS)
     _, said = sampler.communicate()
     if sampler.returncode:
         raise SystemExit(f"perf record: {said.strip()}")
@@ -63,7 +59,7 @@ def measure(bench, perf, server, row, connections):
         "connections": connections,
         "server": server.name,
         "requests": result["requests"],
-        "server_cpu_s": cpu,
+        "server_cpu_s": result["server_cpu_s"],
         "kernel_share": inside,
     }
 

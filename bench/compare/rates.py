@@ -83,10 +83,10 @@ def measure(bench, servers, asked):
                 yield record
 
 
-def measure_one(bench, server, row, connections, client):
+def measure_one(bench, server, row, connections, client, seconds=None):
     run = BY_NAME[client](bench.programs, CLIENT_CORE)
     how = {"head": True} if row.head else {}
-    seconds = bench.arguments.seconds * (2 if row.body.size >= LONG else 1)
+    seconds = seconds or bench.arguments.seconds * (2 if row.body.size >= LONG else 1)
     cpu = server.cpu_seconds()
     result = run.measure(server, row.body, connections, seconds, **how)
     result["server_cpu_s"] = server.cpu_seconds() - cpu
