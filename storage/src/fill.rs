@@ -277,7 +277,7 @@ impl<D: Disk> Fill<D> {
         if self.length.is_none() {
             self.make_room(end).await?;
         }
-        self.sums.here().await;
+        self.sums.room().await;
         self.progress.writes_below(WRITES_MAX).await?;
         if bytes.is_empty() {
             return Ok(());
@@ -316,7 +316,7 @@ impl<D: Disk> Fill<D> {
             self.end_badly(FillFailure::TooShort);
             return Err(FillError::TooShort);
         }
-        let digest = self.sums.here().await.digest();
+        let digest = self.sums.digest().await;
         self.progress.writes_below(1).await?;
         if digest != self.progress.digest {
             self.end_badly(FillFailure::WrongDigest);
@@ -329,7 +329,7 @@ impl<D: Disk> Fill<D> {
     /// survives a crash once its group is committed.
     pub async fn finish(mut self, now: Seconds) -> Result<Body<D>, FillError> {
         self.verify().await?;
-        let crcs = self.sums.here().await.take_crcs();
+        let crcs = self.sums.take_crcs().await;
         let body = self.settle(crcs, now);
         self.progress.verified.set(true);
         self.progress.watermark.verified(self.taken);

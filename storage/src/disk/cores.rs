@@ -10,7 +10,7 @@ use super::Work;
 
 /// Shorter work is done sooner than handed over: 64 KiB are hashed in 40 µs, and a thread that
 /// sleeps takes ten to wake.
-const HANDED_LEN_MIN: usize = 64 << 10;
+pub(crate) const HANDED_LEN_MIN: usize = 64 << 10;
 
 /// Handle to the threads; clones share them.
 #[derive(Clone)]
