@@ -75,6 +75,10 @@ pub(crate) struct Progress<D: Disk> {
     pub(crate) watermark: Arc<Watermark<D>>,
     /// The file of a body of unknown length grows once at a time.
     pub(crate) growing: Gate,
+    /// Of the file: so much of it has its space already.
+    pub(crate) allocated: Cell<u64>,
+    /// and so much is waited for.
+    wanted: Cell<u64>,
     failure: Cell<Option<FillFailure>>,
     verified: Cell<bool>,
     pieces: RefCell<VecDeque<Piece>>,
@@ -107,6 +111,8 @@ impl<D: Disk> Progress<D> {
             offset,
             watermark,
             growing: Gate::default(),
+            allocated: Cell::new(u64::MAX),
+            wanted: Cell::new(0),
             failure: Cell::new(None),
             verified: Cell::new(false),
             pieces: RefCell::default(),
@@ -208,12 +214,38 @@ impl<D: Disk> Progress<D> {
         self.changed.wake_all();
     }
 
+    /// Waits until the first bytes of the body are there, or wait for space. False if it ends
+    /// before.
+    pub(crate) async fn needs_space(&self) -> bool {
+        let waits = || self.wanted.get() > self.allocated.get();
+        let begun = self.until(|| self.written.get() > 0 || waits());
+        begun.await.is_ok()
+    }
+
+    pub(crate) fn allocated_now(&self, file_end: u64) {
+        self.allocated.set(file_end);
+        self.changed.wake_all();
+    }
+
+    /// Waits until the file has its space up to there.
+    async fn allocated_to(&self, file_end: u64) -> Result<(), FillError> {
+        if self.allocated.get() < file_end {
+            self.wanted.set(file_end);
+            self.changed.wake_all();
+        }
+        self.until(|| self.allocated.get() >= file_end).await
+    }
+
     /// Waits until fewer than `max` writes are under way.
     async fn writes_below(&self, max: usize) -> Result<(), FillError> {
+        self.until(|| self.pieces.borrow().len() < max).await
+    }
+
+    async fn until(&self, holds: impl Fn() -> bool) -> Result<(), FillError> {
         self.changed
             .until(|| {
                 let failed = self.failure.get().map(|why| Err(why.into()));
-                failed.or_else(|| (self.pieces.borrow().len() < max).then_some(Ok(())))
+                failed.or_else(|| holds().then_some(Ok(())))
             })
             .await
     }
@@ -274,8 +306,12 @@ impl<D: Disk> Fill<D> {
             self.end_badly(FillFailure::TooLong);
             return Err(FillError::TooLong);
         }
-        if self.length.is_none() {
-            self.make_room(end).await?;
+        match self.length {
+            None => self.make_room(end).await?,
+            Some(_) => {
+                let file_end = self.progress.offset + end;
+                self.progress.allocated_to(file_end).await?;
+            }
         }
         self.sums.room().await;
         self.progress.writes_below(WRITES_MAX).await?;
@@ -318,6 +354,10 @@ impl<D: Disk> Fill<D> {
         }
         let digest = self.sums.digest().await;
         self.progress.writes_below(1).await?;
+        // The footer comes at its end.
+        self.progress
+            .allocated_to(self.progress.file.charged())
+            .await?;
         if digest != self.progress.digest {
             self.end_badly(FillFailure::WrongDigest);
             return Err(FillError::WrongDigest);

@@ -115,10 +115,12 @@ impl<D: Disk> Shared<D> {
             end: PAGE_LEN,
         };
         let needed = area.end + records_page_len(len) + PAGE_LEN;
+        let len = needed.max(geometry.small_step);
         let draft = Draft {
             class: Class::Small,
             area,
-            len: needed.max(geometry.small_step),
+            len,
+            len_at_once: len,
             len_max: geometry.small_len,
         };
         let segment = self.create_on(volume, &draft).await?;

@@ -1,8 +1,11 @@
 //! Room for bodies: places in segments, new segments, longer files, staging files.
 //!
 //! A place in the open segment is taken at once if its file has the room; everything else is
-//! done one after another, as a task that goes on if its caller stops waiting. Files are allocated
-//! before a body begins, so that a full disk is met here and not in the middle of one.
+//! done one after another, as a task that goes on if its caller stops waiting. Room is counted, and
+//! looked for in the file system, before a body begins, so that a full disk is met here and not in
+//! the middle of one. Of a large body's own file only the beginning is allocated by then: ext4 takes
+//! a millisecond a GiB, and a client waits. Only a quota, or whoever else fills the disk just then,
+//! can make the rest fail.
 
 use std::io;
 use std::rc::Rc;
@@ -52,6 +55,8 @@ pub(crate) struct Draft {
     pub(crate) class: Class,
     pub(crate) area: Area,
     pub(crate) len: u64,
+    /// So much of that is allocated when the file is made.
+    pub(crate) len_at_once: u64,
     pub(crate) len_max: u64,
 }
 
@@ -113,7 +118,53 @@ impl<D: Disk> Shared<D> {
             }
         }
         let plan = self.plan(&segment, order);
-        Ok(self.start(&segment, &plan, order))
+        let fill = self.start(&segment, &plan, order);
+        if draft.len_at_once < draft.len {
+            self.allocate_rest(fill.progress(), &draft);
+        }
+        Ok(fill)
+    }
+
+    /// The rest of a new file, while its body comes in: once its first bytes are there for whoever
+    /// waits, and in parts, for writes wait for each.
+    fn allocate_rest(self: &Rc<Self>, progress: &Rc<Progress<D>>, draft: &Draft) {
+        let (from, to) = (draft.len_at_once, draft.len);
+        progress.allocated.set(from);
+        let (shared, progress) = (Rc::clone(self), Rc::clone(progress));
+        self.tasks().spawn(async move {
+            let mut len = from;
+            while len < to && progress.needs_space().await {
+                len = (len * 2).min(to);
+                if shared.allocate_to(&progress, len).await.is_err() {
+                    return;
+                }
+                progress.allocated_now(len);
+            }
+        });
+    }
+
+    async fn allocate_to(&self, progress: &Rc<Progress<D>>, len: u64) -> Result<(), Refusal> {
+        let (file, volume) = (&progress.file.file, progress.file.volume);
+        let disk = self.disk(volume);
+        let lacking = len - progress.allocated.get();
+        let is_full = |error: &io::Error| refusal(error) == Refusal::Full;
+        let mut outcome = disk.grow(file, len).await;
+        let lacks_room = outcome.as_ref().is_err_and(is_full) && !progress.ended();
+        if lacks_room && self.make_room(volume, lacking).await {
+            outcome = disk.grow(file, len).await;
+        }
+        let error = match outcome {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        match refusal(&error) {
+            Refusal::Full => {
+                self.end_fill(progress, FillFailure::Full);
+                self.wish_for(volume, lacking).await;
+            }
+            _ => self.write_failed(progress, &error),
+        }
+        Err(refusal(&error))
     }
 
     fn plan(&self, segment: &Segment<D>, order: &Order) -> Plan {
@@ -155,10 +206,16 @@ impl<D: Disk> Shared<D> {
             (_, None) => (room(length), room(geometry.unknown_len_max)),
             (_, Some(_)) => (room(length), room(length)),
         };
+        let len = len.min(len_max);
+        let beginning = area.end + PAGE_LEN + round_up(geometry.step);
         Draft {
             class,
             area,
-            len: len.min(len_max),
+            len,
+            len_at_once: match (class, order.length) {
+                (Class::Solo, Some(_)) => len.min(beginning),
+                _ => len,
+            },
             len_max,
         }
     }
@@ -217,7 +274,7 @@ impl<D: Disk> Shared<D> {
             floor: self.store.sequence(),
         };
         let name = file_name(place.id, draft.class);
-        let file = match disk.create(&name, draft.len).await {
+        let file = match disk.create(&name, draft.len_at_once).await {
             Ok(file) => file,
             Err(error) => {
                 budget.give_back(draft.len, purpose);

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use entrepot_storage::disk::sim::{Ending, Executor, Random, SimDisk, SimWorld, Step};
+use entrepot_storage::disk::sim::{Ending, Executor, Faults, Random, SimDisk, SimWorld, Step};
 use entrepot_storage::{
     Compactor, Digest, FillError, FillSpec, ForgetKey, Options, Refusal, Store, Usage, VolumeSpec,
     Writer, owner,
@@ -335,4 +335,85 @@ fn a_store_of_as_many_files_as_may_be_open_makes_room_for_another() {
         let last = Digest::sha256(&small(199));
         assert!(process.store.body(&last).is_some());
     });
+}
+
+/// Of a large body, and the spec for it.
+fn large(content: &[u8]) -> FillSpec<'static> {
+    FillSpec {
+        digest: Digest::sha256(content),
+        length: Some(content.len() as u64),
+        media_type: None,
+    }
+}
+
+fn longest(world: &SimWorld) -> u64 {
+    let files = world.files().into_iter();
+    let bodies = files.filter(|(name, _)| name.ends_with(".seg"));
+    bodies.map(|(_, len)| len).max().unwrap_or(0)
+}
+
+#[test]
+fn a_large_body_begins_before_all_of_its_file_is_allocated() {
+    for piece_len in [1000, SEGMENT_LEN as usize, MIB as usize] {
+        let world = world();
+        let files = world.clone();
+        process(&world, move |disk, executor| async move {
+            let process = open(&disk, &executor, 16 * MIB, 1).await;
+            let content = content(1, 2 * MIB);
+            let spec = large(&content);
+            let mut fill = process.writers[0].fill(spec).await.expect("room");
+            assert!(longest(&files) < MIB / 4, "only its beginning");
+            assert!(process.usage().used > 2 * MIB, "all of it counts");
+            for piece in content.chunks(piece_len) {
+                fill.write(piece.to_vec()).await.expect("written");
+            }
+            fill.finish(START).await.expect("verified");
+            process.maintain(3).await;
+            assert!(longest(&files) > 2 * MIB);
+            let (store, writers) = (process.store, process.writers);
+            writers[0].seal_all(START).await.expect("no faults");
+            assert!(store.body(&spec.digest).is_some());
+        });
+        process(&world, |disk, executor| async move {
+            let process = open(&disk, &executor, 16 * MIB, 1).await;
+            let body = process.store.body(&large(&content(1, 2 * MIB)).digest);
+            assert!(body.is_some_and(|body| !body.unverified), "it was sealed");
+        });
+    }
+}
+
+#[test]
+fn a_disk_that_is_full_after_all_ends_a_large_body_and_nothing_else() {
+    for quota in [0, 1000] {
+        let world = world();
+        let faulty = world.clone();
+        process(&world, move |disk, executor| async move {
+            let process = open(&disk, &executor, 16 * MIB, 1).await;
+            process.put(small(1)).await.expect("room");
+            process.maintain(3).await;
+            let content = content(2, 2 * MIB);
+            let used = process.usage().used;
+            let spec = large(&content);
+            let mut fill = process.writers[0].fill(spec).await.expect("room");
+            faulty.set_faults(Faults {
+                full: 1000 - quota,
+                quota,
+                ..Faults::NONE
+            });
+            let mut written = Ok(());
+            for piece in content.chunks(10_000) {
+                if written.is_ok() {
+                    written = fill.write(piece.to_vec()).await;
+                }
+            }
+            assert_eq!(written, Err(FillError::Full));
+            assert!(fill.written() > 0, "what had space was taken");
+            drop(fill);
+            faulty.set_faults(Faults::NONE);
+            process.maintain(3).await;
+            assert_eq!(process.usage().used, used);
+            assert!(process.store.body(&Digest::sha256(&small(1))).is_some());
+            process.put(content).await.expect("room again");
+        });
+    }
 }
