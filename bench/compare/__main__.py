@@ -3,6 +3,7 @@
 Scenarios (default: all of them)
   rates       what is cached: manifest, HEAD, tag, blobs of 4 KiB to 1 GiB
   cold        one client of a body that nobody has yet
+  cold-shared the same, and the server may use the client's core as well
   herd        64 clients at once of a body that nobody has yet
   idle        10,000 connections that ask for nothing
   beside      small answers while large ones go to others
@@ -38,6 +39,7 @@ from harness.process import needed
 SCENARIOS = {
     "rates": rates.run,
     "cold": misses.cold,
+    "cold-shared": misses.cold_shared,
     "herd": misses.herd,
     "idle": idle.run,
     "beside": beside.run,
@@ -150,7 +152,8 @@ def page(facts, measured):
     sections = {"rates": rates.section, "idle": idle.section, "cold-pages": pages.section}
     sections |= {"beside": beside.section, "records": records.section}
     sections |= {"shards": shards.section, "profiles": profiles.section}
-    sections |= {name: lambda mine, name=name: misses.section(mine, name) for name in ("cold", "herd")}
+    for name in misses.SCENARIOS:
+        sections[name] = lambda mine, name=name: misses.section(mine, name)
     for name in SCENARIOS:
         # Traces of a scenario go to its section.
         if pick(measured, scenario=name):

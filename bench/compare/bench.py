@@ -33,15 +33,15 @@ class Bench:
         self.counters = {}
 
     @contextmanager
-    def serving(self, servers, bodies=()):
-        """Runs `servers`, each made by a function of (programs, folder, core); then removes what
+    def serving(self, servers, bodies=(), cores=SERVER_CORE):
+        """Runs `servers`, each made by a function of (programs, folder, cores); then removes what
         they left."""
         folder = self.directory / "servers"
         folder.mkdir()
         started = []
         try:
             for make in servers:
-                server = make(self.programs, folder, SERVER_CORE)
+                server = make(self.programs, folder, cores)
                 server.start(self.origin, bodies)
                 started.append(server)
                 self.configurations.setdefault(server.name, server.configuration)

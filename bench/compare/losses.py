@@ -30,7 +30,7 @@ def of_rates(records):
 
 
 def of_misses(records):
-    for scenario in ["cold", "herd"]:
+    for scenario in misses.SCENARIOS:
         mine = pick(records, scenario=scenario)
         own = pick(mine, server="entrepot")
         for server in others(mine):

@@ -4,22 +4,28 @@ import sys
 
 from bench import in_turn
 from harness.page import middle, pick, spread, table, unique
+from harness.run import ALL_CORES, SERVER_CORE
 
 DIRECT = "direct"
 HERD_CLIENTS = 64
 # Comes first: connections to upstream and memory are there when it counts.
 WARM_SIZE = 1 << 20
+SCENARIOS = ["cold", "cold-shared", "herd"]
 
 
 def cold(bench):
     return run(bench, "cold", bench.arguments.cold_mib << 20, 1)
 
 
+def cold_shared(bench):
+    return run(bench, "cold-shared", bench.arguments.cold_mib << 20, 1, ALL_CORES)
+
+
 def herd(bench):
     return run(bench, "herd", bench.arguments.herd_mib << 20, HERD_CLIENTS)
 
 
-def run(bench, scenario, size, clients):
+def run(bench, scenario, size, clients, cores=SERVER_CORE):
     caches = [server for server in bench.chosen() if server.caches]
     warm = bench.origin.put_blob("warm", WARM_SIZE)
     for turn in range(bench.arguments.rounds):
@@ -31,7 +37,7 @@ def run(bench, scenario, size, clients):
                 name = DIRECT
             else:
                 name = server.name
-                with bench.serving([server]) as (started,):
+                with bench.serving([server], cores=cores) as (started,):
                     started.pull(warm)
                     result = miss(bench, started, body, clients)
             record = {"scenario": scenario, "round": turn, "server": name, "size": size, **result}
@@ -88,10 +94,13 @@ def section(records, scenario):
             sum(run["errors"] for run in runs),
         ])
     who = f"{clients} clients at once" if clients > 1 else "One client"
+    where = "the origin on the client's core"
+    if scenario == "cold-shared":
+        where += ", which the server may use as well"
     return (
         f"## {scenario.capitalize()}: {who.lower()}, {mib} MiB that nobody has\n\n"
         f"{table(header, lines)}\n"
-        f"{who}, the origin on the client's core; `direct`: no cache between. A fresh cache for "
+        f"{who}, {where}; `direct`: no cache between. A fresh cache for "
         "each measurement, after one body of 1 MiB. Clients discard; afterwards the body is read "
         "again and hashed, and was right each time. entrepot verifies before the end of a body "
         "goes out, docker-registry what it stores, nginx and Varnish nothing.\n"

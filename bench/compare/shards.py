@@ -13,7 +13,7 @@ from bench import alone, in_turn, settle
 from harness.entrepot import Entrepot
 from harness.page import divided, middle, pick, spread, table, unique
 from harness.process import program
-from harness.run import CLIENT_CORE, SERVER_CORE
+from harness.run import ALL_CORES
 from pages import wait_until_traced
 
 SIZES = {"4KiB": 4 << 10, "1MiB": 1 << 20}
@@ -29,7 +29,7 @@ class Sharded(Entrepot):
 
     def __init__(self, shards, programs, directory, cores):
         del cores
-        super().__init__(programs, directory, f"{SERVER_CORE},{CLIENT_CORE}", f"entrepot-{shards}")
+        super().__init__(programs, directory, ALL_CORES, f"entrepot-{shards}")
         self.shards = shards
 
 

@@ -16,6 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SERVER_CORE = 0
 # Of the client and the origin: on two cores there is no other.
 CLIENT_CORE = 1
+ALL_CORES = f"{SERVER_CORE},{CLIENT_CORE}"
 
 
 class Programs:
