@@ -33,6 +33,7 @@ pub mod net;
 pub mod notify;
 pub mod oci;
 pub mod parts;
+pub mod pinning;
 pub mod preflight;
 pub mod priority;
 pub mod project;

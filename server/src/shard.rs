@@ -37,6 +37,7 @@ use crate::net::turns::Turns;
 use crate::net::warm::Warmer;
 use crate::net::watchdog::{Patience, Watchdog};
 use crate::parts;
+use crate::pinning;
 use crate::purge;
 use crate::ring;
 use crate::service::Service;
@@ -128,9 +129,8 @@ pub struct Seat {
 
 /// Runs a shard until it has drained. Call it on a thread of its own.
 pub fn run(parts: Arc<Parts>, seat: Seat) {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    if let Err(error) = monoio::utils::bind_to_cpu_set([seat.index % cores]) {
-        tracing::warn!(shard = seat.index, ?error, "not pinned to a core");
+    if let Err(error) = pinning::pin(seat.index) {
+        tracing::warn!(shard = seat.index, %error, "not pinned to a core");
     }
     let mut runtime = match ring::runtime() {
         Ok(runtime) => runtime,

@@ -87,22 +87,18 @@ pub async fn send(
         if is_large {
             turns.take().await;
         }
-        // After the last wait before `sendfile`.
-        let revoked = lease.revoked();
-        let mut offset = lease.offset() + *at;
         let wanted = (slice_end - *at) as usize;
-        let sent = match revoked {
-            true => Ok(0),
-            false => sendfile(socket, lease.file(), Some(&mut offset), wanted),
-        };
+        let sent = send_unless_revoked(socket, lease, *at, wanted);
         if is_large {
-            turns.sent(sent.unwrap_or(0) as u64);
+            turns.sent(sent.map_or(0, |sent| sent.unwrap_or(0) as u64));
         }
+        let Some(sent) = sent else {
+            return Err(SendError::Revoked);
+        };
         match sent {
-            Ok(_) if revoked => return Err(SendError::Revoked),
             Ok(0) => return Err(SendError::Truncated),
-            Ok(_) => {
-                *at = offset - lease.offset();
+            Ok(count) => {
+                *at += count as u64;
                 socket.progressed();
                 if *at < to {
                     // Waiting for room is also where the other connections of the shard get on.
@@ -116,6 +112,18 @@ pub async fn send(
         }
     }
     Ok(())
+}
+
+/// One `sendfile` from `at` on, or `None`. No wait can come between the look and the call: whoever
+/// revokes a lease may do so in every wait (S5).
+fn send_unless_revoked(
+    socket: &Socket,
+    lease: &Lease<UringDisk>,
+    at: u64,
+    wanted: usize,
+) -> Option<Result<usize, Errno>> {
+    let mut offset = lease.offset() + at;
+    (!lease.revoked()).then(|| sendfile(socket, lease.file(), Some(&mut offset), wanted))
 }
 
 /// True when the probed pages of these bytes can be read without waiting for the disk; the last is
