@@ -1,6 +1,7 @@
 //! The budget: how many bytes the store may hold, and how many it does.
 //!
-//! Used is what is allocated, unlinked files that are still open included. Bodies are admitted up
+//! Used is what is allocated, unlinked files that are still open included, and what was promised to
+//! a body that comes in. Bodies are admitted up
 //! to a share of the capacity that leaves room for a survivor segment. Small records are always
 //! admitted: a purge can be written to a store that is full, and checkpoints bound them. The
 //! compactor's survivor segments are counted apart until what they replace may go, so that neither
@@ -12,6 +13,7 @@
 //! that are still read. The rest is dead: compaction gives it back. Eviction looks at live and
 //! open only, for the others go by themselves.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::clock::Age;
@@ -62,6 +64,8 @@ pub(crate) struct Budget {
     pinned: AtomicU64,
     evicting: AtomicBool,
     staging: AtomicU64,
+    /// Of what is used, not taken from the file system yet.
+    promised: AtomicU64,
     /// Open ones, with a name or without.
     files: AtomicU64,
     pub(crate) wish: Wish,
@@ -75,6 +79,38 @@ pub(crate) enum Purpose {
     /// Copies that replace what they are made of.
     Survivors,
     Staging,
+}
+
+/// Bytes of a file that count as used and will be allocated while its body comes in.
+pub(crate) struct Promise {
+    budget: Arc<Budget>,
+    left: u64,
+}
+
+impl Promise {
+    pub(crate) fn new(budget: &Arc<Budget>, bytes: u64) -> Promise {
+        budget.promised.fetch_add(bytes, Ordering::Relaxed);
+        Promise {
+            budget: Arc::clone(budget),
+            left: bytes,
+        }
+    }
+
+    pub(crate) fn left(&self) -> u64 {
+        self.left
+    }
+
+    /// So many bytes were allocated.
+    pub(crate) fn keep(&mut self, bytes: u64) {
+        self.left -= bytes;
+        self.budget.promised.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.keep(self.left);
+    }
 }
 
 /// As what a file was counted before it was unlinked.
@@ -101,8 +137,18 @@ impl Budget {
             pinned: AtomicU64::new(0),
             evicting: AtomicBool::new(false),
             staging: AtomicU64::new(0),
+            promised: AtomicU64::new(0),
             files: AtomicU64::new(0),
             wish: Wish::none(),
+        }
+    }
+
+    /// What is free of the file system when all promises are kept.
+    pub(crate) fn unpromised(&self, space: Space) -> Space {
+        let promised = self.promised.load(Ordering::Relaxed);
+        Space {
+            free: space.free.saturating_sub(promised),
+            ..space
         }
     }
 

@@ -1,9 +1,9 @@
 //! A fill: the writing side of one body.
 //!
 //! Made by `Writer`, fed by one task, followed by any number through its watermark. Each piece is
-//! hashed while the write before it is under way, by a hashing thread if one waits; writes run as
-//! tasks of the disk, so that dropping a fill loses none that was issued (R2). A fill that is
-//! dropped has failed.
+//! hashed while it is being written, by a hashing thread if one waits, which may be some pieces
+//! behind; writes run as tasks of the disk, so that dropping a fill loses none that was issued (R2).
+//! A fill that is dropped has failed.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -25,7 +25,7 @@ use crate::wait::{Gate, Waiters};
 use crate::watermark::{FillFailure, FillState, Watermark};
 use crate::writer::Shared;
 
-/// Writes of one fill under way at once: one is written while the next is hashed.
+/// Writes of one fill under way at once: one is written while the next comes in.
 const WRITES_MAX: usize = 2;
 /// Written bytes between two hints to start writeback: keeps the sync of the group short.
 const WRITEBACK_STEP_BYTES: u64 = 16 << 20;
@@ -290,7 +290,7 @@ impl<D: Disk> Fill<D> {
         Arc::clone(&self.progress.watermark)
     }
 
-    /// Bytes taken so far, all hashed and written or being written: a resumed source continues
+    /// Bytes taken so far, all written and hashed or about to be: a resumed source continues
     /// here.
     pub fn written(&self) -> u64 {
         self.taken

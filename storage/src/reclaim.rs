@@ -190,7 +190,7 @@ impl<D: Disk> Shared<D> {
     /// enough for a whole one, and less would be filled with what happens to fit.
     async fn survivors_room(&self, volume: u8) -> Option<u64> {
         let budget = &self.store.volume(volume).budget;
-        let space = self.disk(volume).space().await.ok()?;
+        let space = budget.unpromised(self.disk(volume).space().await.ok()?);
         let taken = budget.survivors();
         // Those may not be allocated yet.
         let on_disk = budget::room(space, Purpose::Survivors).saturating_sub(taken);
@@ -267,7 +267,10 @@ impl<D: Disk> Shared<D> {
             sum(SegmentFile::live_extents),
         );
         let (disk, purpose) = (self.disk(volume), Purpose::Survivors);
-        let taken = self.store.allocate(disk, volume, len_max, purpose).await;
+        let taken = self
+            .store
+            .allocate(disk, volume, (len_max, 0), purpose)
+            .await;
         if taken.is_err() {
             self.release(victims);
             return false;

@@ -4,14 +4,14 @@
 //! done one after another, as a task that goes on if its caller stops waiting. Room is counted, and
 //! looked for in the file system, before a body begins, so that a full disk is met here and not in
 //! the middle of one. Of a large body's own file only the beginning is allocated by then: ext4 takes
-//! a millisecond a GiB, and a client waits. Only a quota, or whoever else fills the disk just then,
-//! can make the rest fail.
+//! a millisecond a GiB, and a client waits. The rest is promised, so that nobody else is admitted on
+//! it; only a quota, or whoever else fills the disk just then, can make it fail.
 
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::budget::Purpose;
+use crate::budget::{Promise, Purpose};
 use crate::digest::Digest;
 use crate::disk::Disk;
 use crate::fill::{Fill, Progress};
@@ -55,7 +55,7 @@ pub(crate) struct Draft {
     pub(crate) class: Class,
     pub(crate) area: Area,
     pub(crate) len: u64,
-    /// So much of that is allocated when the file is made.
+    /// So much of that is allocated when the file is made; all of it while room is wished for.
     pub(crate) len_at_once: u64,
     pub(crate) len_max: u64,
 }
@@ -119,52 +119,55 @@ impl<D: Disk> Shared<D> {
         }
         let plan = self.plan(&segment, order);
         let fill = self.start(&segment, &plan, order);
-        if draft.len_at_once < draft.len {
-            self.allocate_rest(fill.progress(), &draft);
+        if let Some(promise) = segment.promise.take() {
+            self.allocate_rest(fill.progress(), promise, segment.len.get());
         }
         Ok(fill)
     }
 
-    /// The rest of a new file, while its body comes in: once its first bytes are there for whoever
-    /// waits, and in parts, for writes wait for each.
-    fn allocate_rest(self: &Rc<Self>, progress: &Rc<Progress<D>>, draft: &Draft) {
-        let (from, to) = (draft.len_at_once, draft.len);
-        progress.allocated.set(from);
+    /// The rest of a new file of `len`, while its body comes in: once its first bytes are there for
+    /// whoever waits, and in parts, for writes wait for each.
+    fn allocate_rest(self: &Rc<Self>, progress: &Rc<Progress<D>>, mut promise: Promise, len: u64) {
+        progress.allocated.set(len - promise.left());
         let (shared, progress) = (Rc::clone(self), Rc::clone(progress));
         self.tasks().spawn(async move {
-            let mut len = from;
-            while len < to && progress.needs_space().await {
-                len = (len * 2).min(to);
-                if shared.allocate_to(&progress, len).await.is_err() {
-                    return;
+            while promise.left() > 0 && progress.needs_space().await {
+                let allocated = len - promise.left();
+                let more = allocated.min(promise.left());
+                let end = allocated + more;
+                if let Err(error) = shared.allocate_to(&progress, end, more).await {
+                    return shared.allocation_failed(&progress, &error, len).await;
                 }
-                progress.allocated_now(len);
+                promise.keep(more);
+                progress.allocated_now(end);
             }
         });
     }
 
-    async fn allocate_to(&self, progress: &Rc<Progress<D>>, len: u64) -> Result<(), Refusal> {
+    /// With room made for it if the disk is full after all.
+    async fn allocate_to(&self, progress: &Progress<D>, end: u64, more: u64) -> io::Result<()> {
         let (file, volume) = (&progress.file.file, progress.file.volume);
         let disk = self.disk(volume);
-        let lacking = len - progress.allocated.get();
-        let is_full = |error: &io::Error| refusal(error) == Refusal::Full;
-        let mut outcome = disk.grow(file, len).await;
-        let lacks_room = outcome.as_ref().is_err_and(is_full) && !progress.ended();
-        if lacks_room && self.make_room(volume, lacking).await {
-            outcome = disk.grow(file, len).await;
-        }
-        let error = match outcome {
-            Ok(()) => return Ok(()),
-            Err(error) => error,
-        };
-        match refusal(&error) {
-            Refusal::Full => {
-                self.end_fill(progress, FillFailure::Full);
-                self.wish_for(volume, lacking).await;
+        match disk.grow(file, end).await {
+            Err(error) if refusal(&error) == Refusal::Full && !progress.ended() => {
+                if !self.make_room(volume, more).await {
+                    return Err(error);
+                }
+                disk.grow(file, end).await
             }
-            _ => self.write_failed(progress, &error),
+            outcome => outcome,
         }
-        Err(refusal(&error))
+    }
+
+    async fn allocation_failed(&self, progress: &Rc<Progress<D>>, error: &io::Error, len: u64) {
+        if refusal(error) != Refusal::Full {
+            return self.write_failed(progress, error);
+        }
+        if !progress.ended() {
+            self.end_fill(progress, FillFailure::Full);
+            // The next one gets all of its file at once, or is refused.
+            self.wish_for(progress.file.volume, len).await;
+        }
     }
 
     fn plan(&self, segment: &Segment<D>, order: &Order) -> Plan {
@@ -264,9 +267,15 @@ impl<D: Disk> Shared<D> {
         if purpose == Purpose::Bodies && self.store.files_over() > 0 {
             return Err(Refusal::Full);
         }
-        self.store
-            .allocate(disk, volume, draft.len, purpose)
-            .await?;
+        // A wish that counts is for room that this file system may not have, whatever it shows.
+        let at_once = match budget.wish.ceiling(self.store.clock.now()) {
+            Some(_) => draft.len,
+            None => draft.len_at_once,
+        };
+        // Before the look, so that of two who look at once not both are admitted.
+        let promise = Promise::new(budget, draft.len - at_once);
+        let bytes = (draft.len, promise.left());
+        self.store.allocate(disk, volume, bytes, purpose).await?;
         let place = Place {
             volume,
             id: self.store.next_segment(),
@@ -274,7 +283,7 @@ impl<D: Disk> Shared<D> {
             floor: self.store.sequence(),
         };
         let name = file_name(place.id, draft.class);
-        let file = match disk.create(&name, draft.len_at_once).await {
+        let file = match disk.create(&name, at_once).await {
             Ok(file) => file,
             Err(error) => {
                 budget.give_back(draft.len, purpose);
@@ -284,6 +293,7 @@ impl<D: Disk> Shared<D> {
         let id = place.id;
         let file = SegmentFile::new(file, place, draft.len, Arc::clone(budget));
         let segment = Rc::new(Segment::new(id, draft, self.store.uuid, file));
+        segment.promise.set((promise.left() > 0).then_some(promise));
         let header = SegmentHeader {
             uuid: self.store.uuid,
             segment: id,
@@ -371,7 +381,7 @@ impl<D: Disk> Shared<D> {
     ) -> Result<(), Refusal> {
         let disk = self.disk(file.volume);
         self.store
-            .allocate(disk, file.volume, to - from, purpose)
+            .allocate(disk, file.volume, (to - from, 0), purpose)
             .await?;
         match disk.grow(&file.file, to).await {
             Ok(()) => {
@@ -451,7 +461,7 @@ impl<D: Disk> Shared<D> {
     async fn anonymous(&self, volume: u8, len: u64) -> Result<Arc<SegmentFile<D>>, Refusal> {
         let (disk, purpose) = (self.disk(volume), Purpose::Staging);
         let budget = &self.store.volume(volume).budget;
-        self.store.allocate(disk, volume, len, purpose).await?;
+        self.store.allocate(disk, volume, (len, 0), purpose).await?;
         match disk.anonymous(len).await {
             Ok(file) => {
                 let budget = Arc::clone(budget);

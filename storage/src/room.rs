@@ -98,6 +98,7 @@ impl<D: Disk> Shared<D> {
     pub(crate) async fn wish_for(&self, volume: u8, len: u64) {
         if let Ok(space) = self.disk(volume).space().await {
             let budget = &self.store.volume(volume).budget;
+            let space = budget.unpromised(space);
             budget.wish_for(len, space, self.store.clock.now());
         }
     }

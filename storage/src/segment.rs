@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::budget::Promise;
 use crate::digest::Digest;
 use crate::disk::Disk;
 use crate::lease::{Kept, SegmentFile};
@@ -98,6 +99,8 @@ pub(crate) struct Segment<D: Disk> {
     pub(crate) state: Cell<State>,
     /// Its name is durable.
     pub(crate) named: Cell<bool>,
+    /// Of a new file, what is allocated while its body comes in.
+    pub(crate) promise: Cell<Option<Promise>>,
     /// Pages were written since the last sync.
     pub(crate) unsynced: Cell<bool>,
     /// Fills that run in it.
@@ -164,6 +167,7 @@ impl<D: Disk> Segment<D> {
                 State::Open
             }),
             named: Cell::new(false),
+            promise: Cell::new(None),
             unsynced: Cell::new(false),
             fills: Cell::new(0),
             writes: Cell::new(0),

@@ -82,12 +82,13 @@ impl<D: Disk> Store<D> {
         self.volumes.iter().map(max).max().unwrap_or(0)
     }
 
-    /// Takes `bytes` from the budget of a volume if its file system has them too.
+    /// Takes `bytes` from the budget of a volume if its file system has them too, beside all that
+    /// is promised: `promised` of them are, by the caller.
     pub(crate) async fn allocate(
         &self,
         disk: &D,
         volume: u8,
-        bytes: u64,
+        (bytes, promised): (u64, u64),
         purpose: Purpose,
     ) -> Result<(), Refusal> {
         let budget = &self.volume(volume).budget;
@@ -95,7 +96,7 @@ impl<D: Disk> Store<D> {
             return Err(Refusal::Full);
         }
         match disk.space().await {
-            Ok(space) if leaves_room(space, bytes, purpose) => Ok(()),
+            Ok(space) if leaves_room(budget.unpromised(space), bytes - promised, purpose) => Ok(()),
             Ok(_) => {
                 budget.give_back(bytes, purpose);
                 Err(Refusal::Full)

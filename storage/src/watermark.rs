@@ -30,7 +30,8 @@ pub enum FillFailure {
     /// A purge came first.
     Forgotten,
     DiskFailed,
-    /// A body of unknown length met the end of the budget.
+    /// The file of the body could not grow: the length was unknown and the budget at its end, or a
+    /// quota or somebody else took the disk's room.
     Full,
 }
 
@@ -148,7 +149,7 @@ impl<D: Disk> Watermark<D> {
         }
     }
 
-    /// Publishes that `written` contiguous bytes are on the disk's side and hashed.
+    /// Publishes that `written` contiguous bytes are on the disk's side.
     pub(crate) fn advance(&self, written: u64) {
         let released = match self.len() {
             // S2: the tail stays unreadable until the digest matched.

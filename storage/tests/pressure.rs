@@ -417,3 +417,52 @@ fn a_disk_that_is_full_after_all_ends_a_large_body_and_nothing_else() {
         });
     }
 }
+
+#[test]
+fn what_is_promised_to_one_large_body_is_not_given_to_another() {
+    let world = SimWorld::new(Random::new(1), 16 * MIB);
+    process(&world, |disk, executor| async move {
+        let process = open(&disk, &executor, 64 * MIB, 1).await;
+        let (one, other) = (content(1, 9 * MIB), content(2, 9 * MIB));
+        let writer = &process.writers[0];
+        let mut fill = writer.fill(large(&one)).await.expect("room");
+        let refused = writer.fill(large(&other)).await.map(drop);
+        assert_eq!(refused, Err(Refusal::Full), "though little is allocated");
+        let staged = writer.staging(large(&other)).await.map(drop);
+        assert_eq!(staged, Err(Refusal::TooLarge));
+        for piece in one.chunks(10_000) {
+            fill.write(piece.to_vec()).await.expect("it was promised");
+        }
+        fill.finish(START).await.expect("verified");
+        process.seal().await;
+        process.writers[0]
+            .forget(ForgetKey::Body(Digest::sha256(&one)))
+            .await
+            .expect("durable");
+        process.maintain(3).await;
+        process.put(other).await.expect("its promise is over");
+    });
+}
+
+#[test]
+fn a_large_body_gets_the_room_of_the_longest_unused_while_it_comes_in() {
+    let world = SimWorld::new(Random::new(1), 16 * MIB);
+    let others = world.clone();
+    process(&world, |disk, executor| async move {
+        let process = open(&disk, &executor, 64 * MIB, 1).await;
+        process.put(content(1, 4 * MIB)).await.expect("room");
+        process.seal().await;
+        process.maintain(3).await;
+        let new = content(2, 4 * MIB);
+        let writer = &process.writers[0];
+        let mut fill = writer.fill(large(&new)).await.expect("room");
+        // Somebody else takes it.
+        others.fill_drive(0);
+        for piece in new.chunks(10_000) {
+            fill.write(piece.to_vec()).await.expect("room was made");
+        }
+        fill.finish(START).await.expect("verified");
+        let old = Digest::sha256(&content(1, 4 * MIB));
+        assert!(process.store.body(&old).is_none(), "it went for it");
+    });
+}

@@ -20,7 +20,8 @@ pub struct Setbacks {
     /// By who was asked: an upstream's origin, or a place that a manifest named, whose neighbours
     /// on its host may be right. With places of 8 KiB, the longest, 8 MiB.
     refused: RefCell<HashMap<(Digest, Arc<str>), Instant>>,
-    /// Bodies of unknown length that turned out to be too long, and until when that is believed.
+    /// Bodies that the store turned out to have no room for while they came in, and until when that
+    /// is believed.
     outgrown: RefCell<HashMap<Digest, Instant>>,
 }
 

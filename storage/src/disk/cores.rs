@@ -1,7 +1,7 @@
 //! Threads that compute for the shards, at their priority: who gets a core, the scheduler says.
 //!
-//! Part of `UringDisk`, for what takes a shard's time and no disk's: the digests of fills. There
-//! is no queue: work is taken when a thread waits for it, and done by the shard itself if not.
+//! Part of `UringDisk`, for what takes a shard's time and no disk's: the digests of fills. No
+//! work waits: it is taken when a thread waits for it, and done by the shard itself if not.
 
 use std::io;
 use std::thread;

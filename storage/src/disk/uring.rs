@@ -206,7 +206,7 @@ impl Inner {
             .create_new(true)
             .mode(FILE_MODE)
             .open(&path)?;
-        match allocate(&file, len) {
+        match allocate(&file, 0, len) {
             Ok(()) => Ok(Made {
                 file: self.file(file, len),
                 path: Some(path),
@@ -225,7 +225,7 @@ impl Inner {
             .mode(FILE_MODE)
             .custom_flags(libc::O_TMPFILE)
             .open(&self.path)?;
-        allocate(&file, len)?;
+        allocate(&file, 0, len)?;
         Ok(self.file(file, len))
     }
 
@@ -294,13 +294,17 @@ impl Inner {
     }
 }
 
-/// Lengthens a file to `len` with the space for it.
-fn allocate(file: &File, len: u64) -> io::Result<()> {
-    let len_signed = i64::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
+/// Lengthens a file to `len` with the space for what is beyond `from`.
+fn allocate(file: &File, from: u64, len: u64) -> io::Result<()> {
+    let signed = |len: u64| i64::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge);
+    let (at, more) = (signed(from)?, signed(len.saturating_sub(from))?);
+    if more == 0 {
+        return Ok(());
+    }
     loop {
         // SAFETY: fallocate(2) takes a descriptor, which `file` keeps open during the call, and
         // numbers; it touches no memory of ours.
-        let outcome = unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, len_signed) };
+        let outcome = unsafe { libc::fallocate(file.as_raw_fd(), 0, at, more) };
         if outcome == 0 {
             return Ok(());
         }
@@ -452,7 +456,8 @@ impl Disk for UringDisk {
     async fn grow(&self, file: &UringFile, len: u64) -> io::Result<()> {
         let file = file.share();
         let grow = move |_: &Inner| {
-            allocate(&file.shared.file, len)?;
+            let from = file.shared.len.load(Ordering::Relaxed);
+            allocate(&file.shared.file, from, len)?;
             file.shared.len.fetch_max(len, Ordering::Relaxed);
             Ok(())
         };

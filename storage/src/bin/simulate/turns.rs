@@ -13,7 +13,7 @@ use super::steps::Done;
 
 /// Rounds in which all drives that are there get everything: checkpoints begin and end, those that
 /// failed after a while once more.
-const ROUNDS: usize = 30;
+const ROUNDS: usize = 60;
 /// Reads that fail, of a thousand, where a drive comes back badly.
 const BADLY: u64 = 60;
 /// And where it mostly does not come back at all.

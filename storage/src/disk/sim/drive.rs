@@ -394,6 +394,10 @@ impl Drive {
         Ok(())
     }
 
+    pub(super) fn shrink(&mut self) {
+        self.total -= self.space().free;
+    }
+
     fn space(&mut self) -> Space {
         self.inodes.retain(|inode| inode.strong_count() > 0);
         let alive = self.inodes.iter().filter_map(Weak::upgrade);

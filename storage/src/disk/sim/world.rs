@@ -135,6 +135,11 @@ impl SimWorld {
         inode.media = bytes;
     }
 
+    /// Somebody else takes all that is free of the file system.
+    pub fn fill_drive(&self, drive: usize) {
+        self.lock().drives[drive].shrink();
+    }
+
     /// A blank drive takes the place of this one. Only while no process runs.
     pub fn replace_drive(&self, drive: usize) {
         self.lock().drives[drive].blank();
