@@ -1,5 +1,6 @@
 //! Which core a shard's thread is bound to.
 
+use rustix::io::Errno;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// Binds this thread to one of the cores that the process may use: the operator may have left it
@@ -10,7 +11,8 @@ pub fn pin(index: usize) -> rustix::io::Result<()> {
         .filter(|core| allowed.is_set(*core))
         .collect();
     let mut own = CpuSet::new();
-    own.set(cores[index % cores.len()]);
+    let core = cores.get(index % cores.len().max(1));
+    own.set(*core.ok_or(Errno::INVAL)?);
     sched_setaffinity(None, &own)
 }
 

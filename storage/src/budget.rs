@@ -143,13 +143,10 @@ impl Budget {
         }
     }
 
-    /// What is free of the file system when all promises are kept.
-    pub(crate) fn unpromised(&self, space: Space) -> Space {
-        let promised = self.promised.load(Ordering::Relaxed);
-        Space {
-            free: space.free.saturating_sub(promised),
-            ..space
-        }
+    /// What will be taken of the file system. Asked before a look at its space: what is taken
+    /// between the two then counts twice, which only refuses.
+    pub(crate) fn promised(&self) -> u64 {
+        self.promised.load(Ordering::Relaxed)
     }
 
     pub(crate) fn capacity(&self) -> u64 {
@@ -210,7 +207,9 @@ impl Budget {
 
     /// `len` bytes for bodies were refused, by this budget or by the file system, which is as
     /// `space` says. What can never fit is not wished for.
-    pub(crate) fn wish_for(&self, len: u64, space: Space, now: Age) {
+    ///
+    /// `going` of what is used go by themselves.
+    pub(crate) fn wish_for(&self, len: u64, going: u64, space: Space, now: Age) {
         let (used, max) = (self.used(), self.bodies_max());
         if len > max {
             return;
@@ -221,7 +220,7 @@ impl Budget {
             (max - len).min(used.saturating_sub(lacking))
         } else {
             // A quota, or whatever else is not shown.
-            used.saturating_sub(len)
+            used.saturating_sub(going).saturating_sub(len)
         };
         self.wish.refused(now, len, ceiling);
     }
@@ -436,9 +435,9 @@ mod tests {
         budget.found(900);
         budget.open(800);
         assert_eq!((budget.excess(0), budget.urgent(0)), (None, false));
-        budget.wish_for(981, roomy, 0);
+        budget.wish_for(981, 0, roomy, 0);
         assert!(!budget.urgent(0), "it can never be");
-        budget.wish_for(180, roomy, 0);
+        budget.wish_for(180, 0, roomy, 0);
         // At nine tenths live no more than 800 are used.
         assert_eq!((budget.excess(0), budget.urgent(0)), (Some(80), true));
         budget.sealed(800, 720);
@@ -449,7 +448,7 @@ mod tests {
             free: 960,
             total: 20_000,
         };
-        budget.wish_for(70, filled, 100);
+        budget.wish_for(70, 0, filled, 100);
         assert_eq!(budget.excess(100), Some(9), "110 less, and then a tenth");
     }
 

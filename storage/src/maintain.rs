@@ -40,8 +40,8 @@ pub(crate) struct Upkeep {
     pub(crate) clock_written: Cell<Option<Age>>,
     pub(crate) making_room: Gate,
     pub(crate) bringing_back: Gate,
-    /// When no room could be made, by volume.
-    pub(crate) no_room: RefCell<BTreeMap<u8, Age>>,
+    /// When no room could be made, and for how many bytes, by volume.
+    pub(crate) no_room: RefCell<BTreeMap<u8, (Age, u64)>>,
 }
 
 impl Upkeep {

@@ -190,7 +190,8 @@ impl<D: Disk> Shared<D> {
     /// enough for a whole one, and less would be filled with what happens to fit.
     async fn survivors_room(&self, volume: u8) -> Option<u64> {
         let budget = &self.store.volume(volume).budget;
-        let space = budget.unpromised(self.disk(volume).space().await.ok()?);
+        let promised = budget.promised();
+        let space = self.disk(volume).space().await.ok()?.less(promised);
         let taken = budget.survivors();
         // Those may not be allocated yet.
         let on_disk = budget::room(space, Purpose::Survivors).saturating_sub(taken);

@@ -165,8 +165,8 @@ impl<D: Disk> Shared<D> {
         }
         if !progress.ended() {
             self.end_fill(progress, FillFailure::Full);
-            // The next one gets all of its file at once, or is refused.
-            self.wish_for(progress.file.volume, len).await;
+            // While it counts a file gets all of its space at once, or is refused.
+            self.wish_for(progress.file.volume, len, len).await;
         }
     }
 
@@ -241,7 +241,7 @@ impl<D: Disk> Shared<D> {
             }
         }
         if let Some(full) = full {
-            self.wish_for(full, draft.len).await;
+            self.wish_for(full, draft.len, 0).await;
         }
         Err(refused)
     }
@@ -365,7 +365,7 @@ impl<D: Disk> Shared<D> {
         if purpose == Purpose::Bodies {
             match &outcome {
                 Ok(()) => self.store.volume(volume).budget.wish.granted(len),
-                Err(Refusal::Full) => self.wish_for(volume, len).await,
+                Err(Refusal::Full) => self.wish_for(volume, len, 0).await,
                 Err(_) => {}
             }
         }

@@ -56,13 +56,15 @@ impl<D: Disk> Shared<D> {
         }
         let _turn = self.upkeep.making_room.turn().await;
         let lately = self.upkeep.no_room.borrow().get(&volume).copied();
-        if lately.is_some_and(|age| self.store.clock.now() <= age.saturating_add(NO_ROOM_S)) {
+        let recent = |age: Age| self.store.clock.now() <= age.saturating_add(NO_ROOM_S);
+        if lately.is_some_and(|(age, lacked)| lacked <= len && recent(age)) {
             return false;
         }
         let made = self.free_whole(volume, len).await;
         if !made {
             let now = self.store.clock.now();
-            self.upkeep.no_room.borrow_mut().insert(volume, now);
+            let mut no_room = self.upkeep.no_room.borrow_mut();
+            no_room.insert(volume, (now, len));
         }
         made
     }
@@ -95,11 +97,13 @@ impl<D: Disk> Shared<D> {
     }
 
     /// Has every owner help to make room for bodies on this volume, in time.
-    pub(crate) async fn wish_for(&self, volume: u8, len: u64) {
+    /// `going` of what it holds go by themselves.
+    pub(crate) async fn wish_for(&self, volume: u8, len: u64, going: u64) {
+        let budget = &self.store.volume(volume).budget;
+        let promised = budget.promised();
         if let Ok(space) = self.disk(volume).space().await {
-            let budget = &self.store.volume(volume).budget;
-            let space = budget.unpromised(space);
-            budget.wish_for(len, space, self.store.clock.now());
+            let now = self.store.clock.now();
+            budget.wish_for(len, going, space.less(promised), now);
         }
     }
 
@@ -159,10 +163,12 @@ impl<D: Disk> Shared<D> {
     /// Waits until the file system shows what was freed, but not for long.
     async fn closed(&self, volume: u8, len: u64) {
         let disk = self.disk(volume);
+        let budget = &self.store.volume(volume).budget;
         for _ in 0..CLOSE_WAITS_MAX {
             // Each may take as long as anybody waits for a disk.
+            let promised = budget.promised();
             match disk.space().await {
-                Ok(space) if space.free < len => {}
+                Ok(space) if space.less(promised).free < len => {}
                 _ => return,
             }
             // Only the time it takes matters.

@@ -47,8 +47,8 @@ pub struct VolumeUsage {
     /// It has every small record: what is durable in them survives all other volumes.
     pub complete: bool,
     pub capacity: u64,
-    /// Allocated bytes, unlinked files that are still read and what compaction writes included:
-    /// for a while it may be a segment or so more than the capacity.
+    /// Bytes that are allocated, or promised to a body that comes in; unlinked files that are still
+    /// read and what compaction writes included: for a while it may be a segment or so more than the capacity.
     pub used: u64,
     pub staging: u64,
     /// Bytes of bodies in the index.

@@ -83,7 +83,7 @@ impl<D: Disk> Store<D> {
     }
 
     /// Takes `bytes` from the budget of a volume if its file system has them too, beside all that
-    /// is promised: `promised` of them are, by the caller.
+    /// is promised: `promised` of them are, to the caller.
     pub(crate) async fn allocate(
         &self,
         disk: &D,
@@ -95,8 +95,9 @@ impl<D: Disk> Store<D> {
         if !budget.take(bytes, purpose) {
             return Err(Refusal::Full);
         }
+        let all = budget.promised();
         match disk.space().await {
-            Ok(space) if leaves_room(budget.unpromised(space), bytes - promised, purpose) => Ok(()),
+            Ok(space) if leaves_room(space.less(all), bytes - promised, purpose) => Ok(()),
             Ok(_) => {
                 budget.give_back(bytes, purpose);
                 Err(Refusal::Full)

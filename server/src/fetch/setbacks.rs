@@ -9,10 +9,11 @@ use entrepot_storage::Digest;
 
 /// Remembered mismatches; beyond it a new one is not remembered and only costs a refetch.
 const REFUSED_MAX: usize = 1024;
-/// Remembered bodies that were too long; beyond it a new one costs its askers a cut pull.
+/// Remembered bodies that outgrew the room for them; beyond it a new one costs its askers a cut pull.
 const OUTGROWN_MAX: usize = 1024;
-/// How long a body counts as too long. Room may come back; a failed fill costs its followers.
-const OUTGROWN_HOLDOFF: Duration = Duration::from_secs(60);
+/// How long a body counts as outgrown. Room may come back; a failed fill costs its followers. Shorter
+/// than the store's wish for room counts (60 s): under it the next fill is refused in time.
+const OUTGROWN_HOLDOFF: Duration = Duration::from_secs(30);
 
 pub struct Setbacks {
     /// How long a source that sent wrong bytes is not asked for that digest again.

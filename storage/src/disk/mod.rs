@@ -28,6 +28,16 @@ pub struct Space {
     pub total: u64,
 }
 
+impl Space {
+    /// As it will be when so many bytes are taken.
+    pub(crate) fn less(self, bytes: u64) -> Space {
+        Space {
+            free: self.free.saturating_sub(bytes),
+            ..self
+        }
+    }
+}
+
 /// What only computes, over bytes that it has.
 pub type Work = Box<dyn FnOnce() + Send>;
 
