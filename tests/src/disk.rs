@@ -83,6 +83,14 @@ impl Disk {
         while ballast.write_all(&piece).is_ok() {}
     }
 
+    /// Whether files of a folder can be made and removed, by root neither. What `break_writes` says
+    /// holds only for places that no file had before.
+    pub fn protect(folder: &Path, on: bool) {
+        let mut change = command(tool("chattr", "e2fsprogs"));
+        change.arg(if on { "+i" } else { "-i" }).arg(folder);
+        run_ok(change);
+    }
+
     /// From now on writes work again.
     pub fn mend(&self) {
         std::fs::remove_file(self.ballast()).expect("the ballast goes");

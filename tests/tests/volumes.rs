@@ -213,8 +213,10 @@ fn a_disk_that_fails_goes_offline_and_comes_back_with_its_bodies() {
     let purged = bodies.remove(0);
     server.ask_ok(&["purge", "digest", &purged.digest]);
 
+    Disk::protect(&bad, true);
     let refused = server.ask(&["bring-back", bad.to_str().expect("text")]);
     assert_eq!(refused.status.code(), Some(1), "it is still broken");
+    Disk::protect(&bad, false);
     disk.mend();
     server.ask_ok(&["bring-back", bad.to_str().expect("text")]);
     assert_eq!(online(), 1.0);
